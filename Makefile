@@ -1,0 +1,58 @@
+# make demo | test | bench | lint | wheel | clean: each sets up what it needs in .venv. `PYTHON=python3.12 make ...` picks the interpreter.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CXX_SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
+
+.PHONY: demo test bench lint format wheel wheel-macos clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/installed
+	$(BIN)/mlx-delta demo
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest
+
+# The benches refuse to report on red tests: those of the ops come first.
+bench: $(VENV)/installed-dev
+	$(BIN)/python -m pytest tests/ops
+	$(BIN)/python -m bench.ops
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: $(VENV)/installed-dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+# One wheel for Python 3.10 and later, in dist/.
+wheel: $(VENV)/installed-dev
+	$(BIN)/python -m build --wheel --no-isolation
+
+# The Apple Silicon wheel, cross-built on Linux and checked; needs Debian's lld and llvm.
+wheel-macos: $(VENV)/installed-dev
+	$(BIN)/python cross/macos/build.py
+
+clean:
+	rm -rf $(VENV) build dist
+
+# The build backend, so that the extension is built once, here, and again only where a source changed.
+$(VENV)/backend: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and f"Python 3.10 or later is needed, {sys.executable} is {sys.version}")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --group build
+	touch $@
+
+$(VENV)/installed: $(VENV)/backend CMakeLists.txt $(CXX_SOURCES)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --group dev
+	touch $@

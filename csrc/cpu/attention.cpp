@@ -1,0 +1,256 @@
+// Online softmax (Milakov and Gimelshein, arXiv 1805.02867) over blocks of 64 rows of the cache. Work items are
+// (sequence, key/value head, some query rows, a stretch of the cache); a long cache is cut into stretches of a fixed
+// length, whatever the number of threads, and their partial results are folded together in order: same bits everywhere.
+#include "cpu/attention.h"
+
+#include "cpu/gemm.h"
+#include "cpu/threads.h"
+
+namespace mlx_delta::cpu::MLX_DELTA_ISA {
+namespace {
+
+constexpr int64_t kBlock = 64;      // rows of the cache at a time
+constexpr int64_t kStretch = 1024;  // rows of the cache in an item, for few query rows
+constexpr int64_t kFewRows = 16;    // query rows of a key head up to which the cache is streamed instead of tiled
+constexpr int64_t kTokens = 32;     // new tokens in an item, for many query rows
+constexpr float kNone = -3.0e38f;   // below every score
+
+enum { kPartialSlot, kQuerySlot, kScoreSlot, kBlockSlot, kOutSlot };
+
+// What an item knows of a query row: the largest score, the sum of weights relative to it, and the weighted values.
+struct Partial {
+  float *max, *sum, *out;  // [rows], [rows], [rows, D]
+};
+
+template <typename T>
+struct Item {
+  const AttentionArgs& args;
+  int64_t b, hk;
+  int64_t token, tokens;  // new tokens [token, token + tokens)
+  int64_t from, to;       // rows of the cache
+
+  int64_t group() const { return args.Hq / args.Hkv; }
+  int64_t rows() const { return group() * tokens; }  // row r: head r / tokens, token r % tokens
+
+  // How many cache rows from `s` on row r sees, of `count`.
+  int64_t visible(int64_t r, int64_t s, int64_t count) const {
+    return most<int64_t>(0, least(count, args.length - args.T + token + r % tokens + 1 - s));  // causal
+  }
+
+  const T* cache(const void* base, int64_t s) const {
+    return static_cast<const T*>(base) + ((b * args.Hkv + hk) * args.S + s) * args.D;
+  }
+
+  void load_q(float* q) const {
+    for (int64_t r = 0; r < rows(); ++r) {
+      const int64_t head = hk * group() + r / tokens;
+      float* row = q + r * args.D;
+      load_floats(static_cast<const T*>(args.q) + ((b * args.Hq + head) * args.T + token + r % tokens) * args.D, args.D,
+                  row);
+      scale(args.scale, args.D, row);
+    }
+  }
+
+  // Scores [rows, kBlock] to weights relative to each row's new maximum; what was summed so far is rescaled.
+  void soften(float* scores, int64_t s, int64_t count, const Partial& p) const {
+    for (int64_t r = 0; r < rows(); ++r) {
+      float* row = scores + r * kBlock;
+      const int64_t seen = visible(r, s, count);
+      fill(row + seen, kBlock - seen, kNone);
+      F largest = load(row);
+      for (int64_t i = W; i < kBlock; i += W) largest = vmax(largest, load(row + i));
+      const float max = most(p.max[r], max_lane(largest));
+      F sums{};
+      for (int64_t i = 0; i < kBlock; i += W) {
+        const F x = load(row + i);
+        const F weight = select(I(x > kNone), exp(x - max), F{});
+        sums += weight;
+        store(weight, row + i);
+      }
+      const float rescale = p.max[r] > kNone ? expf(p.max[r] - max) : 0.0f;
+      p.sum[r] = p.sum[r] * rescale + sum(sums);
+      if (rescale != 1.0f) scale(rescale, args.D, p.out + r * args.D);
+      p.max[r] = max;
+    }
+  }
+
+  // A few query rows: each key and value is converted once and used for up to four rows from registers.
+  void stream_block(const float* q, float* scores, int64_t s, int64_t count, const Partial& p) const {
+    const T *keys = cache(args.keys, s), *values = cache(args.values, s);
+    for (int64_t r = 0; r < rows(); r += 4)
+      rows() - r >= 4 ? score<4>(q, keys, count, r, scores) : score_rest(q, keys, count, r, scores);
+    soften(scores, s, count, p);
+    for (int64_t r = 0; r < rows(); r += 4)
+      rows() - r >= 4 ? add_values<4>(scores, values, count, r, p.out)
+                      : add_values_rest(scores, values, count, r, p.out);
+  }
+  void score_rest(const float* q, const T* keys, int64_t count, int64_t r, float* scores) const {
+    for (; r < rows(); ++r) score<1>(q, keys, count, r, scores);
+  }
+  void add_values_rest(const float* scores, const T* values, int64_t count, int64_t r, float* out) const {
+    for (; r < rows(); ++r) add_values<1>(scores, values, count, r, out);
+  }
+
+  template <int R>
+  void score(const float* q, const T* keys, int64_t count, int64_t first, float* scores) const {
+    const int64_t D = args.D;
+    for (int64_t s = 0; s < count; ++s) {
+      const T* key = keys + s * D;
+      F sums[R] = {};
+      int64_t c = 0;
+      for (; c + W <= D; c += W) {
+        const F k = load(key + c);
+        MLX_DELTA_UNROLL
+        for (int r = 0; r < R; ++r) sums[r] += k * load(q + (first + r) * D + c);
+      }
+      MLX_DELTA_UNROLL
+      for (int r = 0; r < R; ++r) {
+        float total = sum(sums[r]);
+        for (int64_t i = c; i < D; ++i) total += to_float(key[i]) * q[(first + r) * D + i];
+        scores[(first + r) * kBlock + s] = total;
+      }
+    }
+  }
+
+  template <int R>
+  void add_values(const float* weights, const T* values, int64_t count, int64_t first, float* out) const {
+    const int64_t D = args.D;
+    int64_t c = 0;
+    for (; c + 2 * W <= D; c += 2 * W) {
+      F sums[R][2];
+      MLX_DELTA_UNROLL
+      for (int r = 0; r < R; ++r) MLX_DELTA_UNROLL
+      for (int v = 0; v < 2; ++v) sums[r][v] = load(out + (first + r) * D + c + v * W);
+      for (int64_t s = 0; s < count; ++s) {
+        const F v0 = load(values + s * D + c), v1 = load(values + s * D + c + W);
+        MLX_DELTA_UNROLL
+        for (int r = 0; r < R; ++r) {
+          const float weight = weights[(first + r) * kBlock + s];
+          sums[r][0] += weight * v0;
+          sums[r][1] += weight * v1;
+        }
+      }
+      MLX_DELTA_UNROLL
+      for (int r = 0; r < R; ++r) MLX_DELTA_UNROLL
+      for (int v = 0; v < 2; ++v) store(sums[r][v], out + (first + r) * D + c + v * W);
+    }
+    for (; c < D; ++c) MLX_DELTA_UNROLL
+    for (int r = 0; r < R; ++r)
+      for (int64_t s = 0; s < count; ++s)
+        out[(first + r) * D + c] += weights[(first + r) * kBlock + s] * to_float(values[s * D + c]);
+  }
+
+  // Many query rows: keys (transposed) and values of the block as floats, then two matrix products.
+  void tile_block(const float* q, float* scores, float* block, int64_t s, int64_t count, const Partial& p) const {
+    const int64_t D = args.D;
+    float* transposed = block + kBlock * D;
+    load_floats(cache(args.keys, s), count * D, block);
+    fill(block + count * D, (kBlock - count) * D, 0.0f);
+    transpose(block, D, kBlock, D, transposed, kBlock);
+    fill(scores, rows() * kBlock, 0.0f);
+    gemm(q, D, transposed, kBlock, scores, kBlock, rows(), kBlock, D);
+    soften(scores, s, count, p);
+    load_floats(cache(args.values, s), count * D, block);
+    gemm(scores, kBlock, block, D, p.out, D, rows(), D, count);
+  }
+
+  void run(const Partial& p) const {
+    const int64_t D = args.D;
+    float* q = scratch_of<float>(kQuerySlot, rows() * D);
+    float* scores = scratch_of<float>(kScoreSlot, rows() * kBlock);
+    float* block = rows() > kFewRows ? scratch_of<float>(kBlockSlot, 2 * kBlock * D) : nullptr;
+    load_q(q);
+    fill(p.max, rows(), kNone);
+    fill(p.sum, rows(), 0.0f);
+    fill(p.out, rows() * D, 0.0f);
+    const int64_t first = args.start ? most<int64_t>(args.start[b], 0) : 0;
+    const int64_t last = least(to, args.length - args.T + token + tokens);
+    for (int64_t s = most(from, first); s < last; s += kBlock) {
+      const int64_t count = least(kBlock, last - s);
+      block ? tile_block(q, scores, block, s, count, p) : stream_block(q, scores, s, count, p);
+    }
+  }
+
+  // Row r: the weighted values divided by the sum of weights, times the sigmoid of the gate.
+  void finish(const Partial& p) const {
+    const int64_t D = args.D;
+    for (int64_t r = 0; r < rows(); ++r) {
+      const int64_t h = hk * group() + r / tokens;
+      const int64_t at = b * args.T + token + r % tokens;
+      const T* gate = static_cast<const T*>(args.projection) + at * args.width + (2 * h + 1) * D;
+      T* y = static_cast<T*>(args.y) + (at * args.Hq + h) * D;
+      const float* out = p.out + r * D;
+      const float inverse = p.sum[r] > 0 ? 1.0f / p.sum[r] : 0.0f;  // a padding token sees nothing: 0
+      int64_t i = 0;
+      for (; i + W <= D; i += W) store(load(out + i) * inverse * sigmoid(load(gate + i)), y + i);
+      for (; i < D; ++i) y[i] = from_float<T>(out[i] * inverse * sigmoid(to_float(gate[i])));
+    }
+  }
+};
+
+// Folds `more` into `p`, row by row.
+void fold(const Partial& p, const Partial& more, int64_t rows, int64_t D) {
+  for (int64_t r = 0; r < rows; ++r) {
+    if (!(more.sum[r] > 0)) continue;
+    const float max = most(p.max[r], more.max[r]);
+    const float mine = p.sum[r] > 0 ? expf(p.max[r] - max) : 0.0f, theirs = expf(more.max[r] - max);
+    p.max[r] = max;
+    p.sum[r] = p.sum[r] * mine + more.sum[r] * theirs;
+    scale(mine, D, p.out + r * D);
+    axpy(theirs, more.out + r * D, D, p.out + r * D);
+  }
+}
+
+template <typename T>
+void attend(const AttentionArgs& args) {
+  const int64_t group = args.Hq / args.Hkv, D = args.D;
+  const bool few = group * args.T <= kFewRows;
+  const int64_t tokens = few ? args.T : kTokens;
+  const int64_t token_parts = (args.T + tokens - 1) / tokens;
+  const int64_t stretches = few ? (args.length + kStretch - 1) / kStretch : 1;
+  const int64_t heads = args.B * args.Hkv;
+
+  const auto item = [&](int64_t head, int64_t token_part, int64_t stretch) {
+    const int64_t token = token_part * tokens;
+    return Item<T>{args,
+                   head / args.Hkv,
+                   head % args.Hkv,
+                   token,
+                   least(tokens, args.T - token),
+                   stretch * kStretch,
+                   stretches == 1 ? args.length : least(args.length, (stretch + 1) * kStretch)};
+  };
+  const int64_t size = group * least(tokens, args.T) * (D + 2);
+  const auto partial = [&](float* at) {
+    const int64_t rows = size / (D + 2);
+    return Partial{at + rows * D, at + rows * (D + 1), at};
+  };
+  if (stretches == 1) {
+    // The last tokens see most of the cache: they go first.
+    parallel_for(heads * token_parts, 1, [&](int64_t first, int64_t last) {
+      const Partial p = partial(scratch_of<float>(kOutSlot, size));
+      for (int64_t i = first; i < last; ++i) {
+        const Item<T> one = item(i % heads, token_parts - 1 - i / heads, 0);
+        one.run(p);
+        one.finish(p);
+      }
+    });
+    return;
+  }
+  float* partials = scratch_of<float>(kPartialSlot, heads * stretches * size);
+  parallel_for(heads * stretches, 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) item(i / stretches, 0, i % stretches).run(partial(partials + i * size));
+  });
+  for (int64_t head = 0; head < heads; ++head) {
+    const Partial p = partial(partials + head * stretches * size);
+    for (int64_t s = 1; s < stretches; ++s)
+      fold(p, partial(partials + (head * stretches + s) * size), size / (D + 2), D);
+    item(head, 0, 0).finish(p);
+  }
+}
+
+}  // namespace
+
+void attention(DType type, const AttentionArgs& args) { MLX_DELTA_DISPATCH(type, attend, args) }
+
+}  // namespace mlx_delta::cpu::MLX_DELTA_ISA

@@ -1,0 +1,23 @@
+// A whole gated-delta mixer for decoding: see ops/delta_mixer.h for the formula.
+#pragma once
+
+#include "cpu/types.h"
+
+namespace mlx_delta::cpu {
+
+struct DeltaMixerArgs {
+  const void* projection;    // [B, T, q | k | v | z | b | a] of T
+  const float* conv_weight;  // [C, 4]
+  const float* A_log;        // [Hv]
+  const float* dt_bias;      // [Hv]
+  const float* norm;         // [Dv]
+  const bool* mask;          // [B, T], or null
+  const void* conv_in;       // [B, 3, C] of T
+  void* conv_out;            // [B, 3, C] of T; may be conv_in
+  float* delta_state;        // [B, Hv, Dv, Dk], updated
+  void* y;                   // [B, T, Hv Dv] of T
+  int64_t B, T, Hk, Hv, Dk, Dv;
+  float eps;
+};
+
+}  // namespace mlx_delta::cpu

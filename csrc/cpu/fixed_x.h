@@ -1,0 +1,108 @@
+// The rows of x in fixed point, laid out for the tiles of qmm_avx512.h.
+#pragma once
+
+#if defined(__AVX512VNNI__)
+
+#include "cpu/qmm_avx512.h"
+
+namespace mlx_delta::cpu::MLX_DELTA_ISA {
+
+// A layout of x: one for each group size and number of vectors a tile that the call's segments have.
+constexpr int kLayouts = 6;
+inline int layout_of(const MatrixView& m) {
+  return (m.bits <= 4 ? 0 : 3) + (m.group_size == 32 ? 0 : m.group_size == 64 ? 1 : 2);
+}
+
+// Row m of x (times norm, if given) as fixed point. step = largest / 32512, so that hi stays within a signed byte. A
+// group that holds an infinity or a NaN gets a NaN step: so does its part of every result.
+template <int vectors, int group_size, typename T>
+void fix_row(const T* x, const float* norm, int64_t K, int8_t* planes, float* steps, float* sums) {
+  constexpr int weights = 64 * vectors, groups = weights / group_size, parts = group_size / 16;
+  const int64_t tiles = (K + weights - 1) / weights;
+  if (K % weights != 0) {
+    std::memset(planes + (tiles - 1) * 2 * weights, 0, 2 * weights);
+    std::memset(steps + (tiles - 1) * 16, 0, 64);
+  }
+  for (int64_t g = 0; g < K / group_size; ++g) {
+    __m512 h[parts];
+    __m512i largest_bits = _mm512_setzero_si512();  // as integers: a NaN is larger than infinity
+    for (int i = 0; i < parts; ++i) {
+      const int64_t k = g * group_size + 16 * i;
+      h[i] = __m512(load(x + k));
+      if (norm) h[i] = _mm512_mul_ps(h[i], _mm512_loadu_ps(norm + k));
+      largest_bits = _mm512_max_epu32(largest_bits, _mm512_castps_si512(_mm512_abs_ps(h[i])));
+    }
+    const uint32_t bits = _mm512_reduce_max_epu32(largest_bits);
+    const float largest = bits_as<float>(bits);
+    const bool finite = bits < 0x7f800000, zero = largest < 0x1p-100f;
+    const float step = !finite ? bits_as<float>(0x7fc00000u) : zero ? 0.0f : largest * (1.0f / 32512);
+    const __m512 inverse = _mm512_set1_ps(!finite || zero ? 0.0f : 32512 / largest);
+
+    const int64_t t = g / groups;
+    const int in_tile = int(g % groups);
+    __m512i total = _mm512_setzero_si512();
+    for (int i = 0; i < parts; ++i) {
+      const __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(h[i], inverse));
+      const __m512i hi = _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(128)), 8);
+      total = _mm512_add_epi32(total, q);
+      alignas(16) int8_t bytes[2][16];
+      _mm_store_si128(reinterpret_cast<__m128i*>(bytes[0]), _mm512_cvtepi32_epi8(hi));
+      _mm_store_si128(reinterpret_cast<__m128i*>(bytes[1]),
+                      _mm512_cvtepi32_epi8(_mm512_sub_epi32(q, _mm512_slli_epi32(hi, 8))));
+      for (int o = 0; o < 2; ++o) {
+        const Place p = place<vectors, group_size>(in_tile, 2 * i + o);
+        int8_t* to = planes + t * 2 * weights + p.vector * 64 + p.lane * 8;
+        std::memcpy(to, bytes[0] + 8 * o, 8);
+        std::memcpy(to + weights, bytes[1] + 8 * o, 8);
+      }
+    }
+    for (int lane = 0; lane < 16 / groups; ++lane) steps[t * 16 + in_tile * (16 / groups) + lane] = step;
+    sums[g] = step * float(_mm512_reduce_add_epi32(total));
+  }
+}
+
+template <typename T>
+void fix_row(int layout, const T* x, const float* norm, int64_t K, int8_t* planes, float* steps, float* sums) {
+  switch (layout) {
+    case 0:
+      return fix_row<4, 32>(x, norm, K, planes, steps, sums);
+    case 1:
+      return fix_row<4, 64>(x, norm, K, planes, steps, sums);
+    case 2:
+      return fix_row<4, 128>(x, norm, K, planes, steps, sums);
+    case 3:
+      return fix_row<2, 32>(x, norm, K, planes, steps, sums);
+    case 4:
+      return fix_row<2, 64>(x, norm, K, planes, steps, sums);
+    default:
+      return fix_row<2, 128>(x, norm, K, planes, steps, sums);
+  }
+}
+
+// What a layout of M rows needs, in bytes, and where its parts are.
+struct FixedSpace {
+  int64_t tiles, planes, steps, sums, sum_stride;
+  FixedSpace(int layout, int64_t K) {
+    const int64_t weights = layout < 3 ? 256 : 128, group_size = int64_t{32} << layout % 3;
+    tiles = (K + weights - 1) / weights;
+    planes = tiles * 2 * weights;
+    steps = tiles * 64;
+    sum_stride = (K / group_size + 15) / 16 * 16;
+    sums = sum_stride * 4;
+  }
+  int64_t row_bytes() const { return planes + steps + sums; }
+  FixedX view(char* base, int64_t M) const {
+    return {reinterpret_cast<int8_t*>(base), reinterpret_cast<float*>(base + M * planes),
+            reinterpret_cast<float*>(base + M * (planes + steps)), tiles, sum_stride};
+  }
+  template <typename T>
+  void fix(int layout, const T* x, const float* norm, int64_t K, char* base, int64_t M, int64_t m) const {
+    fix_row(layout, x, norm, K, reinterpret_cast<int8_t*>(base) + m * planes,
+            reinterpret_cast<float*>(base + M * planes + m * steps),
+            reinterpret_cast<float*>(base + M * (planes + steps) + m * sums));
+  }
+};
+
+}  // namespace mlx_delta::cpu::MLX_DELTA_ISA
+
+#endif

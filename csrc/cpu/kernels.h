@@ -1,0 +1,41 @@
+// The CPU kernels as one table of function pointers an instruction set.
+//
+// Every kernel source is compiled once per instruction set, each time into the namespace MLX_DELTA_ISA, so that no
+// inline function compiled for AVX-512 can be linked into the portable build. A kernel takes the dtype of its
+// activations and its arguments; all of them use the thread pool of threads.h.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "cpu/attention.h"
+#include "cpu/attention_prepare.h"
+#include "cpu/conv1d.h"
+#include "cpu/delta_mixer.h"
+#include "cpu/embedding.h"
+#include "cpu/gated_delta.h"
+#include "cpu/qmm.h"
+
+namespace mlx_delta::cpu {
+
+struct Kernels {
+  const char* isa;
+  void (*attention)(DType, const AttentionArgs&);
+  void (*attention_prepare)(DType, const AttentionPrepareArgs&);
+  void (*conv1d)(DType, const Conv1dArgs&);
+  void (*delta_mixer)(DType, const DeltaMixerArgs&);
+  void (*embedding)(DType, const EmbeddingArgs&);
+  void (*gated_delta)(DType, const GatedDeltaArgs&);
+  void (*qmm)(DType, const QmmArgs&);
+};
+
+// The table in use: the best that this machine runs, or what the environment variable MLX_DELTA_ISA names.
+const Kernels& kernels();
+
+// The instruction sets that this machine runs and this build has, best first.
+std::vector<std::string> available_isas();
+
+// For tests: use another from now on. Throws std::invalid_argument naming the choices.
+void use_isa(const std::string& name);
+
+}  // namespace mlx_delta::cpu

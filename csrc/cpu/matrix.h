@@ -1,0 +1,22 @@
+// A weight matrix [rows, cols] in memory, as the kernels see it.
+#pragma once
+
+#include "cpu/types.h"
+
+namespace mlx_delta::cpu {
+
+// bits = 0: plain, `data` holds rows x cols values of `type`.
+// Else affine: `data` packs `bits` bits a value, little-endian along a row; scales and biases, of `type`, hold one
+// value per `group_size` columns: w = scale * q + bias.
+struct MatrixView {
+  const void* data;
+  const void* scales;
+  const void* biases;
+  DType type;
+  int bits;
+  int group_size;
+  int64_t rows;
+  int64_t cols;
+};
+
+}  // namespace mlx_delta::cpu

@@ -1,0 +1,169 @@
+// One call: x of a block of rows is prepared once (shared), then units of 16 output columns are shared out to the
+// threads. A unit streams its weight rows from memory once for all rows of the block.
+#include "cpu/qmm.h"
+
+#include "cpu/fixed_x.h"
+#include "cpu/qmm_float.h"
+#include "cpu/threads.h"
+
+namespace mlx_delta::cpu::MLX_DELTA_ISA {
+namespace {
+
+// Scratch slots of the calling thread (x, shared) and of each thread (3 and 4: see multiply_*; 5: a unit's results).
+enum { kFloatSlot, kFixedSlot, kInverseSlot, kResultSlot = 5 };
+
+// x of a block stays in a core's L2 while the weights pass: 768 KB of 16-bit fixed point.
+constexpr int64_t kBlockBytes = 768 * 1024;
+
+bool fixed_point(const MatrixView& m, DType x) {
+#if defined(__AVX512VNNI__)
+  return x == DType::bf16 && m.bits != 0 && m.type == DType::bf16;
+#else
+  return false;
+#endif
+}
+
+template <typename T>
+constexpr DType dtype_of() {
+  if constexpr (std::is_same_v<T, float>)
+    return DType::f32;
+  else
+    return std::is_same_v<T, f16> ? DType::f16 : DType::bf16;
+}
+
+// A block of M rows of x in every form that the segments need.
+template <typename T>
+struct Block {
+  const QmmArgs& args;
+  const T* x;
+  T* y;
+  const T* residual;
+  int64_t M;
+  FloatX floats{};
+  const float* inverse_rms;
+#if defined(__AVX512VNNI__)
+  FixedX fixed[kLayouts];
+#endif
+
+  Block(const QmmArgs& a, int64_t first, int64_t count)
+      : args(a),
+        x(static_cast<const T*>(a.x) + first * a.K),
+        y(static_cast<T*>(a.y) + first * a.N),
+        residual(a.residual ? static_cast<const T*>(a.residual) + first * a.N : nullptr),
+        M(count) {
+    const int64_t K = args.K;
+    bool need_floats = false, need_layout[6] = {};
+    for (int s = 0; s < args.segment_count; ++s) {
+      if (!fixed_point(args.segments[s], dtype_of<T>())) need_floats = true;
+#if defined(__AVX512VNNI__)
+      else
+        need_layout[layout_of(args.segments[s])] = true;
+#endif
+    }
+    const int64_t stride = (K + W - 1) / W * W;
+    float* data = need_floats ? scratch_of<float>(kFloatSlot, M * stride) : nullptr;
+    float* inverses = scratch_of<float>(kInverseSlot, M);
+    floats = {data, stride};
+    inverse_rms = inverses;
+#if defined(__AVX512VNNI__)
+    int64_t bytes = 0;
+    for (int i = 0; i < kLayouts; ++i)
+      if (need_layout[i]) bytes += M * FixedSpace(i, K).row_bytes();
+    char* base = scratch_of<char>(kFixedSlot, bytes);
+    char* bases[kLayouts];
+    for (int i = 0; i < kLayouts; ++i) {
+      bases[i] = base;
+      if (!need_layout[i]) continue;
+      fixed[i] = FixedSpace(i, K).view(base, M);
+      base += M * FixedSpace(i, K).row_bytes();
+    }
+#endif
+    // A few rows are prepared sooner than another thread hears of it.
+    parallel_for(M, M * K < 65536 ? M : 4, [&](int64_t from, int64_t to) {
+      for (int64_t m = from; m < to; ++m) {
+        const T* row = x + m * K;
+        inverses[m] = args.norm ? inverse_rms_of(row) : 1.0f;
+        if (need_floats) float_row(row, data + m * stride, stride);
+#if defined(__AVX512VNNI__)
+        for (int i = 0; i < kLayouts; ++i)
+          if (need_layout[i]) FixedSpace(i, K).fix(i, row, args.norm, K, bases[i], M, m);
+#endif
+      }
+    });
+  }
+
+  float inverse_rms_of(const T* row) const {
+    F total{};
+    int64_t k = 0;
+    for (; k + W <= args.K; k += W) total += load(row + k) * load(row + k);
+    const F rest = load_part(row + k, args.K - k);
+    return 1.0f / sqrtf(sum(total + rest * rest) / float(args.K) + args.eps);
+  }
+
+  void float_row(const T* row, float* out, int64_t stride) const {
+    load_floats(row, args.K, out);
+    fill(out + args.K, stride - args.K, 0.0f);
+    if (!args.norm) return;
+    int64_t k = 0;
+    for (; k + W <= args.K; k += W) store(load(out + k) * load(args.norm + k), out + k);
+    for (; k < args.K; ++k) out[k] *= args.norm[k];
+  }
+
+  // out[r * M + m]: rows n .. n + count of a segment
+  void multiply(const MatrixView& segment, int64_t n, int64_t count, float* out) const {
+#if defined(__AVX512VNNI__)
+    if (fixed_point(segment, dtype_of<T>()))
+      return multiply_fixed(segment, n, count, fixed[layout_of(segment)], M, out);
+#endif
+    multiply_float(segment, n, count, floats, M, out);
+  }
+
+  // Rows n .. n + kUnitRows of segment s (with swiglu: of gate and up) to columns from `column` of y.
+  void run_unit(int s, int64_t n, int64_t column) const {
+    float* out = scratch_of<float>(kResultSlot, 2 * kUnitRows * M);
+    float* up = out + kUnitRows * M;
+    const int64_t rows = least<int64_t>(kUnitRows, args.segments[s].rows - n);
+    multiply(args.segments[s], n, rows, out);
+    if (args.swiglu) multiply(args.segments[1], n, rows, up);
+    for (int64_t m = 0; m < M; ++m)
+      for (int64_t r = 0; r < rows; ++r) {
+        float value = out[r * M + m] * inverse_rms[m];
+        if (args.swiglu) value = silu(value) * (up[r * M + m] * inverse_rms[m]);
+        const int64_t at = m * args.N + column + r;
+        if (residual) value += to_float(residual[at]);
+        y[at] = from_float<T>(value);
+      }
+  }
+
+  void run() const {
+    int64_t first_unit[kMaxSegments + 1] = {}, first_column[kMaxSegments] = {};
+    const int segments = args.swiglu ? 1 : args.segment_count;  // the up rows are read beside the gate rows
+    for (int s = 0; s < segments; ++s) {
+      first_unit[s + 1] = first_unit[s] + (args.segments[s].rows + kUnitRows - 1) / kUnitRows;
+      if (s + 1 < segments) first_column[s + 1] = first_column[s] + args.segments[s].rows;
+    }
+    const int64_t units = first_unit[segments];
+    // A unit below some 64K multiplications is done sooner than another thread hears of it.
+    const int64_t least_units = most<int64_t>(1, 65536 / (kUnitRows * args.K * M));
+    parallel_for(units, balanced_grain(units, least_units), [&](int64_t from, int64_t to) {
+      int s = 0;
+      for (int64_t unit = from; unit < to; ++unit) {
+        while (unit >= first_unit[s + 1]) ++s;
+        const int64_t n = (unit - first_unit[s]) * kUnitRows;
+        run_unit(s, n, first_column[s] + n);
+      }
+    });
+  }
+};
+
+template <typename T>
+void multiply_blocks(const QmmArgs& args) {
+  const int64_t rows = most<int64_t>(16, kBlockBytes / (2 * args.K) / 3 * 3);
+  for (int64_t m = 0; m < args.M; m += rows) Block<T>(args, m, least(rows, args.M - m)).run();
+}
+
+}  // namespace
+
+void qmm(DType type, const QmmArgs& args) { MLX_DELTA_DISPATCH(type, multiply_blocks, args) }
+
+}  // namespace mlx_delta::cpu::MLX_DELTA_ISA

@@ -1,0 +1,24 @@
+// y = epilogue((rmsnorm(x) or x) @ rows^T): see ops/qmm.h for the formula.
+#pragma once
+
+#include "cpu/matrix.h"
+
+namespace mlx_delta::cpu {
+
+inline constexpr int kMaxSegments = 8;
+
+struct QmmArgs {
+  const void* x;         // [M, K] of T
+  const float* norm;     // [K], or null: no prologue
+  const void* residual;  // [M, N] of T, or null
+  void* y;               // [M, N] of T
+  int64_t M;
+  int64_t K;
+  int64_t N;  // columns of y
+  float eps;
+  bool swiglu;  // segments are {gate, up}; y = silu(gate) * up
+  int segment_count;
+  MatrixView segments[kMaxSegments];
+};
+
+}  // namespace mlx_delta::cpu

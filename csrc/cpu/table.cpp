@@ -1,0 +1,27 @@
+// Compiled once per instruction set: the table of its kernels.
+#include "cpu/kernels.h"
+
+namespace mlx_delta::cpu::MLX_DELTA_ISA {
+
+void attention(DType, const AttentionArgs&);
+void attention_prepare(DType, const AttentionPrepareArgs&);
+void conv1d(DType, const Conv1dArgs&);
+void delta_mixer(DType, const DeltaMixerArgs&);
+void embedding(DType, const EmbeddingArgs&);
+void gated_delta(DType, const GatedDeltaArgs&);
+void qmm(DType, const QmmArgs&);
+
+#define MLX_DELTA_STRING_OF(x) #x
+#define MLX_DELTA_STRING(x) MLX_DELTA_STRING_OF(x)
+
+extern const Kernels table;
+const Kernels table{MLX_DELTA_STRING(MLX_DELTA_ISA),
+                    &attention,
+                    &attention_prepare,
+                    &conv1d,
+                    &delta_mixer,
+                    &embedding,
+                    &gated_delta,
+                    &qmm};
+
+}  // namespace mlx_delta::cpu::MLX_DELTA_ISA

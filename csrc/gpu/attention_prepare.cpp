@@ -1,0 +1,40 @@
+#include "gpu/attention_prepare.h"
+
+#include <cmath>
+
+#include "params.h"
+
+namespace mlx_delta::gpu {
+
+bool attention_head_dim(int D) { return D % 32 == 0 && D <= 256; }
+
+Plan plan(const AttentionPrepareShape& shape) {
+  AttentionPrepareParams params{shape.T,
+                                shape.Hq,
+                                shape.Hkv,
+                                shape.S,
+                                shape.offset,
+                                shape.rope_dim / 2,
+                                {shape.rope_sections[0], shape.rope_sections[1], shape.rope_sections[2]},
+                                shape.eps,
+                                {}};
+  for (int i = 0; i < shape.rope_dim / 2; ++i)
+    params.frequencies[i] = float(std::pow(double(shape.rope_theta), -2.0 * i / shape.rope_dim));
+  return {{{"attention_prepare",
+            "attention_prepare",
+            {shape.type, std::to_string(shape.D), metal_bool(shape.positions >= 0)},
+            {{Buffer::input, 0},
+             {Buffer::input, 1},
+             {Buffer::input, 2},
+             optional_input(shape.positions),
+             {Buffer::output, 0},
+             {Buffer::output, 1},
+             {Buffer::output, 2}},
+            bytes_of(params),
+            {shape.Hq + 2 * shape.Hkv, shape.T, shape.B},
+            {32, 1, 1}}},
+          {},
+          {{1, 3, true}, {2, 4, true}}};
+}
+
+}  // namespace mlx_delta::gpu

@@ -1,0 +1,34 @@
+#include "gpu/delta_mixer.h"
+
+#include "params.h"
+
+namespace mlx_delta::gpu {
+
+Plan plan(const DeltaMixerShape& shape) {
+  check_head_dims("delta_mixer", {shape.Dk, shape.Dv});
+  const int rows = shape.Dv <= 128 ? 4 : 8;  // of a simdgroup: a threadgroup holds the whole head with <= 1024 threads
+  return {{{"delta_mixer",
+            "delta_mixer",
+            {shape.type, std::to_string(shape.Dk), std::to_string(shape.Dv), std::to_string(rows),
+             metal_bool(shape.mask >= 0)},
+            {{Buffer::input, 0},
+             {Buffer::input, 1},
+             {Buffer::input, 2},
+             {Buffer::input, 3},
+             {Buffer::input, 4},
+             {Buffer::input, 5},
+             {Buffer::input, 6},
+             optional_input(shape.mask),
+             {Buffer::output, 0},
+             {Buffer::output, 1},
+             {Buffer::output, 2}},
+            bytes_of(DeltaMixerParams{shape.T, shape.Hk, shape.Hv, shape.eps}),
+            {shape.Hv, shape.B, 1},
+            {32 * (shape.Dv / rows), 1, 1}}},
+          {},
+          // The delta state's every value is read and written by one thread alone. The conv state of a key head is read
+          // by the threadgroups of all its value heads: in place, one would overwrite what another has yet to read.
+          {{2, 6, false}}};
+}
+
+}  // namespace mlx_delta::gpu

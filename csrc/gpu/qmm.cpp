@@ -1,0 +1,56 @@
+#include "gpu/qmm.h"
+
+#include <bit>
+#include <stdexcept>
+
+#include "params.h"
+
+namespace mlx_delta::gpu {
+namespace {
+
+constexpr int kSimdgroups = 4;
+
+std::string format(const QmmSegment& segment, int K) {
+  if (segment.bits == 0) return "Plain<" + segment.type + ", " + metal_bool(K % 8 == 0) + ">";
+  return "Affine<" + segment.type + ", " + std::to_string(segment.bits) + ", " + std::to_string(segment.group_size) +
+         ">";
+}
+
+}  // namespace
+
+Plan plan(const QmmShape& shape) {
+  const int count = int(shape.segments.size());
+  if (shape.M < 1 || shape.M > kMaxQmmRows || count < 1 || count > kMaxQmmSegments)
+    throw std::invalid_argument("qmm: no kernel for " + std::to_string(shape.M) + " rows, " + std::to_string(count) +
+                                " segments");
+  const int tile = int(std::bit_ceil(unsigned(shape.M)));
+  const int R = tile <= 4 ? 4 : 2;  // bounded by registers: see metal/qmm.metal
+  QmmParams params{shape.M, shape.K, shape.N, shape.eps, count, {}, {}, {}};
+  std::vector<std::string> types{shape.type,
+                                 std::to_string(tile),
+                                 std::to_string(R),
+                                 metal_bool(shape.norm >= 0),
+                                 metal_bool(shape.residual >= 0),
+                                 metal_bool(shape.swiglu)};
+  std::vector<Buffer> buffers{{Buffer::input, 0}, optional_input(shape.norm), optional_input(shape.residual)};
+  int threadgroups = 0, column = 0;
+  for (int s = 0; s < kMaxQmmSegments; ++s) {
+    if (s >= count) {
+      types.push_back("None");
+      buffers.insert(buffers.end(), 3, optional_input(-1));
+      continue;
+    }
+    const QmmSegment& segment = shape.segments[size_t(s)];
+    types.push_back(format(segment, shape.K));
+    for (int i = 0; i < 3; ++i) buffers.push_back(optional_input(i == 0 || segment.bits ? segment.input + i : -1));
+    params.rows[s] = segment.rows;
+    params.first_threadgroup[s] = shape.swiglu ? 0 : threadgroups;
+    params.first_column[s] = shape.swiglu ? 0 : column;
+    column += segment.rows;
+    if (s == 0 || !shape.swiglu) threadgroups += ceil_div(segment.rows, kSimdgroups * R);
+  }
+  buffers.push_back({Buffer::output, 0});
+  return {{{"qmm", "qmm", types, buffers, bytes_of(params), {threadgroups, 1, 1}, {32 * kSimdgroups, 1, 1}}}, {}, {}};
+}
+
+}  // namespace mlx_delta::gpu

@@ -1,0 +1,86 @@
+#include "ops/attention.h"
+
+#include "cpu/kernels.h"
+#include "gpu/attention.h"
+#include "mlx/ops.h"
+
+namespace mlx_delta {
+namespace {
+
+constexpr const char* kOp = "attention";
+
+class Attention : public Primitive {
+ public:
+  Attention(mx::Stream stream, int start, int length, float scale)
+      : Primitive(kOp, stream), start_(start), length_(length), scale_(scale) {}
+
+  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
+    const mx::array &q = inputs[0], &projection = inputs[1], &keys = inputs[2];
+    mx::array& y = outputs[0];
+    allocate(y);
+    const cpu::AttentionArgs args{q.data<void>(),
+                                  projection.data<void>(),
+                                  keys.data<void>(),
+                                  inputs[3].data<void>(),
+                                  data_or_null<int32_t>(inputs, start_),
+                                  y.data<void>(),
+                                  q.shape(0),
+                                  q.shape(2),
+                                  q.shape(1),
+                                  keys.shape(1),
+                                  q.shape(3),
+                                  keys.shape(2),
+                                  length_,
+                                  projection.shape(2),
+                                  scale_};
+    run_kernel(stream(), cpu::kernels().attention, q.dtype(), args);
+  }
+
+  gpu::Plan plan(const std::vector<mx::array>& inputs, const std::vector<mx::array>&) const override {
+    const mx::array &q = inputs[0], &projection = inputs[1], &keys = inputs[2];
+    return gpu::plan(gpu::AttentionShape{metal_type(q.dtype()), q.shape(0), q.shape(2), q.shape(1), keys.shape(1),
+                                         q.shape(3), keys.shape(2), length_, projection.shape(2), scale_, start_});
+  }
+
+ private:
+  int start_;
+  int length_;
+  float scale_;
+};
+
+}  // namespace
+
+mx::array attention(const mx::array& q, const mx::array& projection, const mx::array& keys, const mx::array& values,
+                    int length, float scale, const std::optional<mx::array>& start, mx::StreamOrDevice stream) {
+  const mx::Stream s = op_stream(kOp, stream);
+  check_float(kOp, "q", q);
+  check_rank(kOp, "q", q, 4, "[B, Hq, T, D]");
+  check_rank(kOp, "keys", keys, 4, "[B, Hkv, S, D]");
+  const int B = q.shape(0), Hq = q.shape(1), T = q.shape(2), D = q.shape(3), Hkv = keys.shape(1), S = keys.shape(2);
+  check_shape(kOp, "keys", keys, {B, Hkv, S, D});
+  check_shape(kOp, "values", values, keys.shape());
+  if (Hq % Hkv != 0) fail(kOp, "q", "query heads a multiple of Hkv = " + std::to_string(Hkv), describe(q));
+  check_rank(kOp, "projection", projection, 3, "[B, T, (q | gate) per query head | ...]");
+  check_shape(kOp, "projection", projection, {B, T, -1});
+  if (projection.shape(2) < 2 * Hq * D)
+    fail(kOp, "projection", "at least 2 Hq D = " + std::to_string(2 * Hq * D) + " columns", describe(projection));
+  for (const auto& [name, a] : {std::pair{"projection", &projection}, {"keys", &keys}, {"values", &values}})
+    check_same_dtype(kOp, name, *a, q.dtype());
+  if (length < T || length > S)
+    fail(kOp, "length", std::to_string(T) + " to " + std::to_string(S), std::to_string(length));
+  check_positive(kOp, "scale", scale);
+
+  std::vector<mx::array> inputs{contiguous(q, s), contiguous(projection, s), contiguous(keys, s),
+                                contiguous(values, s)};
+  int start_index = -1;
+  if (start) {
+    check_shape(kOp, "start", *start, {B});
+    if (!mx::issubdtype(start->dtype(), mx::integer)) fail(kOp, "start", "integers", describe(*start));
+    start_index =
+        push_optional(inputs, contiguous(start->dtype() == mx::int32 ? *start : mx::astype(*start, mx::int32, s), s));
+  }
+  return mx::array({B, T, Hq * D}, q.dtype(), std::make_shared<Attention>(s, start_index, length, scale),
+                   std::move(inputs));
+}
+
+}  // namespace mlx_delta

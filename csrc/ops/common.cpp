@@ -1,0 +1,135 @@
+#include "ops/common.h"
+
+#include <atomic>
+#include <cstring>
+#include <sstream>
+#include <stdexcept>
+
+#include "mlx/allocator.h"
+#include "mlx/ops.h"
+
+namespace mlx_delta {
+namespace {
+
+std::atomic<bool> poison_outputs{false};
+
+std::string show(const mx::Shape& shape) {
+  std::ostringstream out;
+  out << "[";
+  for (size_t i = 0; i < shape.size(); ++i) {
+    out << (i ? ", " : "");
+    if (shape[i] < 0)
+      out << "any";
+    else
+      out << shape[i];
+  }
+  out << "]";
+  return out.str();
+}
+
+std::string show(mx::Dtype dtype) {
+  std::ostringstream out;
+  out << dtype;
+  const std::string text = out.str();  // "mlx.core.float32" or "float32", by version
+  return text.substr(text.rfind('.') + 1);
+}
+
+bool known_contiguous(const mx::array& a) {
+  if (a.has_primitive()) return dynamic_cast<const Primitive*>(&a.primitive()) != nullptr;
+  return a.status() != mx::array::Status::unscheduled && a.flags().row_contiguous;
+}
+
+}  // namespace
+
+void fail(const char* op, const char* argument, const std::string& expected, const std::string& found) {
+  throw std::invalid_argument(std::string(op) + ": " + argument + ": expected " + expected + ", found " + found);
+}
+
+std::string describe(const mx::array& a) { return show(a.dtype()) + " " + show(a.shape()); }
+
+void check_shape(const char* op, const char* argument, const mx::array& a, const mx::Shape& expected) {
+  bool same = a.ndim() == expected.size();
+  for (size_t i = 0; same && i < expected.size(); ++i) same = expected[i] < 0 || a.shape(int(i)) == expected[i];
+  if (!same) fail(op, argument, "shape " + show(expected), describe(a));
+}
+
+void check_rank(const char* op, const char* argument, const mx::array& a, int rank, const char* dims) {
+  if (int(a.ndim()) != rank || a.size() == 0) fail(op, argument, std::string("non-empty ") + dims, describe(a));
+}
+
+void check_float(const char* op, const char* argument, const mx::array& a) {
+  if (a.dtype() != mx::float32 && a.dtype() != mx::float16 && a.dtype() != mx::bfloat16)
+    fail(op, argument, "float32, float16 or bfloat16", describe(a));
+}
+
+void check_same_dtype(const char* op, const char* argument, const mx::array& a, mx::Dtype expected) {
+  if (a.dtype() != expected) fail(op, argument, show(expected), describe(a));
+}
+
+void check_positive(const char* op, const char* argument, double value) {
+  if (!(value > 0)) fail(op, argument, "a positive number", std::to_string(value));
+}
+
+mx::Stream op_stream(const char* op, mx::StreamOrDevice stream) {
+  const mx::Stream s =
+      std::holds_alternative<std::monostate>(stream) ? mx::default_stream(mx::Device::cpu) : mx::to_stream(stream);
+  if (s.device != mx::Device::cpu) fail(op, "stream", "a CPU stream (this build has CPU kernels only)", "a GPU stream");
+  return s;
+}
+
+mx::array contiguous(const mx::array& a, mx::Stream stream) {
+  return known_contiguous(a) ? a : mx::contiguous(a, false, stream);
+}
+
+mx::array float_parameter(const mx::array& a, mx::Stream stream) {
+  return contiguous(a.dtype() == mx::float32 ? a : mx::astype(a, mx::float32, stream), stream);
+}
+
+mx::array token_mask(const char* op, const mx::array& mask, int B, int T, mx::Stream stream) {
+  check_shape(op, "mask", mask, {B, T});
+  if (!mx::issubdtype(mask.dtype(), mx::integer) && mask.dtype() != mx::bool_)
+    fail(op, "mask", "bool (true: a real token)", describe(mask));
+  return contiguous(mask.dtype() == mx::bool_ ? mask : mx::astype(mask, mx::bool_, stream), stream);
+}
+
+void Primitive::eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) {
+  throw std::runtime_error(std::string(name_) + ": scheduled on a GPU, but this build has CPU kernels only");
+}
+
+void set_poison_outputs(bool on) { poison_outputs = on; }
+
+void allocate(mx::array& out) {
+  out.set_data(mx::allocator::malloc(out.nbytes()));
+  if (poison_outputs) std::memset(out.data<char>(), 0xff, out.nbytes());
+}
+
+void release_sibling_inputs(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
+  for (mx::array& out : outputs)
+    if (&out.inputs() != &inputs && !out.is_tracer()) out.inputs().clear();
+}
+
+void donate_or_copy(const mx::array& in, mx::array& out, mx::Stream stream) {
+  if (in.is_donatable()) {
+    out.copy_shared_buffer(in);
+    return;
+  }
+  allocate(out);
+  run_on(stream,
+         [from = in.data<char>(), to = out.data<char>(), bytes = out.nbytes()] { std::memcpy(to, from, bytes); });
+}
+
+cpu::DType kernel_dtype(mx::Dtype dtype) {
+  return dtype == mx::float32 ? cpu::DType::f32 : dtype == mx::float16 ? cpu::DType::f16 : cpu::DType::bf16;
+}
+
+std::string metal_type(mx::Dtype dtype) {
+  return dtype == mx::float32 ? "float" : dtype == mx::float16 ? "half" : "bfloat";
+}
+
+std::pair<gpu::Plan, std::vector<mx::array>> plan_of(const mx::array& result) {
+  const auto* primitive = result.has_primitive() ? dynamic_cast<const Primitive*>(&result.primitive()) : nullptr;
+  if (!primitive) throw std::invalid_argument("plan: expected an unevaluated result of one of mlx_delta's ops");
+  return {primitive->plan(result.inputs(), result.outputs()), result.inputs()};
+}
+
+}  // namespace mlx_delta

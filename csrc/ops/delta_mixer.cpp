@@ -1,0 +1,95 @@
+#include "ops/delta_mixer.h"
+
+#include "cpu/kernels.h"
+#include "gpu/delta_mixer.h"
+#include "ops/conv1d.h"
+#include "ops/gated_delta.h"
+
+namespace mlx_delta {
+namespace {
+
+constexpr const char* kOp = "delta_mixer";
+
+class DeltaMixer : public Primitive {
+ public:
+  DeltaMixer(mx::Stream stream, int mask, float eps) : Primitive(kOp, stream), mask_(mask), eps_(eps) {}
+
+  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
+    release_sibling_inputs(inputs, outputs);
+    const mx::array &projection = inputs[0], &norm = inputs[4];
+    mx::array &y = outputs[0], &conv = outputs[1], &delta = outputs[2];
+    allocate(y);
+    donate_or_copy(inputs[5], conv, stream());
+    donate_or_copy(inputs[6], delta, stream());
+    const int64_t Hv = delta.shape(1), Dv = delta.shape(2), Dk = delta.shape(3);
+    const int64_t Hk = (conv.shape(2) - Hv * Dv) / (2 * Dk);
+    const cpu::DeltaMixerArgs args{projection.data<void>(),
+                                   inputs[1].data<float>(),
+                                   inputs[2].data<float>(),
+                                   inputs[3].data<float>(),
+                                   norm.data<float>(),
+                                   data_or_null<bool>(inputs, mask_),
+                                   conv.data<void>(),
+                                   conv.data<void>(),
+                                   delta.data<float>(),
+                                   y.data<void>(),
+                                   projection.shape(0),
+                                   projection.shape(1),
+                                   Hk,
+                                   Hv,
+                                   Dk,
+                                   Dv,
+                                   eps_};
+    run_kernel(stream(), cpu::kernels().delta_mixer, y.dtype(), args);
+  }
+
+  gpu::Plan plan(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs) const override {
+    const mx::array &projection = inputs[0], &delta = inputs[6];
+    const int Hv = delta.shape(1), Dv = delta.shape(2), Dk = delta.shape(3);
+    const int Hk = (inputs[5].shape(2) - Hv * Dv) / (2 * Dk);
+    return gpu::plan(gpu::DeltaMixerShape{metal_type(projection.dtype()), projection.shape(0), projection.shape(1), Hk,
+                                          Hv, Dk, Dv, eps_, mask_});
+  }
+
+ private:
+  int mask_;
+  float eps_;
+};
+
+}  // namespace
+
+std::tuple<mx::array, mx::array, mx::array> delta_mixer(const mx::array& projection, const mx::array& conv_weight,
+                                                        const mx::array& A_log, const mx::array& dt_bias,
+                                                        const mx::array& norm, const std::optional<mx::array>& conv,
+                                                        const std::optional<mx::array>& delta, int key_heads,
+                                                        int key_dim, float eps, const std::optional<mx::array>& mask,
+                                                        mx::StreamOrDevice stream) {
+  const mx::Stream s = op_stream(kOp, stream);
+  check_float(kOp, "projection", projection);
+  check_rank(kOp, "projection", projection, 3, "[B, T, 2 Hk Dk + 2 Hv Dv + 2 Hv]");
+  check_rank(kOp, "A_log", A_log, 1, "[Hv]");
+  check_rank(kOp, "norm", norm, 1, "[Dv]");
+  check_float(kOp, "norm", norm);
+  check_positive(kOp, "key_dim", key_dim);
+  check_positive(kOp, "eps", eps);
+  const int B = projection.shape(0), T = projection.shape(1), Hv = A_log.shape(0), Dv = norm.shape(0);
+  check_delta_heads(kOp, key_heads, Hv, A_log, dt_bias);
+  const int C = 2 * key_heads * key_dim + Hv * Dv;
+  check_shape(kOp, "projection", projection, {B, T, C + Hv * Dv + 2 * Hv});
+
+  std::vector<mx::array> inputs{contiguous(projection, s),
+                                conv_taps(kOp, conv_weight, C, s),
+                                float_parameter(A_log, s),
+                                float_parameter(dt_bias, s),
+                                float_parameter(norm, s),
+                                conv_state(kOp, conv, B, C, projection.dtype(), s),
+                                delta_state(kOp, delta, B, Hv, Dv, key_dim, s)};
+  int mask_index = -1;
+  if (mask) mask_index = push_optional(inputs, token_mask(kOp, *mask, B, T, s));
+  auto out = mx::array::make_arrays({{B, T, Hv * Dv}, inputs[5].shape(), inputs[6].shape()},
+                                    {projection.dtype(), projection.dtype(), mx::float32},
+                                    std::make_shared<DeltaMixer>(s, mask_index, eps), inputs);
+  return {out[0], out[1], out[2]};
+}
+
+}  // namespace mlx_delta

@@ -1,0 +1,102 @@
+#include "ops/gated_delta.h"
+
+#include "cpu/kernels.h"
+#include "gpu/gated_delta.h"
+#include "mlx/ops.h"
+
+namespace mlx_delta {
+namespace {
+
+constexpr const char* kOp = "gated_delta";
+
+class GatedDelta : public Primitive {
+ public:
+  GatedDelta(mx::Stream stream, int mask) : Primitive(kOp, stream), mask_(mask) {}
+
+  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
+    release_sibling_inputs(inputs, outputs);
+    const mx::array &q = inputs[0], &v = inputs[2];
+    mx::array &y = outputs[0], &state = outputs[1];
+    allocate(y);
+    donate_or_copy(inputs[7], state, stream());
+    const cpu::GatedDeltaArgs args{q.data<void>(),
+                                   inputs[1].data<void>(),
+                                   v.data<void>(),
+                                   inputs[3].data<void>(),
+                                   inputs[4].data<void>(),
+                                   inputs[5].data<float>(),
+                                   inputs[6].data<float>(),
+                                   data_or_null<bool>(inputs, mask_),
+                                   state.data<float>(),
+                                   y.data<void>(),
+                                   v.shape(0),
+                                   v.shape(1),
+                                   q.shape(2),
+                                   v.shape(2),
+                                   q.shape(3),
+                                   v.shape(3)};
+    run_kernel(stream(), cpu::kernels().gated_delta, q.dtype(), args);
+  }
+
+  gpu::Plan plan(const std::vector<mx::array>& inputs, const std::vector<mx::array>&) const override {
+    const mx::array &q = inputs[0], &v = inputs[2];
+    return gpu::plan(gpu::GatedDeltaShape{metal_type(q.dtype()), v.shape(0), v.shape(1), q.shape(2), v.shape(2),
+                                          q.shape(3), v.shape(3), mask_});
+  }
+
+ private:
+  int mask_;
+};
+
+}  // namespace
+
+mx::array delta_state(const char* op, const std::optional<mx::array>& state, int B, int Hv, int Dv, int Dk,
+                      mx::Stream stream) {
+  const mx::Shape shape{B, Hv, Dv, Dk};
+  if (!state) return contiguous(mx::zeros(shape, mx::float32, stream), stream);
+  check_shape(op, "delta state", *state, shape);
+  check_same_dtype(op, "delta state", *state, mx::float32);
+  return contiguous(*state, stream);
+}
+
+void check_delta_heads(const char* op, int Hk, int Hv, const mx::array& A_log, const mx::array& dt_bias) {
+  if (Hk <= 0 || Hv % Hk != 0)
+    fail(op, "heads", "value heads a multiple of key heads", std::to_string(Hv) + " and " + std::to_string(Hk));
+  check_shape(op, "A_log", A_log, {Hv});
+  check_float(op, "A_log", A_log);
+  check_shape(op, "dt_bias", dt_bias, {Hv});
+  check_float(op, "dt_bias", dt_bias);
+}
+
+std::pair<mx::array, mx::array> gated_delta(const mx::array& q, const mx::array& k, const mx::array& v,
+                                            const mx::array& a, const mx::array& b, const mx::array& A_log,
+                                            const mx::array& dt_bias, const std::optional<mx::array>& state,
+                                            const std::optional<mx::array>& mask, mx::StreamOrDevice stream) {
+  const mx::Stream s = op_stream(kOp, stream);
+  check_float(kOp, "q", q);
+  check_rank(kOp, "q", q, 4, "[B, T, Hk, Dk]");
+  check_rank(kOp, "v", v, 4, "[B, T, Hv, Dv]");
+  const int B = q.shape(0), T = q.shape(1), Hk = q.shape(2), Dk = q.shape(3), Hv = v.shape(2), Dv = v.shape(3);
+  check_shape(kOp, "k", k, q.shape());
+  check_shape(kOp, "v", v, {B, T, Hv, Dv});
+  check_shape(kOp, "a", a, {B, T, Hv});
+  check_shape(kOp, "b", b, {B, T, Hv});
+  check_same_dtype(kOp, "k", k, q.dtype());
+  check_same_dtype(kOp, "v", v, q.dtype());
+  check_same_dtype(kOp, "a", a, q.dtype());
+  check_same_dtype(kOp, "b", b, q.dtype());
+  check_delta_heads(kOp, Hk, Hv, A_log, dt_bias);
+
+  std::vector<mx::array> inputs;
+  for (const mx::array* input : {&q, &k, &v, &a, &b}) inputs.push_back(contiguous(*input, s));
+  inputs.push_back(float_parameter(A_log, s));
+  inputs.push_back(float_parameter(dt_bias, s));
+  inputs.push_back(delta_state(kOp, state, B, Hv, Dv, Dk, s));
+  int mask_index = -1;
+  if (mask) mask_index = push_optional(inputs, token_mask(kOp, *mask, B, T, s));
+  auto out = mx::array::make_arrays({v.shape(), inputs[7].shape()}, {q.dtype(), mx::float32},
+                                    std::make_shared<GatedDelta>(s, mask_index), inputs);
+  return {out[0], out[1]};
+}
+
+}  // namespace mlx_delta

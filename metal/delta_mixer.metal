@@ -1,0 +1,135 @@
+// Everything between the two projections of a gated-delta layer: see csrc/ops/delta_mixer.h.
+#include "common.h"
+#include "delta.h"
+#include "params.h"
+
+// A threadgroup a value head, R rows of its state a simdgroup, in registers over all T tokens. Per token: every thread
+// convolves a channel or less into threadgroup memory; the simdgroups take their rows through the recurrence; the sums
+// of squares meet in threadgroup memory; each simdgroup normalises and stores its R values of y.
+//
+// Bytes: the state once in and once out (4 MB of the 9B's 4.1 MB a layer), which is as good as all there is; the conv
+// channels of a key head are read by each of its value heads, from the cache. The new conv state has memory of its own,
+// written by the first value head of a key head. Threads: 8 Dv per head, 32768 for the 9B; loads in flight: a head's
+// whole state, 64 KB, at once. Registers: 4 R state (Dk = 128), 8 q and k, 2 R sums, about 60: 1024 threads fit.
+// Two barriers a token.
+template <typename T, int DK, int DV, int R, bool MASK>
+[[kernel, max_total_threads_per_threadgroup(1024)]] void delta_mixer(
+    device const T* projection [[buffer(0)]], device const float* conv_weight [[buffer(1)]],
+    device const float* A_log [[buffer(2)]], device const float* dt_bias [[buffer(3)]],
+    device const float* norm [[buffer(4)]], device const T* conv_state [[buffer(5)]],
+    device const float* state [[buffer(6)]], device const bool* mask [[buffer(7)]], device T* y [[buffer(8)]],
+    device T* new_conv_state [[buffer(9)]], device float* new_state [[buffer(10)]],
+    constant DeltaMixerParams& p [[buffer(11)]], uint2 threadgroup_ [[threadgroup_position_in_grid]],
+    uint thread_ [[thread_index_in_threadgroup]], uint simdgroup [[simdgroup_index_in_threadgroup]],
+    uint lane_ [[thread_index_in_simdgroup]]) {
+  const int simdgroups = DV / R;
+  const int threads = 32 * simdgroups;
+  const int channels = 2 * DK + DV;  // q, k and v of this head
+  const int per_thread = (channels + threads - 1) / threads;
+  const int per_lane = DK / 32;
+  threadgroup float qkv[channels];
+  threadgroup float squares[simdgroups];
+
+  const int lane = int(lane_);
+  const int head = int(threadgroup_.x);
+  const int sequence = int(threadgroup_.y);
+  const int row = int(simdgroup) * R;
+  const int heads_per_key = p.Hv / p.Hk;
+  const int key_head = head / heads_per_key;
+  const int key_dim = p.Hk * DK;
+  const int value_dim = p.Hv * DV;
+  const int C = 2 * key_dim + value_dim;
+  const int width = C + value_dim + 2 * p.Hv;
+
+  const size_t of_conv = size_t(sequence) * 3 * size_t(C);
+  int channel[per_thread];  // in the projection
+  float w[per_thread][4];
+  float window[per_thread][3];  // oldest first
+  UNROLL
+  for (int i = 0; i < per_thread; i++) {
+    const int c = int(thread_) + i * threads;
+    if (c < channels) {
+      channel[i] = c < DK       ? key_head * DK + c
+                   : c < 2 * DK ? key_dim + key_head * DK + c - DK
+                                : 2 * key_dim + head * DV + c - 2 * DK;
+      load4(conv_weight + channel[i] * 4, w[i]);
+      UNROLL
+      for (int j = 0; j < 3; j++) {
+        window[i][j] = float(conv_state[of_conv + size_t(j * C + channel[i])]);
+      }
+    }
+  }
+  const size_t of_state = (size_t(sequence) * size_t(p.Hv) + size_t(head)) * size_t(DV * DK) + size_t(row * DK);
+  DeltaRows<DK, R> rows;
+  rows.load(state + of_state, lane);
+
+  for (int t = 0; t < p.T; t++) {
+    const size_t token = size_t(sequence) * size_t(p.T) + size_t(t);
+    device const T* in = projection + token * size_t(width);
+    device T* out = y + token * size_t(value_dim) + size_t(head * DV + row);
+    if (MASK && !mask[token]) {
+      if (lane < R) {
+        out[lane] = T(0.0f);
+      }
+      continue;
+    }
+    UNROLL
+    for (int i = 0; i < per_thread; i++) {
+      const int c = int(thread_) + i * threads;
+      if (c < channels) {
+        const float newest = float(in[channel[i]]);
+        qkv[c] = silu(w[i][0] * window[i][0] + w[i][1] * window[i][1] + w[i][2] * window[i][2] + w[i][3] * newest);
+        window[i][0] = window[i][1];
+        window[i][1] = window[i][2];
+        window[i][2] = newest;
+      }
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+
+    float q[per_lane];
+    float k[per_lane];
+    float v[R];
+    float yt[R];
+    UNROLL
+    for (int i = 0; i < per_lane; i++) {
+      q[i] = qkv[lane * per_lane + i];
+      k[i] = qkv[DK + lane * per_lane + i];
+    }
+    UNROLL
+    for (int r = 0; r < R; r++) {
+      v[r] = qkv[2 * DK + row + r];
+    }
+    const float b = float(in[C + value_dim + head]);
+    const float a = float(in[C + value_dim + p.Hv + head]);
+    rows.step(q, k, v, delta_gates(a, b, A_log[head], dt_bias[head]), yt);
+    float sum = 0.0f;
+    UNROLL
+    for (int r = 0; r < R; r++) {
+      sum += yt[r] * yt[r];
+    }
+    if (lane == 0) {
+      squares[simdgroup] = sum;
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+
+    const float inverse = rsqrt(simd_sum(lane < simdgroups ? squares[lane] : 0.0f) / float(DV) + p.eps);
+    UNROLL
+    for (int r = 0; r < R; r++) {
+      if (lane == r) {
+        const float z = float(in[C + head * DV + row + r]);
+        out[r] = T(norm[row + r] * (yt[r] * inverse) * silu(z));
+      }
+    }
+  }
+  rows.store(new_state + of_state, lane);
+  UNROLL
+  for (int i = 0; i < per_thread; i++) {
+    const int c = int(thread_) + i * threads;
+    if (c < channels && (c >= 2 * DK || head % heads_per_key == 0)) {
+      UNROLL
+      for (int j = 0; j < 3; j++) {
+        new_conv_state[of_conv + size_t(j * C + channel[i])] = T(window[i][j]);
+      }
+    }
+  }
+}

@@ -1,0 +1,125 @@
+"""Types of the extension. The ops are documented in mlx_delta.ops."""
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+
+Stream = mx.Stream | mx.Device | None
+
+class Matrix:
+    """A weight matrix [rows, cols]: plain, or affine-quantized in MLX's packing. Checked when it is made."""
+
+    weight: mx.array
+    scales: mx.array | None
+    biases: mx.array | None
+    bits: int
+    group_size: int
+    rows: int
+    cols: int
+    @staticmethod
+    def plain(weight: mx.array) -> Matrix: ...
+    @staticmethod
+    def affine(weight: mx.array, scales: mx.array, biases: mx.array, bits: int, group_size: int) -> Matrix: ...
+    @property
+    def nbytes(self) -> int: ...
+
+def qmm(
+    x: mx.array,
+    segments: Sequence[Matrix],
+    *,
+    norm: mx.array | None = None,
+    eps: float = 1e-6,
+    residual: mx.array | None = None,
+    activation: str | None = None,
+    stream: Stream = None,
+) -> mx.array: ...
+def embedding(tokens: mx.array, table: Matrix, dtype: mx.Dtype, *, stream: Stream = None) -> mx.array: ...
+def conv1d(
+    x: mx.array,
+    weight: mx.array,
+    state: mx.array | None = None,
+    *,
+    mask: mx.array | None = None,
+    stream: Stream = None,
+) -> tuple[mx.array, mx.array]: ...
+def gated_delta(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    a: mx.array,
+    b: mx.array,
+    A_log: mx.array,
+    dt_bias: mx.array,
+    state: mx.array | None = None,
+    *,
+    mask: mx.array | None = None,
+    stream: Stream = None,
+) -> tuple[mx.array, mx.array]: ...
+def delta_mixer(
+    projection: mx.array,
+    conv_weight: mx.array,
+    A_log: mx.array,
+    dt_bias: mx.array,
+    norm: mx.array,
+    conv_state: mx.array | None,
+    delta_state: mx.array | None,
+    *,
+    key_heads: int,
+    key_dim: int,
+    eps: float = 1e-6,
+    mask: mx.array | None = None,
+    stream: Stream = None,
+) -> tuple[mx.array, mx.array, mx.array]: ...
+def attention_prepare(
+    projection: mx.array,
+    q_norm: mx.array,
+    k_norm: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    *,
+    offset: int,
+    rope_theta: float,
+    rope_dim: int,
+    rope_sections: tuple[int, int, int],
+    eps: float = 1e-6,
+    positions: mx.array | None = None,
+    stream: Stream = None,
+) -> tuple[mx.array, mx.array, mx.array]: ...
+def attention(
+    q: mx.array,
+    projection: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    *,
+    length: int,
+    scale: float,
+    start: mx.array | None = None,
+    stream: Stream = None,
+) -> mx.array: ...
+def cpu_isa() -> str: ...
+def cpu_isas() -> list[str]: ...
+def cpu_threads() -> int: ...
+def use_cpu_isa(isa: str) -> None: ...
+def use_huge_pages(a: mx.array) -> bool: ...
+def read_all(a: mx.array) -> int: ...
+
+class Launch:
+    """One kernel launch of a plan: ``source`` is the very text that MLX compiles, ``kernel`` its name in there."""
+
+    kernel: str
+    source: str
+    buffers: list[tuple[str, int]]
+    params: bytes
+    threadgroups: list[int]
+    threads: list[int]
+
+class Plan:
+    """What a GPU does for an op. in_place: (output, input, whether to copy the input if others hold it)."""
+
+    launches: list[Launch]
+    scratch_bytes: list[int]
+    in_place: list[tuple[int, int, bool]]
+
+def plan(result: mx.array) -> tuple[Plan, list[mx.array]]: ...
+def metal_source(file: str) -> str: ...
+def set_poison_outputs(on: bool) -> None: ...

@@ -1,0 +1,52 @@
+"""Sampling parameters as the Qwen3.5 model cards recommend them, by mode and size of the model.
+
+The cards differ by size only without thinking: 0.8B and 2B take more randomness and a stronger presence penalty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mlx_delta.checkpoint.tokenizer import GenerationDefaults
+from mlx_delta.config import TextConfig
+from mlx_delta.generate.sample import SamplingParams
+
+_SMALL = 2048  # hidden size up to which a model is one of the small ones (0.8B: 1024, 2B: 2048, 4B: 2560)
+_THINKING = {"temperature": 1.0, "top_p": 0.95, "top_k": 20, "min_p": 0.0, "presence_penalty": 1.5}
+_CODING = {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "min_p": 0.0, "presence_penalty": 0.0}
+_INSTRUCT = {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "min_p": 0.0, "presence_penalty": 1.5}
+_SMALL_INSTRUCT = {"temperature": 1.0, "top_p": 1.0, "top_k": 20, "min_p": 0.0, "presence_penalty": 2.0}
+
+PRESETS = ("auto", "thinking", "coding", "instruct", "checkpoint")
+
+
+def sampling(
+    preset: str,
+    given: Mapping[str, Any],
+    seed: int | None,
+    *,
+    thinking: bool,
+    config: TextConfig,
+    defaults: GenerationDefaults,
+) -> SamplingParams:
+    """What was given (not None), over the preset, over what the checkpoint's generation_config.json says, over greedy.
+
+    preset: "auto" is "thinking" or "instruct", as the prompt has it: a checkpoint's file knows one set of numbers for
+    both. "coding" is for precise work with thinking. "checkpoint" leaves it to generation_config.json. A given
+    temperature of 0 asks for plain greedy decoding, so then only what was given counts.
+    Raises: ValueError naming the argument.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, found {preset!r}")
+    explicit = {name: value for name, value in given.items() if value is not None}
+    if explicit.get("temperature") == 0:
+        return SamplingParams(**explicit, seed=seed)
+    names = set(given)
+    stored = {name: getattr(defaults, name) for name in names} if defaults.do_sample else {}
+    stored = {name: value for name, value in stored.items() if value is not None}
+    if preset == "auto":
+        preset = "thinking" if thinking else "instruct"
+    instruct = _SMALL_INSTRUCT if config.hidden_size <= _SMALL else _INSTRUCT
+    chosen = {"thinking": _THINKING, "coding": _CODING, "instruct": instruct, "checkpoint": {}}[preset]
+    return SamplingParams(**{**stored, **chosen, **explicit}, seed=seed)

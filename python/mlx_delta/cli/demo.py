@@ -1,0 +1,138 @@
+"""``mlx-delta demo``: the tiny checkpoint that comes with the package, converted, chatted with and measured."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from mlx_delta.cli.convert import convert
+from mlx_delta.cli.errors import reported_errors
+
+if TYPE_CHECKING:
+    from mlx_delta.load import LanguageModel
+
+_QUESTIONS = ("Hello, I am Ada.", "Count to 7.")
+_TOOL_QUESTION = "Search for velvet cloud."
+_SPEED_PROMPT = 256  # tokens
+_SPEED_TOKENS = 64
+
+
+@reported_errors()
+def demo(
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Keep the converted model here.", show_default="a temporary one"),
+    ] = None,
+) -> None:
+    """Convert the 11M-parameter example, chat with it, have it call a tool, and print sizes and speeds.
+
+    The example is a trained Qwen3.5 in miniature. Nothing is downloaded.
+    """
+    with tempfile.TemporaryDirectory(prefix="mlx-delta-demo-") as scratch:
+        _run(example_checkpoint(), output or Path(scratch) / "tiny-unsloth")
+
+
+def example_checkpoint() -> Path:
+    """The tiny checkpoint: installed beside the extension."""
+    from mlx_delta import _core
+
+    directory = Path(_core.__file__).parent / "examples" / "tiny"
+    if not directory.is_dir():
+        raise ValueError(f"{directory}: expected the example checkpoint, found nothing: reinstall mlx-delta")
+    return directory
+
+
+def _run(source: Path, out: Path) -> None:
+    from mlx_delta.load import load_model
+
+    console = Console()
+    console.rule(f"convert {source.name}: recipe unsloth, 3 bits, with its importance matrix")
+    convert(
+        source=source,
+        out=out,
+        quantize=True,
+        q_recipe="unsloth",
+        q_bits=None,
+        q_group_size=64,
+        imatrix_path=source / "imatrix.gguf",
+        force=True,
+    )
+    model = load_model(out)
+    console.rule("chat")
+    for question in _QUESTIONS:
+        _ask(console, model, question, ())
+    console.rule("a tool call")
+    _ask(console, model, _TOOL_QUESTION, [_search_tool()])
+    console.rule("size and speed on this machine")
+    console.print(_speeds([("official, bf16", source), ("unsloth, 3 bits", out)]))
+
+
+def _search_tool() -> dict[str, Any]:
+    from mlx_delta.chat.tools import create_tool_definition
+
+    parameters = {"query": {"type": "string", "description": "Query"}}
+    return create_tool_definition("search", "Search the web", parameters, ["query"])
+
+
+def _ask(console: Console, model: LanguageModel, question: str, tools: Sequence[dict[str, Any]]) -> None:
+    """Stream one greedy answer: text as it comes, calls as they are parsed."""
+    from mlx_delta.chat.parse import OutputParser
+    from mlx_delta.chat.template import render
+
+    console.print(f"user       {question}", style="bold", highlight=False)
+    messages = [{"role": "user", "content": question}]
+    variables = {"enable_thinking": False}
+    prompt = render(model.tokenizer.chat_template or "", messages, tools=tools or None, variables=variables)
+    parser = OutputParser(tools, thinking=False)
+    console.print("assistant  ", end="")
+    for piece in model.generate(prompt, max_new_tokens=80, temperature=0):
+        _show(console, parser.push(piece.text))
+    _show(console, parser.finish())
+    console.print()
+
+
+def _show(console: Console, events: Sequence[Any]) -> None:
+    for event in events:
+        if event.tool_call is not None:
+            call = event.tool_call
+            console.print(f"tool call: {call.name}({call.arguments})", style="green", end="", highlight=False)
+        else:
+            console.print(event.text or event.thinking, end="", markup=False, highlight=False)
+        sys.stdout.flush()
+
+
+def _speeds(models: Sequence[tuple[str, Path]]) -> Table:
+    from mlx_delta.load import load_model
+    from mlx_delta.summary import summarize
+
+    table = Table("model", title=f"prefill of {_SPEED_PROMPT} tokens, then {_SPEED_TOKENS} decoded", box=box.SIMPLE)
+    for name in ("size, text", "bits a weight", "bytes a token", "prefill tok/s", "decode tok/s"):
+        table.add_column(name, justify="right")
+    for name, path in models:
+        summary = summarize(path)
+        nbytes = sum(group.nbytes for group in summary.text_groups)
+        bits = 8 * nbytes / sum(group.parameters for group in summary.text_groups)
+        model = load_model(path)
+        ids = (model.tokenizer.encode("def main(argv: list[str]) -> int:\n    return 0\n") * _SPEED_PROMPT)[
+            :_SPEED_PROMPT
+        ]
+        model.generate(ids, max_new_tokens=2, temperature=0).text()  # once to warm up
+        run = model.generate(ids, max_new_tokens=_SPEED_TOKENS, temperature=0)
+        run.text()
+        table.add_row(
+            name,
+            f"{nbytes / 1e6:.2f} MB",
+            f"{bits:.2f}",
+            f"{summary.bytes_per_token / 1e6:.2f} MB",
+            f"{run.prompt_tokens_per_second:,.0f}",
+            f"{run.tokens_per_second:,.0f}" if run.decode_seconds else "-",
+        )
+    return table

@@ -1,0 +1,81 @@
+"""``mlx-delta evaluate``: models against their reference on a text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from mlx_delta.cli.errors import reported_errors
+
+
+@reported_errors()
+def evaluate(
+    model: Annotated[
+        list[Path], typer.Option("--model", "-m", help="Model directory to judge; may be given several times.")
+    ],
+    reference: Annotated[Path, typer.Option("--reference", "-r", help="Model directory to compare with.")],
+    text: Annotated[Path, typer.Option("--text", "-t", help="UTF-8 text that neither was calibrated on.")],
+    context: Annotated[int, typer.Option(help="Tokens a window; each starts from an empty cache.")] = 512,
+    max_tokens: Annotated[int | None, typer.Option(help="Tokens of the text to use.", show_default="all of it")] = None,
+    dtype: Annotated[
+        str,
+        typer.Option(help="Activations of both: float32, float16 or bfloat16. float32 shows the weights' error alone."),
+    ] = "float32",
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list instead of a table.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Also draw mean KLD against size to this PNG (needs matplotlib).")
+    ] = None,
+) -> None:
+    """Measure how far models are from their reference: KL divergence, perplexity, top-1 agreement.
+
+    mlx-delta evaluate --model qwen3.5-9b-3bit --model qwen3.5-9b-4bit --reference Qwen3.5-9B --text heldout.txt
+    """
+    from mlx_delta.evaluate import evaluate as run
+    from mlx_delta.evaluate import require_plotting, save_plot
+    from mlx_delta.load import load_model
+
+    if plot is not None:
+        require_plotting()
+    content = _read(text)
+    whole = load_model(reference, dtype)
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("evaluating", total=None)
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        models = [load_model(path, dtype) for path in model]
+        results = run(models, whole, content, context=context, max_tokens=max_tokens, progress=show)
+    if plot is not None:
+        save_plot(results, plot)
+    if as_json:
+        typer.echo(json.dumps([result.as_dict() for result in results], indent=2))
+        return
+    table = Table("model", title=f"{results[0].tokens:,} tokens, reference {reference}")
+    for name in ("bytes, text", "KLD mean", "median", "99.9 %", "top-1 equal", "perplexity", "of reference"):
+        table.add_column(name, justify="right")
+    for each in results:
+        table.add_row(
+            each.model,
+            f"{each.nbytes:,}",
+            f"{each.kld_mean:.5f}",
+            f"{each.kld_median:.5f}",
+            f"{each.kld_p999:.4f}",
+            f"{each.top1:.2%}",
+            f"{each.perplexity:.4f}",
+            f"{each.reference_perplexity:.4f}",
+        )
+    Console().print(table)
+
+
+def _read(text: Path) -> str:
+    try:
+        return text.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{text}: expected UTF-8 text, found {error}") from error

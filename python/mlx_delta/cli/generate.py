@@ -1,0 +1,116 @@
+"""``mlx-delta generate``: one prompt, one answer."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mlx_delta.cli.errors import reported_errors
+
+if TYPE_CHECKING:
+    from mlx_delta.generate.text import Generation
+    from mlx_delta.load import LanguageModel
+
+
+@reported_errors()
+def generate(
+    model: Annotated[Path, typer.Option("--model", "-m", help="Model directory: official, converted or quantized.")],
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to say; '-' reads standard input.")],
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the prompt as it stands, without the chat template.")
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="Most tokens to generate.")] = 256,
+    temperature: Annotated[
+        float | None,
+        typer.Option("--temperature", "-t", help="0 takes the likeliest token.", show_default="the checkpoint's"),
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest.", show_default="the checkpoint's")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Keep the likeliest with this mass.", show_default="the checkpoint's")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Make the run repeatable.", show_default="a fresh one")] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Activations: float32, float16 or bfloat16.", show_default="the checkpoint's"),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object at the end instead of streaming the text.")
+    ] = False,
+) -> None:
+    """Generate text from a prompt, streaming it.
+
+    The prompt is the user's message of a chat, unless --raw. Ctrl-C stops and keeps what was printed.
+
+    mlx-delta generate --model qwen3.5-9b-3bit --prompt "Why is the sky blue?"
+    """
+    from mlx_delta.load import load_model
+
+    text = sys.stdin.read() if prompt == "-" else prompt
+    loaded = load_model(model, dtype)
+    generation = loaded.generate(
+        text if raw else _chat_prompt(loaded, text),
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+    )
+    interrupted, shown = _stream(generation, quiet=as_json)
+    if as_json:
+        typer.echo(json.dumps(_summary(generation, shown, interrupted), ensure_ascii=False))
+    else:
+        typer.echo("")
+        typer.echo(_figures(generation), err=True)
+    if interrupted:
+        raise typer.Exit(130)
+
+
+def _chat_prompt(model: LanguageModel, text: str) -> str:
+    from mlx_delta.chat.template import render
+
+    if model.tokenizer.chat_template is None:
+        raise ValueError(f"{model.path}: expected a chat template, found none; use --raw")
+    return render(model.tokenizer.chat_template, [{"role": "user", "content": text}])
+
+
+def _stream(generation: Generation, quiet: bool) -> tuple[bool, str]:
+    """Print the pieces as they come: (whether Ctrl-C ended it, all the text)."""
+    pieces: list[str] = []
+    try:
+        for piece in generation:
+            pieces.append(piece.text)
+            if not quiet:
+                typer.echo(piece.text, nl=False)
+                sys.stdout.flush()
+    except KeyboardInterrupt:
+        return True, "".join(pieces)
+    return False, "".join(pieces)
+
+
+def _summary(generation: Generation, text: str, interrupted: bool) -> dict[str, object]:
+    import mlx.core as mx
+
+    return {
+        "text": text,
+        "token_ids": generation.token_ids,
+        "finish_reason": "interrupted" if interrupted else generation.finish_reason,
+        "prompt_tokens": len(generation.prompt_ids),
+        "generated_tokens": len(generation.token_ids),
+        "prompt_tokens_per_second": round(generation.prompt_tokens_per_second, 2),
+        "generation_tokens_per_second": round(generation.tokens_per_second, 2),
+        "peak_memory_bytes": mx.get_peak_memory(),
+    }
+
+
+def _figures(generation: Generation) -> str:
+    import mlx.core as mx
+
+    return (
+        f"[prompt {len(generation.prompt_ids)} tokens, {generation.prompt_tokens_per_second:.1f} tok/s; "
+        f"generated {len(generation.token_ids)}, {generation.tokens_per_second:.1f} tok/s; "
+        f"peak memory {mx.get_peak_memory() / 1e6:.0f} MB]"
+    )

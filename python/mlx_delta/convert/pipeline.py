@@ -1,0 +1,287 @@
+"""The conversion, top to bottom: source -> canonical names -> AWQ fold -> recipe -> quantize -> write."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import mlx.core as mx
+
+from mlx_delta.checkpoint.components import COMPONENTS, component
+from mlx_delta.checkpoint.names import canonical_tensors
+from mlx_delta.checkpoint.source import Source, open_source
+from mlx_delta.checkpoint.tensors import Tensor, check_tensors, expected_shapes
+from mlx_delta.convert.awq import FoldGain, clean_importance, fold_layer
+from mlx_delta.convert.errors import ConvertError
+from mlx_delta.convert.imatrix import Importance, check_importance, measured_channels, read_imatrix
+from mlx_delta.convert.quantize import encode
+from mlx_delta.convert.recipe import Recipe, TensorPlan, choose, plan, quantization_section, with_overrides
+from mlx_delta.convert.write import atomic_directory, file_size, write_file, write_safetensors
+
+_MODEL = "model.safetensors"
+_CHECKED_VALUES = 1 << 24  # values looked at for NaN in one go
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a conversion is: tensors and bytes of the output, and the tensor last written."""
+
+    tensor: str
+    tensors: int
+    total_tensors: int
+    nbytes: int
+    total_nbytes: int
+
+
+@dataclass(frozen=True)
+class ComponentSummary:
+    """One row of the closing table."""
+
+    component: str
+    bits: str  # "3", or the dtype of what is kept
+    tensors: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class ConvertReport:
+    """What a conversion made. ``bits_per_weight`` counts the text model, scales and biases included."""
+
+    path: Path
+    tensors: int
+    bytes_written: int
+    bytes_predicted: int
+    bits_per_weight: float
+    components: tuple[ComponentSummary, ...]
+    folds: tuple[FoldGain, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Options:
+    awq_ratio: float | None
+    awq: bool
+    fit: bool
+
+
+def convert(
+    source: Path | str,
+    out: Path | str,
+    *,
+    quantize: bool = True,
+    recipe: str | None = None,
+    bits: int | None = None,
+    group_size: int = 64,
+    imatrix: Path | str | None = None,
+    awq: bool = True,
+    awq_ratio: float | None = None,
+    fit: bool = True,
+    overrides: Path | str | None = None,
+    dry_run: bool = False,
+    force: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> ConvertReport:
+    """Convert a checkpoint to a new directory ``out`` that MLX, mlx-lm and this package load.
+
+    source: a directory of safetensors, or a .gguf file.
+    recipe: None (all linear layers and the embedding at ``bits``, 4 by default) or "unsloth" (base ``bits``, 3 by
+    default; needs ``imatrix``). With an ``imatrix`` the AWQ folds are searched and applied (``awq_ratio`` fixes their
+    exponent, ``awq`` False leaves them out), and each group's scale and bias are fitted to what is important; without
+    one the fit takes all inputs as equal, and ``fit`` False is mx.quantize alone. ``overrides``: a JSON file, pattern
+    to width, before the recipe's rules. ``quantize`` False writes the canonical tensors in bfloat16. ``dry_run``
+    reports what would be written. ``force`` replaces an existing ``out``. MTP tensors are dropped.
+
+    ``out`` appears whole, at the end, or not at all. Raises: ValueError (CheckpointError, ConfigError, ConvertError)
+    naming the file, tensor or argument; OSError when the disk fails.
+    """
+    chosen = _choose(quantize, recipe, bits, group_size, imatrix, overrides)
+    options = _Options(_awq_ratio(imatrix, awq, awq_ratio), awq and imatrix is not None, fit)
+    checkpoint = open_source(Path(source))
+    tensors = _text_and_vision(checkpoint)
+    if overrides is not None:
+        matrices = (name for name, tensor in tensors.items() if len(tensor.shape) == 2 and component(name) != "vision")
+        chosen = with_overrides(chosen, Path(overrides), (name.removesuffix(".weight") for name in matrices))
+    plans = plan(tensors.values(), chosen)
+    importance, warnings = _importance(imatrix, checkpoint, plans)
+    entries = [entry for each in plans for entry in each.entries]
+    folds: list[FoldGain] = []
+    if dry_run:
+        return _report(Path(out), plans, 0, folds, warnings)
+
+    with atomic_directory(Path(out), checkpoint.path, force) as directory:
+        _check_space(directory, file_size(entries))
+        arrays = _arrays(tensors, plans, importance, options, folds)
+        write_safetensors(directory / _MODEL, entries, _reported(arrays, plans, progress))
+        written = (directory / _MODEL).stat().st_size
+        for name, content in checkpoint.side_files().items():
+            write_file(directory / name, content)
+        # Last: a directory without config.json is no model to anyone.
+        write_file(directory / "config.json", _config(checkpoint, plans, chosen))
+    return _report(Path(out), plans, written, folds, warnings)
+
+
+def _report(
+    out: Path, plans: Sequence[TensorPlan], written: int, folds: Sequence[FoldGain], warnings: tuple[str, ...]
+) -> ConvertReport:
+    entries = [entry for each in plans for entry in each.entries]
+    return ConvertReport(
+        path=out,
+        tensors=len(entries),
+        bytes_written=written,
+        bytes_predicted=file_size(entries),
+        bits_per_weight=_bits_per_weight(plans),
+        components=_summary(plans),
+        folds=tuple(folds),
+        warnings=warnings,
+    )
+
+
+def _check_space(directory: Path, nbytes: int) -> None:
+    """Before the first byte, for a full disk is better found now than in an hour."""
+    free = shutil.disk_usage(directory).free
+    if free < nbytes:
+        raise ConvertError(f"{directory.parent}: expected {nbytes} free bytes for {_MODEL}, found {free}")
+
+
+def _choose(
+    quantize: bool,
+    recipe: str | None,
+    bits: int | None,
+    group_size: int,
+    imatrix: Path | str | None,
+    overrides: Path | str | None,
+) -> Recipe:
+    given = {"--q-recipe": recipe, "--q-bits": bits, "--imatrix-path": imatrix, "--q-overrides": overrides}
+    if not quantize:
+        for name, value in given.items():
+            if value is not None:
+                raise ConvertError(f"{name}: expected --quantize with it, found {value} alone")
+        return Recipe((), None)
+    chosen = choose(recipe, bits, group_size)
+    if recipe == "unsloth" and imatrix is None:
+        raise ConvertError(
+            "--q-recipe unsloth needs an importance matrix: pass --imatrix-path FILE "
+            "(make one with llama.cpp's llama-imatrix)"
+        )
+    return chosen
+
+
+def _awq_ratio(imatrix: Path | str | None, awq: bool, ratio: float | None) -> float | None:
+    if ratio is None:
+        return None
+    if not 0 <= ratio <= 1:
+        raise ConvertError(f"--awq-ratio: expected a number from 0 to 1, found {ratio}")
+    if imatrix is None or not awq:
+        raise ConvertError(f"--awq-ratio: expected --imatrix-path and AWQ with it, found {ratio} alone")
+    return ratio
+
+
+def _text_and_vision(checkpoint: Source) -> dict[str, Tensor]:
+    """The checked tensors to convert: the text model's in its own order, then the vision tower's by name."""
+    tensors = canonical_tensors(checkpoint)
+    quantized = [name for name in tensors if name.endswith(".scales")]
+    if quantized or checkpoint.config.quantization:
+        found = quantized[0] if quantized else "a quantization section in config.json"
+        raise ConvertError(f"{checkpoint.path}: expected an unquantized checkpoint, found {found}")
+    check_tensors(tensors, checkpoint.config, checkpoint.path)
+    vision = sorted(name for name in tensors if name.startswith("vision_tower."))
+    return {name: tensors[name] for name in (*expected_shapes(checkpoint.config), *vision)}
+
+
+def _importance(
+    imatrix: Path | str | None, checkpoint: Source, plans: Sequence[TensorPlan]
+) -> tuple[Importance, tuple[str, ...]]:
+    if imatrix is None:
+        return {}, ()
+    importance = read_imatrix(Path(imatrix), checkpoint.config)
+    channels = measured_channels({p.name: p.shape for p in plans}, {p.name: p.quantization for p in plans})
+    missing = check_importance(importance, channels, Path(imatrix))
+    if not missing:
+        return importance, ()
+    names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+    return importance, (f"{imatrix}: {len(missing)} of {len(channels)} modules have no importance: {names}",)
+
+
+def _arrays(
+    tensors: Mapping[str, Tensor],
+    plans: Sequence[TensorPlan],
+    importance: Importance,
+    options: _Options,
+    folds: list[FoldGain],
+) -> Iterator[tuple[str, mx.array]]:
+    """Every output array in the order of ``plans``; what the folds gained is appended to ``folds``.
+
+    Folds tie the tensors of a layer together, so with AWQ a layer is in memory; else one tensor.
+    """
+    for prefix, group in groupby(plans, key=lambda p: _layer_prefix(p.name) if options.awq else p.name):
+        members = list(group)
+        arrays, known = {p.name: _load(tensors[p.name]) for p in members}, importance
+        if options.awq and prefix != members[0].name:
+            widths = {p.name: p.quantization for p in members}
+            folded = fold_layer(prefix, arrays, widths, importance, options.awq_ratio)
+            arrays, known = folded.arrays, folded.importance
+            folds += folded.gains
+        for each in members:
+            values = known.get(each.module)
+            cleaned = None if values is None else clean_importance(values)
+            yield from encode(each, arrays.pop(each.name), cleaned, options.fit)
+        mx.clear_cache()
+
+
+def _layer_prefix(name: str) -> str:
+    """``language_model.model.layers.3.`` of a layer's tensor; any other tensor is a group of its own."""
+    head, layers, tail = name.partition("language_model.model.layers.")
+    return name if not layers else f"{head}{layers}{tail.partition('.')[0]}."
+
+
+def _load(tensor: Tensor) -> mx.array:
+    """The tensor's array, read and found finite. Raises: ConvertError naming it."""
+    array = tensor.load()
+    mx.eval(array)
+    if mx.issubdtype(array.dtype, mx.floating):
+        flat = array.reshape(-1)
+        for start in range(0, flat.size, _CHECKED_VALUES):
+            if not mx.isfinite(flat[start : start + _CHECKED_VALUES]).all().item():
+                raise ConvertError(f"{tensor.source_name}: expected finite weights, found NaN or infinity")
+    return array
+
+
+def _reported(
+    arrays: Iterator[tuple[str, mx.array]], plans: Sequence[TensorPlan], progress: Callable[[Progress], None] | None
+) -> Iterator[tuple[str, mx.array]]:
+    """``arrays``, with ``progress`` called after each has been written."""
+    total_tensors, total_nbytes = sum(len(p.entries) for p in plans), sum(p.nbytes for p in plans)
+    nbytes = 0
+    for count, (name, array) in enumerate(arrays, start=1):
+        nbytes += array.nbytes
+        yield name, array
+        if progress is not None:
+            progress(Progress(name, count, total_tensors, nbytes, total_nbytes))
+
+
+def _config(checkpoint: Source, plans: Sequence[TensorPlan], recipe: Recipe) -> bytes:
+    """The original config.json, with the widths under both names that loaders look for."""
+    config = dict(checkpoint.config.raw)
+    if recipe.base is not None:
+        config["quantization"] = config["quantization_config"] = quantization_section(plans, recipe.base)
+    return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _bits_per_weight(plans: Sequence[TensorPlan]) -> float:
+    text = [p for p in plans if p.component != "vision"]
+    return 8 * sum(p.nbytes for p in text) / sum(math.prod(p.shape) for p in text)
+
+
+def _summary(plans: Sequence[TensorPlan]) -> tuple[ComponentSummary, ...]:
+    rows: dict[tuple[int, str], list[TensorPlan]] = {}
+    for each in plans:
+        rows.setdefault((COMPONENTS.index(each.component), each.width_label), []).append(each)
+    return tuple(
+        ComponentSummary(COMPONENTS[index], bits, sum(len(p.entries) for p in row), sum(p.nbytes for p in row))
+        for (index, bits), row in sorted(rows.items())
+    )

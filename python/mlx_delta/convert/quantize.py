@@ -1,0 +1,34 @@
+"""One matrix to MLX's affine form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_delta.convert.fit import fit
+from mlx_delta.convert.recipe import TensorPlan
+
+
+def encode(
+    plan: TensorPlan, array: mx.array, importance: np.ndarray | None = None, fitted: bool = True
+) -> Iterator[tuple[str, mx.array]]:
+    """The arrays that ``plan`` writes for ``array`` [..., any float dtype], in the order of ``plan.entries``.
+
+    Kept: cast to the plan's dtype. Quantized: packed uint32 [N, K * bits / 32], then scales and biases
+    bfloat16 [N, K / group], fitted by ``importance`` [K] of the inputs (None: all equal). ``fitted`` False is MLX's own
+    ``mx.quantize``, of the matrix cast to bfloat16: it gives scales the matrix's dtype, and rounds q against the scales
+    as they are stored.
+    """
+    width = plan.quantization
+    if width is None:
+        yield plan.name, array.astype(plan.dtype)
+        return
+    if fitted:
+        found = fit(array, width, importance)
+        parts: tuple[mx.array, ...] = (found.packed, found.scales, found.biases)
+    else:
+        parts = tuple(mx.quantize(array.astype(mx.bfloat16), group_size=width.group_size, bits=width.bits))
+    for entry, part in zip(plan.entries, parts, strict=True):
+        yield entry.name, part

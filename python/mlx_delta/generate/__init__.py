@@ -1,0 +1,1 @@
+"""Decoding: logits to tokens to text; knows nothing of messages, tools or the command line."""

@@ -1,0 +1,84 @@
+"""What a model remembers of the tokens it has seen: per gated-delta layer its two states, per attention layer its keys
+and values.
+
+Arrays are never changed under a holder: an op updates a state in place only when the cache alone holds it. So ``copy``
+is free, and a copy is a snapshot that later tokens do not touch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import mlx.core as mx
+
+from mlx_delta.config import TextConfig
+
+_ROWS = 256  # the KV cache grows by this many rows, so that most tokens append in place
+
+
+@dataclass
+class DeltaState:
+    """conv [B, 3, C] and delta float32 [B, Hv, Dv, Dk] of a gated-delta layer; None before the first token."""
+
+    conv: mx.array | None = None
+    delta: mx.array | None = None
+
+    def arrays(self) -> list[mx.array]:
+        return [a for a in (self.conv, self.delta) if a is not None]
+
+
+@dataclass
+class KeyValues:
+    """keys, values [B, Hkv, S, D] of an attention layer, S >= the tokens seen; None before the first token."""
+
+    keys: mx.array | None = None
+    values: mx.array | None = None
+
+    def reserve(self, shape: tuple[int, int, int, int], used: int, dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
+        """keys and values with room for [B, Hkv, S, D] = ``shape``, their first ``used`` rows kept."""
+        batch, heads, rows, dim = shape
+        if self.keys is not None and self.values is not None and self.keys.shape[2] >= rows:
+            return self.keys, self.values
+        # At least half as much again: growing is a copy of everything, so it must become rare with length.
+        rows = max(rows, used + used // 2)
+        grown = (batch, heads, -(-rows // _ROWS) * _ROWS - used, dim)
+        empty = mx.zeros(grown, dtype)
+        if self.keys is None or self.values is None:
+            return empty, mx.zeros(grown, dtype)
+        return (
+            mx.concatenate([self.keys[:, :, :used], empty], axis=2),
+            mx.concatenate([self.values[:, :, :used], empty], axis=2),
+        )
+
+    def arrays(self) -> list[mx.array]:
+        return [a for a in (self.keys, self.values) if a is not None]
+
+
+LayerState = DeltaState | KeyValues
+
+
+@dataclass
+class Cache:
+    """The state of B sequences after ``offset`` tokens each; ``forward`` advances it.
+
+    start: int32 [B], where each left-padded sequence begins, or None: all at 0.
+    """
+
+    layers: list[LayerState]
+    offset: int = 0
+    start: mx.array | None = field(default=None)
+
+    @classmethod
+    def empty(cls, config: TextConfig) -> Cache:
+        return cls([DeltaState() if kind == "linear_attention" else KeyValues() for kind in config.layer_types])
+
+    def copy(self) -> Cache:
+        """A snapshot; costs nothing until one of the two goes on."""
+        return Cache([replace(layer) for layer in self.layers], self.offset, self.start)
+
+    def arrays(self) -> list[mx.array]:
+        return [a for layer in self.layers for a in layer.arrays()]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(a.nbytes for a in self.arrays())

@@ -1,0 +1,145 @@
+"""The two kinds of layer and the MLP, as the few fused ops that they are: x [B, T, hidden] -> x, cache advanced.
+
+    gated-delta layer   qmm -> delta_mixer -> qmm, MLP          (prefill: conv1d, gated_delta and the norm one by one)
+    attention layer     qmm -> attention_prepare -> attention -> qmm, MLP
+    MLP                 qmm (gate and up, SwiGLU) -> qmm (down)
+
+RMSNorm is a prologue and the residual an epilogue of qmm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from mlx_delta import ops
+from mlx_delta.config import TextConfig
+from mlx_delta.model.cache import DeltaState, KeyValues, LayerState
+from mlx_delta.ops import Matrix
+from mlx_delta.ops.delta_mixer import gated_norm
+
+# Up to this many tokens go through delta_mixer, token by token; more go through the chunked gated_delta.
+_MIXER_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Window:
+    """Which tokens a forward pass adds: ``offset`` tokens came before; masks and starts of left-padded batches."""
+
+    offset: int
+    mask: mx.array | None = None
+    start: mx.array | None = None
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """x + down(silu(gate(h)) * up(h)), h = RMSNorm(x)."""
+
+    norm: mx.array
+    gate: Matrix
+    up: Matrix
+    down: Matrix
+
+    def __call__(self, x: mx.array, eps: float) -> mx.array:
+        h = ops.qmm(x, (self.gate, self.up), norm=self.norm, eps=eps, activation="swiglu")
+        return ops.qmm(h, (self.down,), residual=x)
+
+
+@dataclass(frozen=True)
+class DeltaLayer:
+    """Gated DeltaNet and MLP. Small parameters are float32: conv [C, 4], A_log, dt_bias [Hv], gated_norm [Dv]."""
+
+    config: TextConfig
+    norm: mx.array
+    in_proj: tuple[Matrix, Matrix, Matrix, Matrix]  # qkv, z, b, a
+    conv: mx.array
+    A_log: mx.array
+    dt_bias: mx.array
+    gated_norm: mx.array
+    out_proj: Matrix
+    mlp: Mlp
+
+    def __call__(self, x: mx.array, state: LayerState, window: Window) -> mx.array:
+        assert isinstance(state, DeltaState)
+        eps = self.config.rms_norm_eps
+        projection = ops.qmm(x, self.in_proj, norm=self.norm, eps=eps)
+        mix = self._decode if x.shape[1] <= _MIXER_TOKENS else self._prefill
+        x = ops.qmm(mix(projection, state, window), (self.out_proj,), residual=x)
+        return self.mlp(x, eps)
+
+    def _decode(self, projection: mx.array, state: DeltaState, window: Window) -> mx.array:
+        y, state.conv, state.delta = ops.delta_mixer(
+            projection,
+            self.conv,
+            self.A_log,
+            self.dt_bias,
+            self.gated_norm,
+            state.conv,
+            state.delta,
+            key_heads=self.config.linear_num_key_heads,
+            key_dim=self.config.linear_key_head_dim,
+            eps=self.config.rms_norm_eps,
+            mask=window.mask,
+        )
+        return y
+
+    def _prefill(self, projection: mx.array, state: DeltaState, window: Window) -> mx.array:
+        c = self.config
+        B, T, _ = projection.shape
+        key_shape = (B, T, c.linear_num_key_heads, c.linear_key_head_dim)
+        value_shape = (B, T, c.linear_num_value_heads, c.linear_value_head_dim)
+        splits = [c.conv_dim, c.conv_dim + c.value_dim, c.conv_dim + c.value_dim + c.linear_num_value_heads]
+        qkv, z, b, a = mx.split(projection, splits, axis=-1)
+        qkv, state.conv = ops.conv1d(qkv, self.conv, state.conv, mask=window.mask)
+        keys = key_shape[2] * key_shape[3]
+        q, k, v = mx.split(qkv, [keys, 2 * keys], axis=-1)
+        y, state.delta = ops.gated_delta(
+            q.reshape(key_shape),
+            k.reshape(key_shape),
+            v.reshape(value_shape),
+            a,
+            b,
+            self.A_log,
+            self.dt_bias,
+            state.delta,
+            mask=window.mask,
+        )
+        return gated_norm(y, z.reshape(value_shape), self.gated_norm, c.rms_norm_eps).reshape(B, T, c.value_dim)
+
+
+@dataclass(frozen=True)
+class AttentionLayer:
+    """Gated full attention and MLP. q_norm, k_norm float32 [D]."""
+
+    config: TextConfig
+    norm: mx.array
+    qkv_proj: tuple[Matrix, Matrix, Matrix]  # q with its gate per head, k, v
+    q_norm: mx.array
+    k_norm: mx.array
+    o_proj: Matrix
+    mlp: Mlp
+
+    def __call__(self, x: mx.array, cache: LayerState, window: Window) -> mx.array:
+        assert isinstance(cache, KeyValues)
+        c = self.config
+        B, T, _ = x.shape
+        length = window.offset + T
+        projection = ops.qmm(x, self.qkv_proj, norm=self.norm, eps=c.rms_norm_eps)
+        keys, values = cache.reserve((B, c.num_key_value_heads, length, c.head_dim), window.offset, x.dtype)
+        q, cache.keys, cache.values = ops.attention_prepare(
+            projection,
+            self.q_norm,
+            self.k_norm,
+            keys,
+            values,
+            offset=window.offset,
+            rope_theta=c.rope.theta,
+            rope_dim=c.rope.dim,
+            rope_sections=c.rope.sections,
+            eps=c.rms_norm_eps,
+        )
+        y = ops.attention(
+            q, projection, cache.keys, cache.values, length=length, scale=c.head_dim**-0.5, start=window.start
+        )
+        return self.mlp(ops.qmm(y, (self.o_proj,), residual=x), c.rms_norm_eps)

@@ -1,0 +1,112 @@
+"""delta_mixer: everything between the two projections of a gated-delta layer in one primitive, for decoding."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from mlx_delta import _core
+from mlx_delta.ops.conv1d import conv1d_reference
+from mlx_delta.ops.gated_delta import gated_delta_reference
+
+
+def delta_mixer(
+    projection: mx.array,
+    conv_weight: mx.array,
+    A_log: mx.array,
+    dt_bias: mx.array,
+    norm: mx.array,
+    conv_state: mx.array | None,
+    delta_state: mx.array | None,
+    *,
+    key_heads: int,
+    key_dim: int,
+    eps: float = 1e-6,
+    mask: mx.array | None = None,
+    stream: mx.Stream | mx.Device | None = None,
+) -> tuple[mx.array, mx.array, mx.array]:
+    """conv1d, gated_delta and the gated RMSNorm, without rounding in between.
+
+    ::
+
+        [q | k | v | z | b | a] = projection
+        q, k, v = conv1d([q | k | v])                           see ``conv1d``
+        y = gated_delta(q, k, v, a, b)                          see ``gated_delta``
+        y = norm * y * rsqrt(mean(y^2) + eps) * silu(z)         per value head
+
+    Args:
+        projection: [B, T, 2 Hk Dk + 2 Hv Dv + 2 Hv], float32, float16 or bfloat16; T is small (decoding, speculation).
+        conv_weight: [C, 4], or as checkpoints have it, see ``conv1d``; C = 2 Hk Dk + Hv Dv.
+        A_log, dt_bias: [Hv].
+        norm: [Dv], as it multiplies (this norm is never zero-centred).
+        conv_state: [B, 3, C] of projection's dtype, or None: zeros.
+        delta_state: float32 [B, Hv, Dv, Dk], or None: zeros.
+        key_heads, key_dim: Hk, Dk.
+        mask: bool [B, T]; a token whose mask is false is not there.
+
+    Returns: (y [B, T, Hv Dv], new conv state, new delta state). States are updated in place where nobody else holds
+        them. Raises: ValueError naming the argument.
+    Source: Hugging Face ``Qwen3_5GatedDeltaNet`` (modeling_qwen3_5.py).
+    """
+    return _core.delta_mixer(
+        projection,
+        conv_weight,
+        A_log,
+        dt_bias,
+        norm,
+        conv_state,
+        delta_state,
+        key_heads=key_heads,
+        key_dim=key_dim,
+        eps=eps,
+        mask=mask,
+        stream=stream,
+    )
+
+
+def delta_mixer_reference(
+    projection: mx.array,
+    conv_weight: mx.array,
+    A_log: mx.array,
+    dt_bias: mx.array,
+    norm: mx.array,
+    conv_state: mx.array | None,
+    delta_state: mx.array | None,
+    *,
+    key_heads: int,
+    key_dim: int,
+    eps: float = 1e-6,
+    mask: mx.array | None = None,
+) -> tuple[mx.array, mx.array, mx.array]:
+    """``delta_mixer`` in float32: the references of its parts, one after the other."""
+    B, T, _ = projection.shape
+    Hv, Dv = A_log.shape[0], norm.shape[0]
+    keys = key_heads * key_dim
+    conv_dim = 2 * keys + Hv * Dv
+    qkv, z, b, a = mx.split(
+        projection.astype(mx.float32), [conv_dim, conv_dim + Hv * Dv, conv_dim + Hv * Dv + Hv], axis=-1
+    )
+    qkv, new_conv = conv1d_reference(qkv, conv_weight, conv_state, mask=mask)
+    q, k, v = mx.split(qkv, [keys, 2 * keys], axis=-1)
+    y, new_delta = gated_delta_reference(
+        q.reshape(B, T, key_heads, key_dim),
+        k.reshape(B, T, key_heads, key_dim),
+        v.reshape(B, T, Hv, Dv),
+        a,
+        b,
+        A_log,
+        dt_bias,
+        delta_state,
+        mask=mask,
+    )
+    y = gated_norm(y, z.reshape(B, T, Hv, Dv), norm.astype(mx.float32), eps)
+    return y.reshape(B, T, Hv * Dv), new_conv, new_delta
+
+
+def gated_norm(y: mx.array, z: mx.array, norm: mx.array, eps: float) -> mx.array:
+    """norm * y * rsqrt(mean(y^2) + eps) * silu(z) over the last axis, in float32, returned in y's dtype.
+
+    Prefill, which runs conv1d and gated_delta as separate ops, uses it too.
+    """
+    dtype = y.dtype
+    z = z.astype(mx.float32)
+    return (mx.fast.rms_norm(y.astype(mx.float32), norm, eps) * (z * mx.sigmoid(z))).astype(dtype)

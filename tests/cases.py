@@ -1,0 +1,325 @@
+"""The one registry of op cases: tests compare each with its reference, benches time those that have the 9B's shapes.
+
+A case makes an op's arguments; the op and its reference are ``mlx_delta.ops.<op>`` and ``<op>_reference``. Inputs come
+from a seeded generator, so a case is the same everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_delta import ops
+
+DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
+# rms(error) / rms(reference). Half types: inputs are rounded before both see them, so one rounding of the output.
+BOUNDS = {mx.float32: 1e-5, mx.float16: 1e-3, mx.bfloat16: 4e-3}
+
+Arguments = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One op on one set of shapes.
+
+    ``make`` draws the arguments for a dtype. ``moved`` says how many bytes the op has to move for them; by default
+    every argument and result once. ``real`` marks shapes of the 9B, which benches time.
+    """
+
+    op: str
+    name: str
+    make: Callable[[mx.Dtype, np.random.Generator], Arguments]
+    moved: Callable[[Arguments, list[mx.array]], int] | None = None
+    real: bool = False
+
+    @property
+    def id(self) -> str:
+        return f"{self.op}-{self.name}"
+
+    def arguments(self, dtype: mx.Dtype) -> Arguments:
+        return self.make(dtype, np.random.default_rng(sum(self.id.encode())))
+
+    def run(self, arguments: Arguments) -> list[mx.array]:
+        return as_list(getattr(ops, self.op)(**arguments))
+
+    def reference(self, arguments: Arguments) -> list[mx.array]:
+        return as_list(getattr(ops, self.op + "_reference")(**arguments))
+
+    def bytes(self, arguments: Arguments, results: list[mx.array]) -> int:
+        if self.moved is not None:
+            return self.moved(arguments, results)
+        flat = [a for value in arguments.values() for a in (value if isinstance(value, list) else [value])]
+        return sum(a.nbytes for a in [*flat, *results] if isinstance(a, (mx.array, ops.Matrix)))
+
+
+def as_list(result: mx.array | tuple[mx.array, ...]) -> list[mx.array]:
+    return list(result) if isinstance(result, tuple) else [result]
+
+
+def relative_rms(found: mx.array, expected: mx.array) -> float:
+    """rms(found - expected) / rms(expected); NaN if anything is NaN."""
+    found, expected = found.astype(mx.float32), expected.astype(mx.float32)
+    error = mx.sqrt(mx.mean(mx.square(found - expected)))
+    return float(error / mx.maximum(mx.sqrt(mx.mean(mx.square(expected))), 1e-30))
+
+
+def normal(rng: np.random.Generator, *shape: int, dtype: mx.Dtype = mx.float32, scale: float = 1.0) -> mx.array:
+    return mx.array((scale * rng.standard_normal(shape)).astype(np.float32)).astype(dtype)
+
+
+def quantized(
+    rng: np.random.Generator, N: int, K: int, bits: int, group_size: int = 64, dtype: mx.Dtype = mx.bfloat16
+) -> ops.Matrix:
+    """Random packed words with plausible scales, of dtype: no float matrix is made on the way."""
+    words = mx.array(rng.integers(0, 2**32, size=(N, K * bits // 32), dtype=np.uint32))
+    scales = (0.02 / 2**bits) * (1 + 0.5 * normal(rng, N, K // group_size))
+    biases = -scales * 2 ** (bits - 1)
+    return ops.Matrix.affine(words, scales.astype(dtype), biases.astype(dtype), bits, group_size)
+
+
+def plain(rng: np.random.Generator, N: int, K: int, dtype: mx.Dtype) -> ops.Matrix:
+    return ops.Matrix.plain(normal(rng, N, K, dtype=dtype, scale=K**-0.5))
+
+
+# A segment is (N, bits, group_size[, dtype of the scales]) or (N, dtype).
+def qmm_case(
+    name: str, M: int, K: int, segments: list[tuple], *, norm: bool = False, residual: bool = False,
+    activation: str | None = None, real: bool = False,
+) -> Case:  # fmt: skip
+    def make(dtype: mx.Dtype, rng: np.random.Generator) -> Arguments:
+        matrices = [plain(rng, s[0], K, s[1]) if len(s) == 2 else quantized(rng, s[0], K, *s[1:]) for s in segments]
+        N = matrices[0].rows if activation else sum(m.rows for m in matrices)
+        return {
+            "x": normal(rng, M, K, dtype=dtype),
+            "segments": matrices,
+            "norm": 1 + normal(rng, K, scale=0.1) if norm else None,
+            "residual": normal(rng, M, N, dtype=dtype) if residual else None,
+            "activation": activation,
+        }
+
+    return Case("qmm", name, make, real=real)
+
+
+def qmm_cases() -> Iterator[Case]:
+    for bits in (2, 3, 4, 5, 6, 8):
+        for group_size in (32, 64, 128):
+            yield qmm_case(f"b{bits}g{group_size}", 3, 3 * 128, [(37, bits, group_size)])
+            # K that ends within a kernel's tile of 256 or 128 columns, after none or some whole ones
+            yield qmm_case(f"b{bits}g{group_size}m1", 1, 5 * group_size, [(18, bits, group_size)])
+            yield qmm_case(f"b{bits}g{group_size}m4", 4, 19 * group_size, [(33, bits, group_size)], norm=True)
+    for name, dtype in DTYPES.items():
+        yield qmm_case(f"scales-{name}", 2, 320, [(21, 3, 64, dtype)], norm=True)
+    for M in (1, 2, 3, 8, 15, 16, 17, 31, 33, 64, 200):
+        yield qmm_case(f"m{M}", M, 320, [(65, 3, 64)], norm=True)
+    for name, dtype in DTYPES.items():
+        yield qmm_case(f"plain-{name}", 2, 200, [(7, dtype)], norm=True)
+        for M in (1, 3, 8, 17, 40):
+            yield qmm_case(f"plain-{name}m{M}", M, 27, [(18, dtype)])
+    yield qmm_case("mixed", 2, 256, [(96, 5, 64), (33, 3, 32), (6, mx.bfloat16), (1, mx.float32)], norm=True)
+    yield qmm_case("residual", 5, 128, [(50, 4, 64)], residual=True)
+    yield qmm_case("swiglu", 3, 192, [(61, 3, 64), (61, 4, 32)], norm=True, activation="swiglu")
+    yield qmm_case("swiglu-residual", 1, 64, [(5, 2, 64), (5, mx.float16)], residual=True, activation="swiglu")
+    wide = {"qkv": (8192, 5, 64), "z": (4096, 5, 64), "b": (32, mx.bfloat16), "a": (32, mx.bfloat16)}
+    yield qmm_case("9b-in_proj", 1, 4096, list(wide.values()), norm=True, real=True)
+    yield qmm_case("9b-out_proj", 1, 4096, [(4096, mx.bfloat16)], residual=True, real=True)
+    yield qmm_case("9b-qkv", 1, 4096, [(8192, 5, 64), (1024, 5, 64), (1024, 5, 64)], norm=True, real=True)
+    gate_up = [(12288, 3, 64), (12288, 3, 64)]
+    yield qmm_case("9b-gate_up", 1, 4096, gate_up, norm=True, activation="swiglu", real=True)
+    yield qmm_case("9b-gate_up-m8", 8, 4096, gate_up, norm=True, activation="swiglu", real=True)
+    yield qmm_case("9b-down", 1, 12288, [(4096, 4, 64)], residual=True, real=True)
+    yield qmm_case("9b-lm_head", 1, 4096, [(248320, 6, 64)], norm=True, real=True)
+
+
+def embedding_cases() -> Iterator[Case]:
+    def case(name: str, N: int, K: int, bits: int, tokens: int, real: bool = False) -> Case:
+        def make(dtype: mx.Dtype, rng: np.random.Generator) -> Arguments:
+            table = quantized(rng, N, K, bits) if bits else plain(rng, N, K, mx.bfloat16)
+            return {"tokens": mx.array(rng.integers(0, N, size=(1, tokens))), "table": table, "dtype": dtype}
+
+        def moved(arguments: Arguments, results: list[mx.array]) -> int:
+            table = arguments["table"]
+            return arguments["tokens"].size * (table.nbytes // table.rows) + results[0].nbytes
+
+        return Case("embedding", name, make, moved, real)
+
+    yield case("plain", 11, 72, 0, 5)
+    for bits in (2, 3, 4, 5, 6, 8):
+        yield case(f"b{bits}", 100, 192, bits, 9)
+    yield case("9b", 248320, 4096, 5, 1, real=True)
+
+
+def token_mask(rng: np.random.Generator, B: int, T: int) -> mx.array:
+    """Left padding of random lengths, and one hole."""
+    mask = np.arange(T) >= rng.integers(0, max(1, T // 2), size=(B, 1))
+    mask[0, T // 2] = False
+    return mx.array(mask)
+
+
+def conv1d_cases() -> Iterator[Case]:
+    def case(B: int, T: int, C: int, state: bool = True, mask: bool = False, real: bool = False) -> Case:
+        def make(dtype: mx.Dtype, rng: np.random.Generator) -> Arguments:
+            return {
+                "x": normal(rng, B, T, C, dtype=dtype),
+                "weight": normal(rng, C, 4, scale=0.5),
+                "state": normal(rng, B, 3, C, dtype=dtype) if state else None,
+                "mask": token_mask(rng, B, T) if mask else None,
+            }
+
+        name = f"b{B}t{T}c{C}" + ("" if state else "-fresh") + ("-masked" if mask else "")
+        return Case("conv1d", name, make, real=real)
+
+    for T in (1, 2, 3, 63, 64, 65, 200):
+        yield case(1, T, 33)
+    yield case(3, 5, 96, state=False)
+    yield case(2, 9, 40, mask=True)
+    yield case(1, 1, 8192, real=True)
+
+
+def delta_gates(rng: np.random.Generator, B: int, T: int, Hv: int, dtype: mx.Dtype) -> Arguments:
+    return {
+        "a": normal(rng, B, T, Hv, dtype=dtype),
+        "b": normal(rng, B, T, Hv, dtype=dtype),
+        "A_log": normal(rng, Hv, scale=0.7) - 1.0,
+        "dt_bias": normal(rng, Hv, scale=0.5),
+    }
+
+
+def gated_delta_cases() -> Iterator[Case]:
+    def case(B: int, T: int, Hk: int, ratio: int, D: int, state: bool = True, mask: bool = False) -> Case:
+        def make(dtype: mx.Dtype, rng: np.random.Generator) -> Arguments:
+            Hv = Hk * ratio
+            return {
+                "q": normal(rng, B, T, Hk, D, dtype=dtype),
+                "k": normal(rng, B, T, Hk, D, dtype=dtype),
+                "v": normal(rng, B, T, Hv, D, dtype=dtype),
+                **delta_gates(rng, B, T, Hv, dtype),
+                "state": normal(rng, B, Hv, D, D, scale=0.2) if state else None,
+                "mask": token_mask(rng, B, T) if mask else None,
+            }
+
+        name = f"b{B}t{T}h{Hk}x{ratio}d{D}" + ("" if state else "-fresh") + ("-masked" if mask else "")
+        return Case("gated_delta", name, make)
+
+    for T in (1, 2, 16, 17, 63, 64, 65, 200):
+        yield case(1, T, 1, 2, 128)
+    for ratio in (1, 2, 3):
+        yield case(2, 5, 2, ratio, 64)
+        yield case(1, 70, 1, ratio, 64)
+    yield case(2, 3, 1, 2, 64, state=False)
+    yield case(2, 9, 1, 2, 64, mask=True)
+    yield case(2, 130, 1, 3, 64, mask=True)
+    yield case(1, 7, 1, 2, 36)
+    yield case(1, 90, 2, 2, 36)
+
+
+def delta_mixer_cases() -> Iterator[Case]:
+    def case(
+        B: int, T: int, Hk: int, ratio: int, D: int, state: bool = True, mask: bool = False, real: bool = False
+    ) -> Case:
+        def make(dtype: mx.Dtype, rng: np.random.Generator) -> Arguments:
+            Hv = Hk * ratio
+            gates = delta_gates(rng, 1, 1, Hv, dtype)
+            conv_dim = (2 * Hk + Hv) * D
+            return {
+                "projection": normal(rng, B, T, conv_dim + Hv * D + 2 * Hv, dtype=dtype),
+                "conv_weight": normal(rng, conv_dim, 4, scale=0.5),
+                "A_log": gates["A_log"],
+                "dt_bias": gates["dt_bias"],
+                "norm": 1 + normal(rng, D, scale=0.1),
+                "conv_state": normal(rng, B, 3, conv_dim, dtype=dtype) if state else None,
+                "delta_state": normal(rng, B, Hv, D, D, scale=0.2) if state else None,
+                "key_heads": Hk,
+                "key_dim": D,
+                "mask": token_mask(rng, B, T) if mask else None,
+            }
+
+        name = f"b{B}t{T}h{Hk}x{ratio}d{D}" + ("" if state else "-fresh") + ("-masked" if mask else "")
+        return Case("delta_mixer", name, make, real=real)
+
+    for ratio in (1, 2, 3):
+        yield case(1, 1, 2, ratio, 64)
+        yield case(2, 4, 1, ratio, 128)
+    yield case(1, 3, 2, 2, 36)
+    yield case(2, 1, 1, 2, 64, state=False)
+    yield case(2, 7, 1, 2, 64, mask=True)
+    yield case(1, 1, 16, 2, 128, real=True)
+
+
+def attention_prepare_cases() -> Iterator[Case]:
+    def case(B: int, T: int, Hq: int, Hkv: int, D: int, S: int, offset: int, axes: int = 0, real: bool = False) -> Case:
+        def make(dtype: mx.Dtype, rng: np.random.Generator) -> Arguments:
+            half = D // 8  # rotary on a quarter of the head, in pairs
+            shape = {0: None, 1: (B, T), 3: (3, B, T)}[axes]
+            return {
+                "projection": normal(rng, B, T, (2 * Hq + 2 * Hkv) * D, dtype=dtype),
+                "q_norm": 1 + normal(rng, D, scale=0.1),
+                "k_norm": 1 + normal(rng, D, scale=0.1),
+                "keys": normal(rng, B, Hkv, S, D, dtype=dtype),
+                "values": normal(rng, B, Hkv, S, D, dtype=dtype),
+                "offset": offset,
+                "rope_theta": 1e7,
+                "rope_dim": 2 * half,
+                "rope_sections": (half - 2 * (half // 3), half // 3, half // 3),
+                "positions": mx.array(rng.integers(0, 90, size=shape)) if shape else None,
+            }
+
+        def moved(arguments: Arguments, results: list[mx.array]) -> int:
+            projection = arguments["projection"]
+            return projection.nbytes + (Hq + 2 * Hkv) * B * T * D * projection.itemsize
+
+        return Case("attention_prepare", f"b{B}t{T}h{Hq}:{Hkv}d{D}at{offset}axes{axes}", make, moved, real)
+
+    yield case(1, 1, 2, 1, 256, 8, 3)
+    yield case(2, 5, 6, 2, 64, 16, 0)
+    yield case(2, 5, 4, 4, 128, 16, 11, axes=1)
+    yield case(2, 7, 3, 1, 256, 7, 0, axes=3)
+    yield case(1, 1, 16, 4, 256, 2048, 2000, real=True)
+
+
+def attention_cases() -> Iterator[Case]:
+    def case(
+        B: int, T: int, Hq: int, Hkv: int, D: int, S: int, length: int, padded: bool = False, real: bool = False
+    ) -> Case:
+        def make(dtype: mx.Dtype, rng: np.random.Generator) -> Arguments:
+            return {
+                "q": normal(rng, B, Hq, T, D, dtype=dtype),
+                "projection": normal(rng, B, T, (2 * Hq + 2 * Hkv) * D, dtype=dtype),
+                "keys": normal(rng, B, Hkv, S, D, dtype=dtype),
+                "values": normal(rng, B, Hkv, S, D, dtype=dtype),
+                "length": length,
+                "scale": D**-0.5,
+                "start": mx.array(rng.integers(0, length, size=B)) if padded else None,
+            }
+
+        def moved(arguments: Arguments, results: list[mx.array]) -> int:
+            cache = 2 * B * Hkv * length * D * arguments["keys"].itemsize
+            return cache + arguments["q"].nbytes + 2 * results[0].nbytes
+
+        return Case("attention", f"b{B}t{T}h{Hq}:{Hkv}d{D}l{length}" + ("-padded" if padded else ""), make, moved, real)
+
+    yield case(1, 1, 2, 1, 256, 9, 9)
+    yield case(2, 1, 6, 2, 64, 100, 70)
+    yield case(1, 65, 4, 4, 128, 70, 65)
+    yield case(2, 9, 3, 1, 256, 140, 131)
+    yield case(3, 6, 2, 1, 64, 80, 75, padded=True)
+    yield case(2, 70, 2, 1, 64, 70, 70, padded=True)
+    yield case(1, 1, 4, 1, 64, 2500, 2345)
+    yield case(2, 3, 4, 2, 64, 2100, 2049, padded=True)
+    yield case(1, 40, 6, 1, 72, 200, 150)
+    yield case(1, 1, 16, 4, 256, 2048, 2000, real=True)
+    yield case(1, 1, 16, 4, 256, 16384, 16000, real=True)
+
+
+CASES = [
+    *qmm_cases(),
+    *embedding_cases(),
+    *conv1d_cases(),
+    *gated_delta_cases(),
+    *delta_mixer_cases(),
+    *attention_prepare_cases(),
+    *attention_cases(),
+]

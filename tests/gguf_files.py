@@ -1,0 +1,160 @@
+"""GGUF files as llama.cpp writes them, made from the tiny checkpoint head by head, by none of our code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFWriter, TokenType
+from gguf.quants import quantize
+
+TINY = Path(__file__).parents[1] / "examples" / "tiny"
+HEADS, KEYS, DIM = 4, 2, 128  # value heads, key heads, values a head
+# llama.cpp keeps value head i of key head i % KEYS at place i; Hugging Face has the heads of one key head together.
+ORDER = [key * (HEADS // KEYS) + j for j in range(HEADS // KEYS) for key in range(KEYS)]
+
+NAMES = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "post_attention_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "linear_attn.in_proj_qkv": "attn_qkv",
+    "linear_attn.in_proj_z": "attn_gate",
+    "linear_attn.in_proj_a": "ssm_alpha",
+    "linear_attn.in_proj_b": "ssm_beta",
+    "linear_attn.conv1d": "ssm_conv1d",
+    "linear_attn.norm": "ssm_norm",
+    "linear_attn.out_proj": "ssm_out",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def stored() -> dict[str, np.ndarray]:
+    """The tiny checkpoint's tensors in float32, under their official names."""
+    arrays: dict[str, np.ndarray] = {}
+    for file in sorted(TINY.glob("*.safetensors")):
+        loaded = mx.load(str(file))
+        assert isinstance(loaded, dict)
+        arrays |= {name: np.array(array.astype(mx.float32)) for name, array in loaded.items()}
+    return arrays
+
+
+def write_gguf(path: Path, kind: str = "BF16", edit: dict[str, Any] | None = None, tied: bool = False) -> Path:
+    """The tiny checkpoint with its matrices stored as ``kind``; ``edit`` replaces metadata (None drops a key)."""
+    writer = GGUFWriter(path, "qwen35")
+    for key, value in (metadata() | (edit or {})).items():
+        if value is not None:
+            _add(writer, key, value)
+    for name, array in stored().items():
+        if not tied or name != "lm_head.weight":
+            _write(writer, name, array, kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def metadata() -> dict[str, Any]:
+    config = json.loads((TINY / "config.json").read_text())["text_config"]
+    tokenizer = json.loads((TINY / "tokenizer.json").read_text())
+    added = {token["id"]: token for token in tokenizer["added_tokens"]}
+    vocabulary = {i: token for token, i in tokenizer["model"]["vocab"].items()}
+    vocabulary |= {i: token["content"] for i, token in added.items()}
+    control = [i for i, token in added.items() if token["content"].startswith("<|")]  # as llama.cpp's converter guesses
+    kinds = [
+        TokenType.CONTROL if i in control else TokenType.USER_DEFINED if i in added else TokenType.NORMAL
+        for i in range(len(vocabulary))
+    ]
+    return {
+        "qwen35.block_count": config["num_hidden_layers"] + 1,
+        "qwen35.nextn_predict_layers": 1,
+        "qwen35.context_length": 8192,
+        "qwen35.embedding_length": config["hidden_size"],
+        "qwen35.feed_forward_length": config["intermediate_size"],
+        "qwen35.attention.head_count": config["num_attention_heads"],
+        "qwen35.attention.head_count_kv": config["num_key_value_heads"],
+        "qwen35.attention.key_length": config["head_dim"],
+        "qwen35.attention.layer_norm_rms_epsilon": 1e-6,
+        "qwen35.rope.dimension_sections": [11, 11, 10, 0],
+        "qwen35.rope.dimension_count": 64,
+        "qwen35.rope.freq_base": 1e7,
+        "qwen35.ssm.conv_kernel": 4,
+        "qwen35.ssm.state_size": config["linear_key_head_dim"],
+        "qwen35.ssm.group_count": KEYS,
+        "qwen35.ssm.time_step_rank": HEADS,
+        "qwen35.ssm.inner_size": HEADS * DIM,
+        "qwen35.full_attention_interval": 4,
+        "general.sampling.temp": 0.6,
+        "general.sampling.top_k": 20,
+        "general.sampling.top_p": 0.95,
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "qwen35",
+        "tokenizer.ggml.tokens": [vocabulary[i] for i in range(len(vocabulary))],
+        "tokenizer.ggml.token_type": [int(kind) for kind in kinds],
+        "tokenizer.ggml.merges": [" ".join(pair) for pair in tokenizer["model"]["merges"]],
+        "tokenizer.ggml.eos_token_id": config["eos_token_id"],
+        "tokenizer.ggml.padding_token_id": 4070,
+        "tokenizer.chat_template": (TINY / "chat_template.jinja").read_text(),
+    }
+
+
+def _add(writer: GGUFWriter, key: str, value: Any) -> None:
+    if isinstance(value, list):
+        writer.add_array(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    else:
+        writer.add_uint32(key, value)
+
+
+def _write(writer: GGUFWriter, name: str, array: np.ndarray, kind: str) -> None:
+    if name.startswith("mtp.layers.0."):  # one more block, as far as this file goes
+        name = name.replace("mtp.layers.0.", "model.language_model.layers.8.")
+    if name in ("lm_head.weight", "model.language_model.embed_tokens.weight", "model.language_model.norm.weight"):
+        short = {"lm_head": "output", "embed_tokens": "token_embd", "norm": "output_norm"}[name.split(".")[-2]]
+        full = f"{short}.weight"
+    elif name.startswith("model.language_model.layers."):
+        number, module = name.removeprefix("model.language_model.layers.").split(".", 1)
+        stem = module.removesuffix(".weight")
+        short = {"linear_attn.A_log": "ssm_a", "linear_attn.dt_bias": "ssm_dt.bias"}.get(
+            module
+        ) or f"{NAMES[stem]}.weight"
+        full = f"blk.{number}.{short}"
+    else:
+        return
+    array = tiled(full.split(".", 2)[-1], array)
+    if full.endswith("norm.weight") and not full.endswith("ssm_norm.weight"):
+        array = array + np.float32(1)
+    if array.ndim == 1 or "conv1d" in full:
+        writer.add_tensor(full, array)
+    else:
+        data_type = GGMLQuantizationType[kind]
+        writer.add_tensor(full, quantize(array, data_type), raw_dtype=data_type)
+
+
+def tiled(short: str, array: np.ndarray) -> np.ndarray:
+    """One tensor of a layer in llama.cpp's order of heads and with its values."""
+    rows = {"attn_qkv.weight": DIM, "attn_gate.weight": DIM, "ssm_conv1d.weight": DIM}
+    rows |= {"ssm_alpha.weight": 1, "ssm_beta.weight": 1, "ssm_a": 1, "ssm_dt.bias": 1}
+    if short == "ssm_conv1d.weight":
+        array = array[:, 0]
+    if short == "ssm_a":
+        array = -np.exp(array)
+    if short == "ssm_out.weight":
+        return np.concatenate([array[:, head * DIM : (head + 1) * DIM] for head in ORDER], axis=1)
+    if short not in rows:
+        return array
+    n, start = rows[short], len(array) - HEADS * rows[short]
+    return np.concatenate([array[:start], *(array[start + head * n : start + (head + 1) * n] for head in ORDER)])

@@ -1,0 +1,229 @@
+"""Compiles kernels with clang: PyPI's ziglang, or the system's clang++. Every result is cached by what went into it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import instrument
+
+HERE = Path(__file__).resolve().parent
+SHIM = HERE / "shim"
+RUNTIME = ("runtime.cpp", "memory.cpp", "checker.cpp")
+
+METAL_VERSION = 310
+
+# No C++ library is used, so that neither its headers are parsed nor the library itself is needed at link time.
+COMMON = shlex.split(
+    "-std=c++17 -fPIC -fno-exceptions -fno-rtti -fno-threadsafe-statics -nostdinc++ -fno-stack-protector"
+    " -mavx2 -mfma -mf16c -fno-math-errno -fno-sanitize=all -fno-strict-aliasing"
+)
+# Metal contracts a * b + c, and a literal without suffix is a float. Variables that a kernel leaves unset become NaN.
+KERNEL = [*COMMON, "-ffp-contract=fast", "-Xclang", "-cl-single-precision-constant", "-gline-tables-only"]
+KERNEL += ["-ftrivial-auto-var-init=pattern"]
+# An instrumented kernel keeps the accesses that its source has, but for what any optimiser removes.
+INSTRUMENTED = ["-fno-vectorize", "-fno-slp-vectorize", "-fno-unroll-loops"]
+INSTRUMENTED += ["-fsanitize=array-bounds,shift-exponent,integer-divide-by-zero"]  # handled by checker.cpp
+WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Wno-unknown-pragmas", "-Wno-c++17-extensions"]
+
+
+class CompileError(RuntimeError):
+    """What clang said."""
+
+
+@dataclass(frozen=True, order=True)
+class Diagnostic:
+    file: str
+    line: int
+    column: int
+    severity: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}: {self.severity}: {self.message}"
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """compile: a command that takes clang's arguments; link: one that takes a linker's."""
+
+    compile: tuple[str, ...]
+    link: tuple[str, ...]
+    version: str
+
+
+@dataclass(frozen=True)
+class Binary:
+    """A shared library, and the source lines of its sites if it is instrumented."""
+
+    path: Path
+    sites: tuple[instrument.SourceLine, ...]
+
+
+def half_flags(excess_precision: bool) -> list[str]:
+    """Whether half and bfloat expressions are rounded after every operation, or when stored."""
+    mode = "fast" if excess_precision else "none"
+    return [word for kind in ("float16", "bfloat16") for word in ("-Xclang", f"-f{kind}-excess-precision={mode}")]
+
+
+@functools.cache
+def find_compiler() -> Compiler:
+    """MSL_CXX if set, else ziglang's clang, else the newest clang++ on PATH."""
+    cpu = Path("/proc/cpuinfo")
+    features = set(cpu.read_text().split()) if cpu.is_file() else set()
+    if platform.machine() != "x86_64" or not {"avx2", "fma", "f16c"} <= features:
+        raise CompileError(f"expected x86_64 Linux with AVX2, FMA and F16C, found {platform.platform()}")
+    command: list[str] = shlex.split(os.environ.get("MSL_CXX", ""))
+    link: list[str] = []
+    zig = importlib.util.find_spec("ziglang")
+    if not command and zig is not None and zig.origin is not None:
+        binary = str(Path(zig.origin).parent / "zig")
+        command, link = (
+            [binary, "c++"],
+            [binary, "ld.lld", "-shared", "-Bsymbolic"],
+        )  # zig's own link step would build a C++ library first
+    if not command:
+        names = ["clang++", *(f"clang++-{version}" for version in range(30, 18, -1))]
+        found = next((path for path in map(shutil.which, names) if path), None)
+        if found is None:
+            raise CompileError(
+                "no clang found: pip install ziglang, or set MSL_CXX to a clang++ of version 19 or later"
+            )
+        command = [found]
+    version = _run([*command, "--version"]).stdout.split("\n")[0]
+    return Compiler(tuple(command), tuple(link or [*command, "-shared", "-nostdlib", "-Wl,-Bsymbolic"]), version)
+
+
+def cache_directory() -> Path:
+    """$XDG_CACHE_HOME/mlx-delta/msl, or build/msl of the repository."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    path = Path(base) / "mlx-delta" / "msl" if base else HERE.parent.parent / "build" / "msl"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def preprocess(text: str) -> str:
+    """Expands the macros of a source, which must include nothing."""
+    target = cache_directory() / f"{_key('preprocess', text)}.i"
+    if not target.exists():
+        with tempfile.TemporaryDirectory(dir=cache_directory()) as folder:
+            plain, expanded = Path(folder) / "kernel.cpp", Path(folder) / "kernel.i"
+            plain.write_text(text)
+            metal = ["-D__METAL__=1", f"-D__METAL_VERSION__={METAL_VERSION}"]
+            _check([*find_compiler().compile, *COMMON, *metal, "-w", "-E", str(plain), "-o", str(expanded)])
+            expanded.replace(target)
+    return target.read_text()
+
+
+def build(code: str, *, instrumented: bool, excess_precision: bool) -> Binary:
+    """Compiles a rewritten kernel with its entry points into a library, or finds it in the cache."""
+    flags = [*KERNEL, *half_flags(excess_precision), "-O2", *(INSTRUMENTED if instrumented else [])]
+    key = _key(code, *flags, str(instrumented))
+    library = cache_directory() / f"{key}.so"
+    lines = cache_directory() / f"{key}.json"
+    if not library.exists():
+        with tempfile.TemporaryDirectory(dir=cache_directory()) as folder:
+            work = Path(folder)
+            objects = [_kernel_object(code, flags, instrumented, work), *_runtime_objects()]
+            linked = work / "kernel.so"
+            _check([*find_compiler().link, *map(str, objects), "-o", str(linked)])
+            if instrumented:
+                (work / "sites.json").replace(lines)
+            linked.replace(library)
+    if not instrumented:
+        return Binary(library, ())
+    return Binary(library, tuple(instrument.SourceLine(*site) for site in json.loads(lines.read_text())))
+
+
+def diagnose(code: str, flags: Sequence[str]) -> list[Diagnostic]:
+    """What clang warns of in a rewritten kernel, and in nothing of the shim."""
+    with tempfile.TemporaryDirectory(dir=cache_directory()) as folder:
+        path = Path(folder) / "kernel.cpp"
+        path.write_text(code)
+        kernel = [flag for flag in KERNEL if flag != "-gline-tables-only"]
+        command = [
+            *find_compiler().compile,
+            *kernel,
+            *half_flags(False),
+            "-O0",
+            *WARNINGS,
+            *flags,
+            "-isystem",
+            str(SHIM),
+        ]
+        result = _run([*command, "-S", "-emit-llvm", str(path), "-o", str(path.with_suffix(".ll"))])
+    found = re.findall(r"^(.+?):(\d+):(\d+): (warning|error|fatal error): (.*)$", result.stderr, re.M)
+    diagnostics = sorted(
+        {Diagnostic(file, int(line), int(column), kind, text) for file, line, column, kind, text in found}
+    )
+    if result.returncode and not diagnostics:
+        raise CompileError(result.stderr)
+    return diagnostics
+
+
+def _kernel_object(code: str, flags: list[str], instrumented: bool, work: Path) -> Path:
+    source, target = work / "kernel.cpp", work / "kernel.o"
+    source.write_text(code)
+    command = [*find_compiler().compile, *flags, "-w", f"-I{SHIM}"]
+    if not instrumented:
+        _check([*command, "-c", str(source), "-o", str(target)])
+        return target
+    ir = work / "kernel.ll"
+    _check([*command, "-S", "-emit-llvm", str(source), "-o", str(ir)])
+    text, sites = instrument.instrument(ir.read_text(), SHIM)
+    ir.write_text(text)
+    (work / "sites.json").write_text(json.dumps([[s.file, s.line, s.column] for s in sites]))
+    as_is = ["-fPIC", "-O1", "-w", "-fno-sanitize=all", "-Xclang", "-disable-llvm-passes"]
+    _check([*find_compiler().compile, *as_is, "-c", str(ir), "-o", str(target)])
+    return target
+
+
+def _runtime_objects() -> list[Path]:
+    """The runtime's objects; they depend on the shim and the compiler alone."""
+    flags = [*COMMON, "-O2"]
+    objects = []
+    for name in RUNTIME:
+        target = cache_directory() / f"{Path(name).stem}-{_key(name, *flags)}.o"
+        objects.append(target)
+        if not target.exists():
+            with tempfile.TemporaryDirectory(dir=cache_directory()) as folder:
+                built = Path(folder) / "runtime.o"
+                _check([*find_compiler().compile, *flags, "-c", str(SHIM / name), "-o", str(built)])
+                built.replace(target)
+    return objects
+
+
+@functools.cache
+def _environment_hash() -> str:
+    """Of what every result depends on: the compiler, the shim, and how kernels are instrumented."""
+    files = [*sorted(SHIM.iterdir()), HERE / "instrument.py"]
+    content = b"".join(path.read_bytes() for path in files if path.is_file())
+    return hashlib.sha256(find_compiler().version.encode() + content).hexdigest()
+
+
+def _key(*parts: str) -> str:
+    return hashlib.sha256("\0".join((_environment_hash(), *parts)).encode()).hexdigest()[:20]
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    cache = str(cache_directory() / "zig")
+    environment = {"ZIG_LOCAL_CACHE_DIR": cache, "ZIG_GLOBAL_CACHE_DIR": cache, **os.environ}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def _check(command: list[str]) -> None:
+    result = _run(command)
+    if result.returncode:
+        raise CompileError(f"{' '.join(command[:2])} failed:\n{result.stderr[:8000]}")

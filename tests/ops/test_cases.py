@@ -1,0 +1,157 @@
+"""Every case of the registry against its float32 reference: values, layouts, compilation, batches, states."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import mlx.core as mx
+import pytest
+
+from cases import BOUNDS, CASES, DTYPES, Arguments, Case, relative_rms
+from mlx_delta import _core, ops
+
+SMALL = [case for case in CASES if not case.real]
+
+
+@pytest.fixture(params=_core.cpu_isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set that this machine runs."""
+    before = _core.cpu_isa()
+    _core.use_cpu_isa(request.param)
+    yield request.param
+    _core.use_cpu_isa(before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.id)
+def test_matches_the_reference(case: Case, dtype: mx.Dtype) -> None:
+    """On every instruction set of this machine, against one reference."""
+    arguments = case.arguments(dtype)
+    expected = case.reference(arguments)
+    chosen = _core.cpu_isa()
+    try:
+        for isa in _core.cpu_isas():
+            _core.use_cpu_isa(isa)
+            found = case.run(arguments)
+            assert len(found) == len(expected)
+            for result, reference in zip(found, expected, strict=True):
+                assert result.shape == reference.shape
+                assert relative_rms(result, reference) <= BOUNDS[dtype], isa
+    finally:
+        _core.use_cpu_isa(chosen)
+
+
+# mlx's CPU fallback takes minutes to dequantize a 248320-row matrix; the kernel is that of qmm-b6g64.
+REAL = [case for case in CASES if case.real and case.name != "9b-lm_head"]
+
+
+@pytest.mark.parametrize("case", REAL, ids=lambda case: case.id)
+def test_matches_the_reference_on_the_shapes_of_the_9b(case: Case) -> None:
+    arguments = case.arguments(mx.bfloat16)
+    for result, reference in zip(case.run(arguments), case.reference(arguments), strict=True):
+        assert relative_rms(result, reference) <= BOUNDS[mx.bfloat16]
+
+
+def spread(value: object) -> object:
+    """The same values on every other element of a wider array; packed matrices likewise."""
+    if isinstance(value, list):
+        return [spread(v) for v in value]
+    if isinstance(value, ops.Matrix):
+        if value.bits == 0:
+            return ops.Matrix.plain(spread(value.weight))
+        parts = (spread(value.weight), spread(value.scales), spread(value.biases))
+        return ops.Matrix.affine(*parts, value.bits, value.group_size)
+    if not isinstance(value, mx.array):
+        return value
+    wide = mx.contiguous(mx.repeat(value, 2, axis=-1))
+    mx.eval(wide)
+    return wide[..., ::2]
+
+
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.id)
+def test_inputs_need_not_be_contiguous(case: Case) -> None:
+    arguments = case.arguments(mx.float32)
+    scattered = {name: spread(value) for name, value in arguments.items()}
+    for result, reference in zip(case.run(scattered), case.run(arguments), strict=True):
+        assert mx.array_equal(result, reference)
+
+
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.id)
+def test_works_under_compile(case: Case) -> None:
+    arguments = case.arguments(mx.bfloat16)
+    arrays = {name: value for name, value in arguments.items() if isinstance(value, mx.array)}
+    rest = {name: value for name, value in arguments.items() if name not in arrays}
+    compiled = mx.compile(lambda **inputs: [2 * r for r in case.run({**rest, **inputs})])
+    for _ in range(2):  # traced, then replayed
+        for result, reference in zip(compiled(**arrays), case.run(arguments), strict=True):
+            assert mx.array_equal(result, 2 * reference)
+
+
+@pytest.mark.parametrize(
+    "case", ["b2g32", "b3g64", "b4g128", "b5g32", "b6g64", "b8g64", "plain-bfloat16", "scales-float16"]
+)
+def test_qmm_rows_are_identical_whatever_the_batch(case: str, isa: str) -> None:
+    arguments = next(c for c in CASES if c.id == f"qmm-{case}").arguments(mx.bfloat16)
+    x = mx.random.normal((16, arguments["x"].shape[1]), key=mx.random.key(7)).astype(mx.bfloat16)
+    together = ops.qmm(x, arguments["segments"], norm=mx.ones(x.shape[1]))
+    for M in range(1, 16):
+        part = ops.qmm(x[:M], arguments["segments"], norm=mx.ones(x.shape[1]))
+        assert mx.array_equal(part, together[:M])
+
+
+def split_time(arguments: Arguments, names: tuple[str, ...], at: int) -> tuple[Arguments, Arguments]:
+    first = {n: v[:, :at] if n in names and v is not None else v for n, v in arguments.items()}
+    second = {n: v[:, at:] if n in names and v is not None else v for n, v in arguments.items()}
+    return first, second
+
+
+TIME_AXES = {
+    "conv1d": ("x", "mask"),
+    "gated_delta": ("q", "k", "v", "a", "b", "mask"),
+    "delta_mixer": ("projection", "mask"),
+}
+STATES = {"conv1d": ("state",), "gated_delta": ("state",), "delta_mixer": ("conv_state", "delta_state")}
+
+
+@pytest.mark.parametrize("case", [c for c in SMALL if c.op in TIME_AXES], ids=lambda case: case.id)
+def test_states_carry_over(case: Case) -> None:
+    arguments = case.arguments(mx.float32)
+    names = TIME_AXES[case.op]
+    T = arguments[names[0]].shape[1]
+    whole = case.run(arguments)
+    for at in {1, T // 2, T - 1} - {0, T}:
+        first, second = split_time(arguments, names, at)
+        y1, *states = case.run(first)
+        y2, *final = case.run({**second, **dict(zip(STATES[case.op], states, strict=True))})
+        assert relative_rms(mx.concatenate([y1, y2], axis=1), whole[0]) <= 1e-5
+        for found, expected in zip(final, whole[1:], strict=True):
+            assert relative_rms(found, expected) <= 1e-5
+
+
+def test_a_state_that_is_still_held_is_not_overwritten() -> None:
+    case = next(c for c in SMALL if c.op == "delta_mixer")
+    arguments = case.arguments(mx.float32)
+    before = arguments["delta_state"] + 0
+    mx.eval(before)
+    mx.eval(case.run(arguments))
+    assert mx.array_equal(arguments["delta_state"], before)
+
+
+def test_a_state_that_nobody_holds_is_updated_in_place() -> None:
+    """One token of the 9B's mixer must not copy its 2 MB of state: the active memory does not grow by it."""
+    case = next(c for c in CASES if c.op == "delta_mixer" and c.real)
+    arguments = case.arguments(mx.bfloat16)
+    mx.eval([v for v in arguments.values() if isinstance(v, mx.array)])
+    state_bytes = arguments["delta_state"].nbytes
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    for _ in range(3):
+        y, arguments["conv_state"], arguments["delta_state"] = case.run(arguments)
+        mx.eval(y, arguments["conv_state"], arguments["delta_state"])
+    assert mx.get_peak_memory() - before < state_bytes // 2
+
+
+def test_an_embedding_of_an_unknown_token_is_nan() -> None:
+    table = ops.Matrix.plain(mx.ones((4, 8)))
+    rows = ops.embedding(mx.array([1, 4, -1]), table, mx.float32)
+    assert mx.all(mx.isnan(rows), axis=1).tolist() == [False, True, True]

@@ -1,0 +1,131 @@
+"""The command line as a user meets it: help, answers, wrong arguments, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COMMANDS = ["demo", "convert", "generate", "info", "evaluate"]
+MLX_DELTA = [sys.executable, "-m", "mlx_delta.cli.main"]
+ENVIRONMENT = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1"}
+
+
+def run(*arguments: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    command = [*MLX_DELTA, *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, input=stdin, env=ENVIRONMENT, timeout=120, check=False
+    )
+
+
+def test_help() -> None:
+    shown = run("--help")
+    assert shown.returncode == 0
+    assert all(command in shown.stdout for command in COMMANDS)
+    assert run("--version").stdout.startswith("mlx-delta 0.")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command(command: str) -> None:
+    shown = run(command, "--help")
+    assert shown.returncode == 0
+    assert "Usage:" in shown.stdout
+    options = shown.stdout.partition("Options:")[2].splitlines()
+    assert not [line for line in options if line.strip().startswith("-") and len(line.split()) < 3]  # unexplained
+
+
+def test_help_needs_no_mlx() -> None:
+    """It stays instant: nothing heavy is imported before a command runs."""
+    heavy = "('mlx.core', 'numpy', 'tokenizers')"
+    code = f"import sys; import mlx_delta.cli.main; print([m for m in {heavy} if m in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
+
+
+def test_generate_streams_an_answer(tiny: Path) -> None:
+    done = run("generate", "--model", tiny, "--prompt", "Count to 7.", "--temperature", "0")
+    assert done.returncode == 0
+    assert done.stdout.endswith("1 2 3 4 5 6 7\n")
+    assert "tok/s" in done.stderr
+
+
+def test_generate_json(tiny: Path) -> None:
+    done = run("generate", "-m", tiny, "-p", "-", "--raw", "-n", "5", "-t", "0", "--json", stdin="def __init__(self")
+    result = json.loads(done.stdout)
+    assert result["generated_tokens"] == len(result["token_ids"]) == 5
+    assert result["finish_reason"] == "length"
+    assert result["prompt_tokens_per_second"] > 0 < result["generation_tokens_per_second"]
+    assert result["peak_memory_bytes"] > 20_000_000
+
+
+def test_info(tiny: Path) -> None:
+    done = run("info", tiny)
+    assert "10,266,672" in done.stdout
+    assert "lm_head" in done.stdout
+    facts = json.loads(run("info", tiny, "--json").stdout)
+    assert facts["text_parameters"] == 10_266_672
+    assert facts["text_bytes"] == sum(g["nbytes"] for g in facts["groups"] if g["component"] not in ("vision", "mtp"))
+    assert facts["bytes_per_token"] == facts["text_bytes"] - 4095 * 256 * 2  # all but one row of the embedding
+
+
+def test_demo(tmp_path: Path) -> None:
+    done = run("demo", "--output", tmp_path / "tiny-unsloth")
+    assert done.returncode == 0, done.stderr
+    assert "1 2 3 4 5 6 7" in done.stdout
+    assert "tool call: search(" in done.stdout
+    assert "decode tok/s" in done.stdout
+    assert (tmp_path / "tiny-unsloth" / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["info", "nowhere"], "error: nowhere: expected a model directory, found nothing"),
+        (["generate", "-m", "nowhere", "-p", "x"], "error: nowhere: expected a model directory, found nothing"),
+        (["convert", "-i", "nowhere", "-o", "out"], "error: nowhere: expected a model directory, found nothing"),
+        (["generate", "-m", "TINY", "-p", "x", "-t", "-1"], "error: temperature: expected >= 0, found -1"),
+        (["generate", "-m", "TINY", "-p", "", "--raw"], "error: prompt: expected at least one token, found none"),
+        (
+            ["generate", "-m", "TINY", "-p", "x", "--dtype", "int4"],
+            "error: dtype: expected float32, float16 or bfloat16",
+        ),
+    ],
+)
+def test_wrong_arguments_are_one_line(tiny: Path, arguments: list[str], message: str) -> None:
+    done = run(*[tiny if argument == "TINY" else argument for argument in arguments])
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not done.stdout
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_ctrl_c_keeps_what_was_printed(tiny: Path, as_json: bool) -> None:
+    command = ["generate", "-m", str(tiny), "-p", "import os", "--raw", "-n", "100000", "-t", "1", "--seed", "1"]
+    process = subprocess.Popen(
+        [*MLX_DELTA, *command, *(["--json"] if as_json else [])],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**ENVIRONMENT, "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    first = b"" if as_json else process.stdout.read(20)
+    if as_json:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=6)  # long after it began to generate
+    process.send_signal(signal.SIGINT)
+    rest, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert b"Traceback" not in errors
+    if as_json:
+        result = json.loads(rest)
+        assert result["finish_reason"] == "interrupted"
+        assert result["text"]
+    else:
+        assert len(first) == 20
+        assert b"tok/s" in errors

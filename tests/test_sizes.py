@@ -1,0 +1,35 @@
+"""The published sizes by their configs alone: parameters, tensors and bytes of the recipe."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from bench.random_model import CONFIGS, recipe_plans, write_model
+
+from mlx_delta.load import load_model
+
+
+@pytest.mark.parametrize("size", CONFIGS)
+def test_parameters_of_every_published_size(size: str) -> None:
+    _, plans = recipe_plans(size)
+    assert sum(math.prod(each.shape) for each in plans) == CONFIGS[size]["text_params"]
+
+
+def test_the_9b_in_the_recipe() -> None:
+    """767 text tensors; 5.29 GB read a token: all of it but the embedding, of which one row."""
+    _, plans = recipe_plans("9B")
+    assert sum(len(each.entries) for each in plans) == 767
+    embedding = next(each.nbytes for each in plans if each.component == "embed_tokens")
+    total = sum(each.nbytes for each in plans)
+    assert total - embedding == pytest.approx(5.29e9, rel=1e-3)
+
+
+def test_a_random_model_of_a_real_size_decodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The 0.8B's widths in two layers and a small vocabulary: tied embeddings, ratio 1, hidden 1024."""
+    small = {**CONFIGS["0.8B"]["text_config"], "num_hidden_layers": 4, "vocab_size": 4096}
+    monkeypatch.setitem(CONFIGS, "0.8B", {"text_config": small})
+    write_model("0.8B", tmp_path / "model")
+    model = load_model(tmp_path / "model")
+    assert len(model.generate([1, 2, 3], max_new_tokens=8, temperature=0).text()) > 0
