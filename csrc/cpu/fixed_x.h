@@ -18,6 +18,9 @@ inline int layout_of(const MatrixView& m) {
 template <int vectors, int group_size, typename T>
 void fix_row(const T* x, const float* norm, int64_t K, int8_t* planes, float* steps, float* sums) {
   constexpr int weights = 64 * vectors, groups = weights / group_size, parts = group_size / 16;
+  constexpr int piece = vectors * 4;
+  const __m512i order = vectors == 4 ? _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15)
+                                     : _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   const int64_t tiles = (K + weights - 1) / weights;
   if (K % weights != 0) {
     std::memset(planes + (tiles - 1) * 2 * weights, 0, 2 * weights);
@@ -42,21 +45,24 @@ void fix_row(const T* x, const float* norm, int64_t K, int8_t* planes, float* st
     const int in_tile = int(g % groups);
     __m512i total = _mm512_setzero_si512();
     for (int i = 0; i < parts; ++i) {
-      const __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(h[i], inverse));
+      const __m512i q = _mm512_permutexvar_epi32(order, _mm512_cvtps_epi32(_mm512_mul_ps(h[i], inverse)));
       const __m512i hi = _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(128)), 8);
       total = _mm512_add_epi32(total, q);
       alignas(16) int8_t bytes[2][16];
       _mm_store_si128(reinterpret_cast<__m128i*>(bytes[0]), _mm512_cvtepi32_epi8(hi));
       _mm_store_si128(reinterpret_cast<__m128i*>(bytes[1]),
                       _mm512_cvtepi32_epi8(_mm512_sub_epi32(q, _mm512_slli_epi32(hi, 8))));
-      for (int o = 0; o < 2; ++o) {
-        const Place p = place<vectors, group_size>(in_tile, 2 * i + o);
-        int8_t* to = planes + t * 2 * weights + p.vector * 64 + p.lane * 8;
+      const Place p = place((in_tile * group_size + 16 * i) / piece);
+      const int vector = vectors == 4 ? 2 * p.half : 0;  // 16 values are one piece, in two vectors, or two pieces
+      int8_t* to = planes + t * 2 * weights + vector * 64 + p.lane * 8;
+      for (int o = 0; o < 2; ++o, to += 64) {
         std::memcpy(to, bytes[0] + 8 * o, 8);
         std::memcpy(to + weights, bytes[1] + 8 * o, 8);
       }
     }
-    for (int lane = 0; lane < 16 / groups; ++lane) steps[t * 16 + in_tile * (16 / groups) + lane] = step;
+    for (int lane = 0; lane < 8; ++lane)
+      if (group_of<vectors, group_size>(lane) == in_tile)
+        steps[t * 16 + 2 * lane] = steps[t * 16 + 2 * lane + 1] = step;
     sums[g] = step * float(_mm512_reduce_add_epi32(total));
   }
 }

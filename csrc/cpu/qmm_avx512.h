@@ -7,9 +7,8 @@
 // the float additions matters for a row to have the same bits whatever the number of rows, and both loops below share
 // it.
 //
-// A tile is NV vectors of 64 weights. They are arranged so that a 32-bit lane only ever sums one group's products, in
-// all NV vectors: the float part (convert, step, scale) is paid once a tile. One vpermi2b from two loads brings the
-// bytes of eight values into each 64-bit lane, one vpmultishiftqb spreads them to bytes, one vpandd cuts them to width.
+// A tile is 4 vectors of 64 weights (5 bits and more: 2), arranged so that a 32-bit lane only ever sums one group's
+// products in all of them: the float part (convert, step, scale) is paid once a tile.
 #pragma once
 
 #if defined(__AVX512VNNI__)
@@ -18,23 +17,27 @@
 
 namespace mlx_delta::cpu::MLX_DELTA_ISA {
 
-// How tiles of one width and group size lie in memory.
+// How the tiles of one width lie in memory. A piece is what one 64-bit lane holds after the permutation.
 template <int bits>
 struct Tile {
   static constexpr int vectors = bits <= 4 ? 4 : 2;
+  static constexpr int piece = bits <= 4 ? 16 : 8;  // weights
   static constexpr int weights = 64 * vectors;
   static constexpr int bytes = weights * bits / 8;  // 64 .. 128: two loads, the second at its end, cover it
 };
 
-// Where octet `octet` of group `group` of a tile goes: 64-bit lane `lane` of vector `vector`.
+// Piece p of a tile goes to lane `lane` of permuted vector `half`: where vpunpcklqdq and vpunpckhqdq of the two halves
+// of the tile put the 16 quadwords of a width whose pieces fill them (4 and 8 bits), and the same for all widths.
 struct Place {
-  int vector, lane;
+  int half, lane;
 };
+constexpr Place place(int piece) { return {piece % 2, piece % 8 / 2 * 2 + piece / 8}; }
+
+// The group in a tile of `vectors` that 64-bit lane `lane` belongs to: its two pieces are neighbours.
 template <int vectors, int group_size>
-constexpr Place place(int group, int octet) {
-  constexpr int groups = 64 * vectors / group_size;
-  constexpr int lanes = 8 / groups;
-  return {octet / lanes, group * lanes + octet % lanes};
+constexpr int group_of(int lane) {
+  constexpr int piece = vectors * 4;
+  return (lane % 2 * 8 + lane / 2 * 2) * piece / group_size;
 }
 
 // x of one call in fixed point, for tiles of `vectors` and one group size.
@@ -46,38 +49,65 @@ struct FixedX {
   int64_t sum_stride;
 };
 
-// The vectors that unpack a tile.
-template <int bits, int group_size>
+// Unpacks a tile to a byte a weight. Widths to 4 bits: a piece of 16 weights becomes 8 bytes of two weights each, and
+// those two vectors, the even and the odd weights. The shift that separates them does not compete with the products
+// for Zen 4's two multipliers, as vpmultishiftqb does.
+template <int bits>
 struct Unpack {
-  __m512i index[Tile<bits>::vectors];
-  __m512i shifts, mask;
+  using T = Tile<bits>;
+  __m512i index[2], shifts, mask;
 
   Unpack() {
-    using T = Tile<bits>;
-    alignas(64) uint8_t from[T::vectors][64] = {};
-    for (int g = 0; g < T::weights / group_size; ++g)
-      for (int o = 0; o < group_size / 8; ++o) {
-        const Place p = place<T::vectors, group_size>(g, o);
-        for (int i = 0; i < bits; ++i) {
-          const int at = (g * group_size / 8 + o) * bits + i;
-          from[p.vector][8 * p.lane + i] = uint8_t(at < 64 ? at : 64 + at - (T::bytes - 64));
-        }
+    alignas(64) uint8_t from[2][64] = {};
+    for (int p = 0; p < 16; ++p)
+      for (int i = 0; i < T::piece * bits / 8; ++i) {
+        const int at = p * T::piece * bits / 8 + i;
+        from[place(p).half][8 * place(p).lane + i] = uint8_t(at < 64 ? at : 64 + at - (T::bytes - 64));
       }
-    MLX_DELTA_UNROLL
-    for (int j = 0; j < T::vectors; ++j) index[j] = _mm512_load_si512(from[j]);
     alignas(64) uint8_t shift[64];
-    for (int i = 0; i < 64; ++i) shift[i] = uint8_t(i % 8 * bits);
+    for (int i = 0; i < 64; ++i) shift[i] = uint8_t(i % 8 * T::piece / 8 * bits);
+    index[0] = _mm512_load_si512(from[0]);
+    index[1] = _mm512_load_si512(from[1]);
     shifts = _mm512_load_si512(shift);
     mask = _mm512_set1_epi8(char((1 << bits) - 1));
   }
 
-  __m512i operator()(__m512i first, __m512i second, int j) const {
-    const __m512i octets =
-        bits == 2 ? _mm512_permutexvar_epi8(index[j], first) : _mm512_permutex2var_epi8(first, index[j], second);
-    if constexpr (bits == 8) return octets;
-    return _mm512_and_si512(_mm512_multishift_epi64_epi8(shifts, octets), mask);
+  // w[vectors] = the weights of the tile whose bytes `first` and `second` are.
+  __attribute__((always_inline)) void operator()(__m512i first, __m512i second, __m512i* w) const {
+    MLX_DELTA_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const __m512i pieces = permuted(first, second, half);
+      if constexpr (bits == 8) {
+        w[half] = pieces;
+      } else {
+        const __m512i values = bits == 4 ? pieces : _mm512_multishift_epi64_epi8(shifts, pieces);
+        if constexpr (bits <= 4) {
+          w[2 * half] = _mm512_and_si512(values, mask);
+          w[2 * half + 1] = _mm512_and_si512(_mm512_srli_epi32(values, bits), mask);
+        } else {
+          w[half] = _mm512_and_si512(values, mask);
+        }
+      }
+    }
+  }
+
+ private:
+  __attribute__((always_inline)) __m512i permuted(__m512i first, __m512i second, int half) const {
+    if constexpr (bits == 4 || bits == 8)
+      return half == 0 ? _mm512_unpacklo_epi64(first, second) : _mm512_unpackhi_epi64(first, second);
+    else if constexpr (bits == 2)
+      return _mm512_permutexvar_epi8(index[half], first);
+    else
+      return _mm512_permutex2var_epi8(first, index[half], second);
   }
 };
+
+// A loaded value that is used twice: without this GCC loads it again for each use, and loads are what the loops below
+// have the fewest of.
+__attribute__((always_inline)) inline __m512i held(__m512i x) {
+  asm("" : "+v"(x));
+  return x;
+}
 
 // Two loads that cover the first `bytes` bytes of a tile; the rest is 0.
 template <int bits>
@@ -96,14 +126,15 @@ inline void load_part_tile(const uint8_t* p, int64_t bytes, __m512i& first, __m5
 
 // The scales of a tile's groups, each in its group's lanes: one broadcasting load and one byte shuffle, which moves
 // each bfloat16 into the upper half of its lanes.
-template <int groups>
+template <int vectors, int group_size>
 struct Scales {
+  static constexpr int groups = 64 * vectors / group_size;
   __m512i index;
 
   Scales() {
     alignas(64) uint8_t from[64];
     for (int lane = 0; lane < 16; ++lane) {
-      const int group = lane * groups / 16;
+      const int group = group_of<vectors, group_size>(lane / 2);
       from[4 * lane] = from[4 * lane + 1] = 0x80;
       from[4 * lane + 2] = uint8_t(2 * group);
       from[4 * lane + 3] = uint8_t(2 * group + 1);
@@ -161,56 +192,84 @@ struct PackedRows {
   int64_t row_bytes, groups, cols;
 };
 
-// One row of x times `count` weight rows, one after the other: a single stream of memory, which the prefetchers follow
-// and the explicit prefetch (8 KB ahead, to L2, where more lines can be in flight than in L1) keeps running across
-// pages. Four rows side by side halved the speed. Reads bits / 8 + 4 / group_size bytes a weight, 2 loads a tile; live
-// registers: 2 loaded, 2 integer and 1 float sums, 7 constants, so that several tiles overlap.
-template <int bits, int group_size>
-void multiply_one(const PackedRows& rows, int64_t count, const FixedX& x, float* out) {
+// One row of x times NR weight rows that follow each other in memory. out[r] = the results.
+//
+// Reads bits / 8 + 4 / group_size bytes a weight. Two rows share the loads of x, which alone would cost as many cycles
+// as the products; their bytes are asked for in the order of memory before they are needed, since the hardware
+// prefetchers stop at every 4 KB page. A tile of 256 weights at 3 bits is 2 permutations, 4 shifts, 4 masks, 8 products
+// and 7 operations of float arithmetic: on Zen 4, 12 of them for its two multipliers at half a vector a cycle each.
+template <int bits, int group_size, int NR>
+void multiply_rows_of_one(const PackedRows& rows, int64_t first, const Unpack<bits>& unpack, const FixedX& x,
+                          float* out) {
   using T = Tile<bits>;
   constexpr int groups = T::weights / group_size;
-  const Unpack<bits, group_size> unpack;
-  const Scales<groups> scales;
-  for (int64_t r = 0; r < count; ++r) {
-    const uint8_t* row = rows.data + r * rows.row_bytes;
-    const uint16_t* row_scales = rows.scales + r * rows.groups;
-    __m512 acc = _mm512_setzero_ps();
-    const auto run = [&](int64_t t, auto full) __attribute__((always_inline)) {
-      const uint8_t* p = row + t * T::bytes;
-      const int64_t left = rows.cols - t * T::weights;
-      __m512i first, second, hi = _mm512_setzero_si512(), lo = hi;
-      if constexpr (full) {
-        load_tile<bits>(p, first, second);
-        prefetch_far(p);
-        if (T::bytes > 64) prefetch_far(p + 64);
-      } else {
-        load_part_tile<bits>(p, left * bits / 8, first, second);
-      }
-      const int8_t* planes = x.planes + t * 2 * T::weights;
+  const Scales<T::vectors, group_size> scales;
+  const uint8_t* row = rows.data + first * rows.row_bytes;
+  const uint16_t* row_scales = rows.scales + first * rows.groups;
+  __m512 acc[NR];
+  MLX_DELTA_UNROLL
+  for (int r = 0; r < NR; ++r) acc[r] = _mm512_setzero_ps();
+  const auto run = [&](int64_t t, auto full) __attribute__((always_inline)) {
+    const uint8_t* p = row + t * T::bytes;
+    const int64_t left = rows.cols - t * T::weights;
+    const int8_t* planes = x.planes + t * 2 * T::weights;
+    __m512i hi[NR], lo[NR];
+    __m512i w[NR][T::vectors];
+    MLX_DELTA_UNROLL
+    for (int r = 0; r < NR; ++r) {
+      __m512i a, b;
+      if constexpr (full)
+        load_tile<bits>(p + r * rows.row_bytes, a, b);
+      else
+        load_part_tile<bits>(p + r * rows.row_bytes, left * bits / 8, a, b);
+      unpack(held(a), held(b), w[r]);
+      hi[r] = lo[r] = _mm512_setzero_si512();
+    }
+    if constexpr (full) {
       MLX_DELTA_UNROLL
-      for (int j = 0; j < T::vectors; ++j) {
-        const __m512i w = unpack(first, second, j);
-        hi = _mm512_dpbusd_epi32(hi, w, _mm512_load_si512(planes + 64 * j));
-        lo = _mm512_dpbusd_epi32(lo, w, _mm512_load_si512(planes + T::weights + 64 * j));
+      for (int i = 0; i < NR * T::bytes; i += 64) prefetch_far(row + t * NR * T::bytes + i);
+    }
+    MLX_DELTA_UNROLL
+    for (int j = 0; j < T::vectors; ++j) {
+      const __m512i high = held(_mm512_load_si512(planes + 64 * j));
+      const __m512i low = held(_mm512_load_si512(planes + T::weights + 64 * j));
+      MLX_DELTA_UNROLL
+      for (int r = 0; r < NR; ++r) {
+        hi[r] = _mm512_dpbusd_epi32(hi[r], w[r][j], high);
+        lo[r] = _mm512_dpbusd_epi32(lo[r], w[r][j], low);
       }
-      const __m512i dot = _mm512_add_epi32(_mm512_slli_epi32(hi, 8), lo);
-      const uint16_t* s = row_scales + t * groups;
+    }
+    const __m512 step = _mm512_load_ps(x.steps + 16 * t);
+    MLX_DELTA_UNROLL
+    for (int r = 0; r < NR; ++r) {
+      const __m512i dot = _mm512_add_epi32(_mm512_slli_epi32(hi[r], 8), lo[r]);
+      const uint16_t* s = row_scales + r * rows.groups + t * groups;
       const __m512 scale = full ? scales(s) : scales.part(s, left / group_size);
-      acc = _mm512_fmadd_ps(scale, _mm512_mul_ps(_mm512_cvtepi32_ps(dot), _mm512_load_ps(x.steps + 16 * t)), acc);
-    };
-    const int64_t whole = rows.cols / T::weights;
-    for (int64_t t = 0; t < whole; ++t) run(t, std::true_type{});
-    if (whole * T::weights < rows.cols) run(whole, std::false_type{});
-    out[r] = _mm512_reduce_add_ps(add_biases(acc, rows.biases + r * rows.groups, x.sums, rows.groups));
-  }
+      acc[r] = _mm512_fmadd_ps(scale, _mm512_mul_ps(_mm512_cvtepi32_ps(dot), step), acc[r]);
+    }
+  };
+  const int64_t whole = rows.cols / T::weights;
+  for (int64_t t = 0; t < whole; ++t) run(t, std::true_type{});
+  if (whole * T::weights < rows.cols) run(whole, std::false_type{});
+  MLX_DELTA_UNROLL
+  for (int r = 0; r < NR; ++r)
+    out[r] = _mm512_reduce_add_ps(add_biases(acc[r], rows.biases + (first + r) * rows.groups, x.sums, rows.groups));
+}
+
+template <int bits, int group_size>
+void multiply_one(const PackedRows& rows, int64_t count, const FixedX& x, float* out) {
+  const Unpack<bits> unpack;
+  int64_t r = 0;
+  for (; r + 2 <= count; r += 2) multiply_rows_of_one<bits, group_size, 2>(rows, r, unpack, x, out + r);
+  if (r < count) multiply_rows_of_one<bits, group_size, 1>(rows, r, unpack, x, out + r);
 }
 
 // panel[t, r] = tile t of row r unpacked to bytes; columns beyond the row are 0. Tile by tile: rows a power of two
 // apart would all fall into the same few sets of L1.
-template <int bits, int group_size>
+template <int bits>
 void unpack_panel(const PackedRows& rows, int64_t count, int64_t tiles, uint8_t* panel) {
   using T = Tile<bits>;
-  const Unpack<bits, group_size> unpack;
+  const Unpack<bits> unpack;
   for (int64_t r = 0; r < count; ++r)
     for (int64_t t = 0; t < tiles; ++t) {
       uint8_t* to = panel + (t * count + r) * T::weights;
@@ -223,8 +282,10 @@ void unpack_panel(const PackedRows& rows, int64_t count, int64_t tiles, uint8_t*
         load_part_tile<bits>(p, left * bits / 8, first, second);
       prefetch_far(p);
       if (T::bytes > 64) prefetch_far(p + 64);
+      __m512i w[T::vectors];
+      unpack(first, second, w);
       MLX_DELTA_UNROLL
-      for (int j = 0; j < T::vectors; ++j) _mm512_store_si512(to + 64 * j, unpack(first, second, j));
+      for (int j = 0; j < T::vectors; ++j) _mm512_store_si512(to + 64 * j, w[j]);
     }
 }
 
@@ -234,7 +295,7 @@ template <int vectors, int group_size, int MR, int NR>
 void multiply_tiles(const uint8_t* panel, int64_t count, const uint16_t* row_scales, int64_t row_groups,
                     const FixedX& x, int64_t m, int64_t from, int64_t to, float* acc_at, int64_t acc_stride) {
   constexpr int weights = 64 * vectors, groups = weights / group_size;
-  const Scales<groups> scales;
+  const Scales<vectors, group_size> scales;
   __m512 acc[MR][NR];
   MLX_DELTA_UNROLL
   for (int i = 0; i < MR; ++i) MLX_DELTA_UNROLL
@@ -321,7 +382,7 @@ template <int bits, int group_size>
 void multiply_packed(const PackedRows& rows, int64_t count, const FixedX& x, int64_t M, float* out) {
   if (M == 1) return multiply_one<bits, group_size>(rows, count, x, out);
   uint8_t* panel = scratch_of<uint8_t>(3, count * x.tiles * Tile<bits>::weights);
-  unpack_panel<bits, group_size>(rows, count, x.tiles, panel);
+  unpack_panel<bits>(rows, count, x.tiles, panel);
   multiply_panel<Tile<bits>::vectors, group_size>(rows, count, panel, x, M, out);
 }
 
