@@ -13,17 +13,19 @@ inline int layout_of(const MatrixView& m) {
   return (m.bits <= 4 ? 0 : 3) + (m.group_size == 32 ? 0 : m.group_size == 64 ? 1 : 2);
 }
 
-// Row m of x (times norm, if given) as fixed point. step = largest / 32512, so that hi stays within a signed byte. A
-// group that holds an infinity or a NaN gets a NaN step: so does its part of every result.
+// Row m of M rows of x (times norm, if given) as fixed point; `x`, `steps` and `sums` are of that row. step = largest /
+// 32512, so that hi stays within a signed byte. A group that holds an infinity or a NaN gets a NaN step: so does its
+// part of every result.
 template <int vectors, int group_size, typename T>
-void fix_row(const T* x, const float* norm, int64_t K, int8_t* planes, float* steps, float* sums) {
+void fix_row(const T* x, const float* norm, int64_t K, int64_t M, int64_t m, int8_t* planes, float* steps,
+             float* sums) {
   constexpr int weights = 64 * vectors, groups = weights / group_size, parts = group_size / 16;
   constexpr int piece = vectors * 4;
   const __m512i order = vectors == 4 ? _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15)
                                      : _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   const int64_t tiles = (K + weights - 1) / weights;
   if (K % weights != 0) {
-    std::memset(planes + (tiles - 1) * 2 * weights, 0, 2 * weights);
+    std::memset(planes + FixedX::tile_offset<vectors>(M, m, tiles - 1), 0, 2 * weights);
     std::memset(steps + (tiles - 1) * 16, 0, 64);
   }
   for (int64_t g = 0; g < K / group_size; ++g) {
@@ -54,7 +56,7 @@ void fix_row(const T* x, const float* norm, int64_t K, int8_t* planes, float* st
                       _mm512_cvtepi32_epi8(_mm512_sub_epi32(q, _mm512_slli_epi32(hi, 8))));
       const Place p = place((in_tile * group_size + 16 * i) / piece);
       const int vector = vectors == 4 ? 2 * p.half : 0;  // 16 values are one piece, in two vectors, or two pieces
-      int8_t* to = planes + t * 2 * weights + vector * 64 + p.lane * 8;
+      int8_t* to = planes + FixedX::tile_offset<vectors>(M, m, t) + vector * 64 + p.lane * 8;
       for (int o = 0; o < 2; ++o, to += 64) {
         std::memcpy(to, bytes[0] + 8 * o, 8);
         std::memcpy(to + weights, bytes[1] + 8 * o, 8);
@@ -68,20 +70,21 @@ void fix_row(const T* x, const float* norm, int64_t K, int8_t* planes, float* st
 }
 
 template <typename T>
-void fix_row(int layout, const T* x, const float* norm, int64_t K, int8_t* planes, float* steps, float* sums) {
+void fix_row(int layout, const T* x, const float* norm, int64_t K, int64_t M, int64_t m, int8_t* planes, float* steps,
+             float* sums) {
   switch (layout) {
     case 0:
-      return fix_row<4, 32>(x, norm, K, planes, steps, sums);
+      return fix_row<4, 32>(x, norm, K, M, m, planes, steps, sums);
     case 1:
-      return fix_row<4, 64>(x, norm, K, planes, steps, sums);
+      return fix_row<4, 64>(x, norm, K, M, m, planes, steps, sums);
     case 2:
-      return fix_row<4, 128>(x, norm, K, planes, steps, sums);
+      return fix_row<4, 128>(x, norm, K, M, m, planes, steps, sums);
     case 3:
-      return fix_row<2, 32>(x, norm, K, planes, steps, sums);
+      return fix_row<2, 32>(x, norm, K, M, m, planes, steps, sums);
     case 4:
-      return fix_row<2, 64>(x, norm, K, planes, steps, sums);
+      return fix_row<2, 64>(x, norm, K, M, m, planes, steps, sums);
     default:
-      return fix_row<2, 128>(x, norm, K, planes, steps, sums);
+      return fix_row<2, 128>(x, norm, K, M, m, planes, steps, sums);
   }
 }
 
@@ -91,19 +94,23 @@ struct FixedSpace {
   FixedSpace(int layout, int64_t K) {
     const int64_t weights = layout < 3 ? 256 : 128, group_size = int64_t{32} << layout % 3;
     tiles = (K + weights - 1) / weights;
-    planes = tiles * 2 * weights;
+    planes = (K + kBlockColumns - 1) / kBlockColumns * 2 * kBlockColumns;
     steps = tiles * 64;
     sum_stride = (K / group_size + 15) / 16 * 16;
     sums = sum_stride * 4;
   }
   int64_t row_bytes() const { return planes + steps + sums; }
   FixedX view(char* base, int64_t M) const {
-    return {reinterpret_cast<int8_t*>(base), reinterpret_cast<float*>(base + M * planes),
-            reinterpret_cast<float*>(base + M * (planes + steps)), tiles, sum_stride};
+    return {reinterpret_cast<int8_t*>(base),
+            reinterpret_cast<float*>(base + M * planes),
+            reinterpret_cast<float*>(base + M * (planes + steps)),
+            M,
+            tiles,
+            sum_stride};
   }
   template <typename T>
   void fix(int layout, const T* x, const float* norm, int64_t K, char* base, int64_t M, int64_t m) const {
-    fix_row(layout, x, norm, K, reinterpret_cast<int8_t*>(base) + m * planes,
+    fix_row(layout, x, norm, K, M, m, reinterpret_cast<int8_t*>(base),
             reinterpret_cast<float*>(base + M * planes + m * steps),
             reinterpret_cast<float*>(base + M * (planes + steps) + m * sums));
   }

@@ -112,8 +112,7 @@ struct Block {
   // out[r * M + m]: rows n .. n + count of a segment
   void multiply(const MatrixView& segment, int64_t n, int64_t count, float* out) const {
 #if defined(__AVX512VNNI__)
-    if (fixed_point(segment, dtype_of<T>()))
-      return multiply_fixed(segment, n, count, fixed[layout_of(segment)], M, out);
+    if (fixed_point(segment, dtype_of<T>())) return multiply_fixed(segment, n, count, fixed[layout_of(segment)], out);
 #endif
     multiply_float(segment, n, count, floats, M, out);
   }
@@ -158,7 +157,7 @@ struct Block {
 
 template <typename T>
 void multiply_blocks(const QmmArgs& args) {
-  const int64_t rows = most<int64_t>(16, kBlockBytes / (2 * args.K) / 3 * 3);
+  const int64_t rows = most<int64_t>(16, kBlockBytes / (2 * args.K) / 16 * 16);
   for (int64_t m = 0; m < args.M; m += rows) Block<T>(args, m, least(rows, args.M - m)).run();
 }
 

@@ -40,13 +40,23 @@ constexpr int group_of(int lane) {
   return (lane % 2 * 8 + lane / 2 * 2) * piece / group_size;
 }
 
+constexpr int64_t kBlockColumns = 1024;
+
 // x of one call in fixed point, for tiles of `vectors` and one group size.
 struct FixedX {
-  const int8_t* planes;  // [M, tiles, 2 (hi, lo), vectors, 64]
+  const int8_t* planes;  // [blocks, M, tiles of a block, 2 (hi, lo), vectors, 64]
   const float* steps;    // [M, tiles, 16]: the step of each lane's group
   const float* sums;     // [M, groups]: step * sum(x16), rounded up to whole vectors
+  int64_t M;
   int64_t tiles;
   int64_t sum_stride;
+
+  // Where tile t of row m is. By blocks, since rows a power of two apart would fall into the same few sets of L1.
+  template <int vectors>
+  static int64_t tile_offset(int64_t M, int64_t m, int64_t t) {
+    constexpr int64_t tiles = kBlockColumns / (64 * vectors);
+    return (t / tiles * M + m) * (2 * kBlockColumns) + t % tiles * (128 * vectors);
+  }
 };
 
 // Unpacks a tile to a byte a weight. Widths to 4 bits: a piece of 16 weights becomes 8 bytes of two weights each, and
@@ -209,11 +219,13 @@ void multiply_rows_of_one(const PackedRows& rows, int64_t first, const Unpack<bi
   __m512 acc[NR];
   MLX_DELTA_UNROLL
   for (int r = 0; r < NR; ++r) acc[r] = _mm512_setzero_ps();
-  const auto run = [&](int64_t t, auto full) __attribute__((always_inline)) {
-    const uint8_t* p = row + t * T::bytes;
-    const int64_t left = rows.cols - t * T::weights;
-    const int8_t* planes = x.planes + t * 2 * T::weights;
+  struct Products {
     __m512i hi[NR], lo[NR];
+  };
+  const auto multiply = [&](int64_t t, auto full) __attribute__((always_inline)) {
+    const uint8_t* p = row + t * T::bytes;
+    const int8_t* planes = x.planes + t * 2 * T::weights;  // one row: its blocks follow each other
+    Products dot;
     __m512i w[NR][T::vectors];
     MLX_DELTA_UNROLL
     for (int r = 0; r < NR; ++r) {
@@ -221,13 +233,13 @@ void multiply_rows_of_one(const PackedRows& rows, int64_t first, const Unpack<bi
       if constexpr (full)
         load_tile<bits>(p + r * rows.row_bytes, a, b);
       else
-        load_part_tile<bits>(p + r * rows.row_bytes, left * bits / 8, a, b);
+        load_part_tile<bits>(p + r * rows.row_bytes, (rows.cols - t * T::weights) * bits / 8, a, b);
       unpack(held(a), held(b), w[r]);
-      hi[r] = lo[r] = _mm512_setzero_si512();
+      dot.hi[r] = dot.lo[r] = _mm512_setzero_si512();
     }
     if constexpr (full) {
       MLX_DELTA_UNROLL
-      for (int i = 0; i < NR * T::bytes; i += 64) prefetch_far(row + t * NR * T::bytes + i);
+      for (int i = 0; i < NR * T::bytes; i += 64) prefetch_stream(row + t * NR * T::bytes + i);
     }
     MLX_DELTA_UNROLL
     for (int j = 0; j < T::vectors; ++j) {
@@ -235,22 +247,34 @@ void multiply_rows_of_one(const PackedRows& rows, int64_t first, const Unpack<bi
       const __m512i low = held(_mm512_load_si512(planes + T::weights + 64 * j));
       MLX_DELTA_UNROLL
       for (int r = 0; r < NR; ++r) {
-        hi[r] = _mm512_dpbusd_epi32(hi[r], w[r][j], high);
-        lo[r] = _mm512_dpbusd_epi32(lo[r], w[r][j], low);
+        dot.hi[r] = _mm512_dpbusd_epi32(dot.hi[r], w[r][j], high);
+        dot.lo[r] = _mm512_dpbusd_epi32(dot.lo[r], w[r][j], low);
       }
     }
+    return dot;
+  };
+  const auto add = [&](int64_t t, const Products& dot, auto full) __attribute__((always_inline)) {
     const __m512 step = _mm512_load_ps(x.steps + 16 * t);
     MLX_DELTA_UNROLL
     for (int r = 0; r < NR; ++r) {
-      const __m512i dot = _mm512_add_epi32(_mm512_slli_epi32(hi[r], 8), lo[r]);
+      const __m512 sum = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(dot.hi[r], 8), dot.lo[r]));
       const uint16_t* s = row_scales + r * rows.groups + t * groups;
-      const __m512 scale = full ? scales(s) : scales.part(s, left / group_size);
-      acc[r] = _mm512_fmadd_ps(scale, _mm512_mul_ps(_mm512_cvtepi32_ps(dot), step), acc[r]);
+      const __m512 scale = full ? scales(s) : scales.part(s, rows.groups - t * groups);
+      acc[r] = _mm512_fmadd_ps(scale, _mm512_mul_ps(sum, step), acc[r]);
     }
   };
+  // A tile's float part comes after the products of the next one: waiting for its own, it would fill the scheduler.
   const int64_t whole = rows.cols / T::weights;
-  for (int64_t t = 0; t < whole; ++t) run(t, std::true_type{});
-  if (whole * T::weights < rows.cols) run(whole, std::false_type{});
+  if (whole > 0) {
+    Products dot = multiply(0, std::true_type{});
+    for (int64_t t = 1; t < whole; ++t) {
+      const Products next = multiply(t, std::true_type{});
+      add(t - 1, dot, std::true_type{});
+      dot = next;
+    }
+    add(whole - 1, dot, std::true_type{});
+  }
+  if (whole * T::weights < rows.cols) add(whole, multiply(whole, std::false_type{}), std::false_type{});
   MLX_DELTA_UNROLL
   for (int r = 0; r < NR; ++r)
     out[r] = _mm512_reduce_add_ps(add_biases(acc[r], rows.biases + (first + r) * rows.groups, x.sums, rows.groups));
@@ -264,137 +288,110 @@ void multiply_one(const PackedRows& rows, int64_t count, const FixedX& x, float*
   if (r < count) multiply_rows_of_one<bits, group_size, 1>(rows, r, unpack, x, out + r);
 }
 
-// panel[t, r] = tile t of row r unpacked to bytes; columns beyond the row are 0. Tile by tile: rows a power of two
-// apart would all fall into the same few sets of L1.
-template <int bits>
-void unpack_panel(const PackedRows& rows, int64_t count, int64_t tiles, uint8_t* panel) {
+// Several rows of x, `M` from row m0 on: each tile of NR weight rows is unpacked in registers and passes by all of
+// them, a block of columns at a time, so that x stays in L1 (2 KB a row and block). acc[m, r] are vectors of sums;
+// `next` is what this place of the unit will read after it.
+template <int bits, int group_size, int NR>
+void multiply_block(const PackedRows& rows, int64_t r0, int64_t from, int64_t to, const uint8_t* next,
+                    const Unpack<bits>& unpack, const FixedX& x, int64_t m0, int64_t M, float* acc) {
   using T = Tile<bits>;
-  const Unpack<bits> unpack;
-  for (int64_t r = 0; r < count; ++r)
-    for (int64_t t = 0; t < tiles; ++t) {
-      uint8_t* to = panel + (t * count + r) * T::weights;
-      __m512i first, second;
-      const uint8_t* p = rows.data + r * rows.row_bytes + t * T::bytes;
-      const int64_t left = rows.cols - t * T::weights;
-      if (left >= T::weights)
-        load_tile<bits>(p, first, second);
-      else
-        load_part_tile<bits>(p, left * bits / 8, first, second);
-      prefetch_far(p);
-      if (T::bytes > 64) prefetch_far(p + 64);
-      __m512i w[T::vectors];
-      unpack(first, second, w);
-      MLX_DELTA_UNROLL
-      for (int j = 0; j < T::vectors; ++j) _mm512_store_si512(to + 64 * j, w[j]);
-    }
-}
-
-// NR rows of a panel times MR rows of x over tiles [from, to): acc[m][r] in vectors. NR MR integer and as many float
-// sums in registers, NR weights, 1 of x.
-template <int vectors, int group_size, int MR, int NR>
-void multiply_tiles(const uint8_t* panel, int64_t count, const uint16_t* row_scales, int64_t row_groups,
-                    const FixedX& x, int64_t m, int64_t from, int64_t to, float* acc_at, int64_t acc_stride) {
-  constexpr int weights = 64 * vectors, groups = weights / group_size;
-  const Scales<vectors, group_size> scales;
-  __m512 acc[MR][NR];
-  MLX_DELTA_UNROLL
-  for (int i = 0; i < MR; ++i) MLX_DELTA_UNROLL
-  for (int r = 0; r < NR; ++r) acc[i][r] = _mm512_load_ps(acc_at + i * acc_stride + r * 16);
-  const auto run = [&](int64_t t, auto full) __attribute__((always_inline)) {
-    __m512i dot[MR][NR];
-    MLX_DELTA_UNROLL
-    for (int i = 0; i < MR; ++i) MLX_DELTA_UNROLL
-    for (int r = 0; r < NR; ++r) dot[i][r] = _mm512_setzero_si512();
-    MLX_DELTA_UNROLL
-    for (int plane = 0; plane < 2; ++plane) {
-      MLX_DELTA_UNROLL
-      for (int j = 0; j < vectors; ++j) {
-        __m512i w[NR];
-        MLX_DELTA_UNROLL
-        for (int r = 0; r < NR; ++r) w[r] = _mm512_load_si512(panel + (t * count + r) * weights + 64 * j);
-        MLX_DELTA_UNROLL
-        for (int i = 0; i < MR; ++i) {
-          const __m512i xj = _mm512_load_si512(x.planes + (((m + i) * x.tiles + t) * 2 + plane) * weights + 64 * j);
-          MLX_DELTA_UNROLL
-          for (int r = 0; r < NR; ++r) dot[i][r] = _mm512_dpbusd_epi32(dot[i][r], w[r], xj);
-        }
-      }
-      if (plane == 0) MLX_DELTA_UNROLL
-      for (int i = 0; i < MR; ++i) MLX_DELTA_UNROLL
-      for (int r = 0; r < NR; ++r) dot[i][r] = _mm512_slli_epi32(dot[i][r], 8);
-    }
+  constexpr int groups = T::weights / group_size;
+  const Scales<T::vectors, group_size> scales;
+  const uint8_t* row = rows.data + r0 * rows.row_bytes;
+  const uint16_t* row_scales = rows.scales + r0 * rows.groups;
+  for (int64_t t = from; t < to; ++t) {
+    const int64_t left = rows.cols - t * T::weights;
+    const bool full = left >= T::weights;
+    __m512i w[NR][T::vectors];
+    __m512 scale[NR];
     MLX_DELTA_UNROLL
     for (int r = 0; r < NR; ++r) {
-      const uint16_t* s = row_scales + r * row_groups + t * groups;
-      const __m512 scale = full ? scales(s) : scales.part(s, row_groups - t * groups);
+      const uint8_t* p = row + r * rows.row_bytes + t * T::bytes;
+      const uint16_t* s = row_scales + r * rows.groups + t * groups;
+      __m512i a, b;
+      if (full)
+        load_tile<bits>(p, a, b);
+      else
+        load_part_tile<bits>(p, left * bits / 8, a, b);
+      unpack(held(a), held(b), w[r]);
+      scale[r] = full ? scales(s) : scales.part(s, left / group_size);
       MLX_DELTA_UNROLL
-      for (int i = 0; i < MR; ++i) {
-        const __m512 step = _mm512_load_ps(x.steps + ((m + i) * x.tiles + t) * 16);
-        acc[i][r] = _mm512_fmadd_ps(scale, _mm512_mul_ps(_mm512_cvtepi32_ps(dot[i][r]), step), acc[i][r]);
+      for (int i = 0; i < T::bytes; i += 64)
+        __builtin_prefetch(next + r * rows.row_bytes + (t - from) * T::bytes + i, 0, 2);
+    }
+    const int8_t* planes = x.planes + FixedX::tile_offset<T::vectors>(x.M, m0, t);
+    const float* steps = x.steps + (m0 * x.tiles + t) * 16;
+    for (int64_t m = 0; m < M; ++m, planes += 2 * kBlockColumns, steps += x.tiles * 16) {
+      __m512i dot[NR];
+      MLX_DELTA_UNROLL
+      for (int r = 0; r < NR; ++r) dot[r] = _mm512_setzero_si512();
+      MLX_DELTA_UNROLL
+      for (int plane = 0; plane < 2; ++plane) {
+        MLX_DELTA_UNROLL
+        for (int j = 0; j < T::vectors; ++j) {
+          const __m512i xj = held(_mm512_load_si512(planes + plane * T::weights + 64 * j));
+          MLX_DELTA_UNROLL
+          for (int r = 0; r < NR; ++r) dot[r] = _mm512_dpbusd_epi32(dot[r], w[r][j], xj);
+        }
+        if (plane == 0) MLX_DELTA_UNROLL
+        for (int r = 0; r < NR; ++r) dot[r] = _mm512_slli_epi32(dot[r], 8);
+      }
+      const __m512 step = _mm512_load_ps(steps);
+      MLX_DELTA_UNROLL
+      for (int r = 0; r < NR; ++r) {
+        float* at = acc + (m * kUnitRows + r) * 16;
+        const __m512 sum = _mm512_mul_ps(_mm512_cvtepi32_ps(dot[r]), step);
+        _mm512_store_ps(at, _mm512_fmadd_ps(scale[r], sum, _mm512_load_ps(at)));
       }
     }
-  };
-  const int64_t whole = least(to, row_groups / groups);
-  for (int64_t t = from; t < whole; ++t) run(t, std::true_type{});
-  if (whole < to) run(whole, std::false_type{});
-  MLX_DELTA_UNROLL
-  for (int i = 0; i < MR; ++i) MLX_DELTA_UNROLL
-  for (int r = 0; r < NR; ++r) _mm512_store_ps(acc_at + i * acc_stride + r * 16, acc[i][r]);
-}
-
-// Several rows of x: the unit's rows are unpacked once, to a panel in L2, and pass by all rows of x in blocks of 1024
-// columns (16 KB for 16 rows), which stay in L1.
-template <int vectors, int group_size>
-void multiply_panel(const PackedRows& rows, int64_t count, const uint8_t* panel, const FixedX& x, int64_t M,
-                    float* out) {
-  constexpr int64_t weights = 64 * vectors, block = 1024 / weights;
-  constexpr int64_t acc_stride = kUnitRows * 16;
-  float* acc = scratch_of<float>(4, M * acc_stride);
-  std::memset(acc, 0, size_t(M * acc_stride) * sizeof(float));
-  for (int64_t t = 0; t < x.tiles; t += block) {
-    const int64_t end = least(t + block, x.tiles);
-    const auto some = [&](int64_t m, auto rows_of_x) {
-      constexpr int MR = decltype(rows_of_x)::value;
-      int64_t r = 0;
-      const auto at = [&](auto rows_of_w) {
-        constexpr int NR = decltype(rows_of_w)::value;
-        multiply_tiles<vectors, group_size, MR, NR>(panel + r * weights, count, rows.scales + r * rows.groups,
-                                                    rows.groups, x, m, t, end, acc + m * acc_stride + r * 16,
-                                                    acc_stride);
-        r += NR;
-      };
-      while (r + 4 <= count) at(std::integral_constant<int, 4>{});
-      while (r < count) at(std::integral_constant<int, 1>{});
-    };
-    int64_t m = 0;
-    for (; m + 3 <= M && m + 4 != M; m += 3) some(m, std::integral_constant<int, 3>{});
-    for (; m + 2 <= M; m += 2) some(m, std::integral_constant<int, 2>{});
-    if (m < M) some(m, std::integral_constant<int, 1>{});
   }
-  for (int64_t m = 0; m < M; ++m)
-    for (int64_t r = 0; r < count; ++r)
-      out[r * M + m] =
-          _mm512_reduce_add_ps(add_biases(_mm512_load_ps(acc + m * acc_stride + r * 16), rows.biases + r * rows.groups,
-                                          x.sums + m * x.sum_stride, rows.groups));
 }
 
 template <int bits, int group_size>
-void multiply_packed(const PackedRows& rows, int64_t count, const FixedX& x, int64_t M, float* out) {
-  if (M == 1) return multiply_one<bits, group_size>(rows, count, x, out);
-  uint8_t* panel = scratch_of<uint8_t>(3, count * x.tiles * Tile<bits>::weights);
-  unpack_panel<bits>(rows, count, x.tiles, panel);
-  multiply_panel<Tile<bits>::vectors, group_size>(rows, count, panel, x, M, out);
+void multiply_several(const PackedRows& rows, int64_t count, const FixedX& x, int64_t m0, int64_t M, float* out) {
+  using T = Tile<bits>;
+  constexpr int64_t block = kBlockColumns / T::weights;
+  float* acc = scratch_of<float>(4, M * kUnitRows * 16);
+  std::memset(acc, 0, size_t(M * kUnitRows * 16) * sizeof(float));
+  const Unpack<bits> unpack;
+  for (int64_t from = 0; from < x.tiles; from += block) {
+    const int64_t to = least(from + block, x.tiles);
+    // The next block of columns, or the first one of the next unit.
+    const uint8_t* next = rows.data + (to < x.tiles ? to * T::bytes : count * rows.row_bytes);
+    int64_t r = 0;
+    const auto some = [&](auto rows_of_w) {
+      constexpr int NR = decltype(rows_of_w)::value;
+      multiply_block<bits, group_size, NR>(rows, r, from, to, next + r * rows.row_bytes, unpack, x, m0, M,
+                                           acc + r * 16);
+      r += NR;
+    };
+    while (r + 4 <= count) some(std::integral_constant<int, 4>{});
+    while (r < count) some(std::integral_constant<int, 1>{});
+  }
+  for (int64_t m = 0; m < M; ++m)
+    for (int64_t r = 0; r < count; ++r)
+      out[r * x.M + m0 + m] =
+          _mm512_reduce_add_ps(add_biases(_mm512_load_ps(acc + (m * kUnitRows + r) * 16), rows.biases + r * rows.groups,
+                                          x.sums + (m0 + m) * x.sum_stride, rows.groups));
+}
+
+template <int bits, int group_size>
+void multiply_packed(const PackedRows& rows, int64_t count, const FixedX& x, float* out) {
+  constexpr int64_t some = 16;  // rows of x, whose block of columns fills L1
+  if (x.M == 1) return multiply_one<bits, group_size>(rows, count, x, out);
+  for (int64_t m = 0; m < x.M; m += some)
+    multiply_several<bits, group_size>(rows, count, x, m, least(some, x.M - m), out);
 }
 
 template <int bits>
-void multiply_groups(int group_size, const PackedRows& rows, int64_t count, const FixedX& x, int64_t M, float* out) {
-  if (group_size == 32) return multiply_packed<bits, 32>(rows, count, x, M, out);
-  if (group_size == 64) return multiply_packed<bits, 64>(rows, count, x, M, out);
-  return multiply_packed<bits, 128>(rows, count, x, M, out);
+void multiply_groups(int group_size, const PackedRows& rows, int64_t count, const FixedX& x, float* out) {
+  if (group_size == 32) return multiply_packed<bits, 32>(rows, count, x, out);
+  if (group_size == 64) return multiply_packed<bits, 64>(rows, count, x, out);
+  return multiply_packed<bits, 128>(rows, count, x, out);
 }
 
 // out[r * M + m] = row n + r of the matrix times row m of x, for r < count <= kUnitRows.
-inline void multiply_fixed(const MatrixView& matrix, int64_t n, int64_t count, const FixedX& x, int64_t M, float* out) {
+inline void multiply_fixed(const MatrixView& matrix, int64_t n, int64_t count, const FixedX& x, float* out) {
   const int64_t row_bytes = matrix.cols * matrix.bits / 8, groups = matrix.cols / matrix.group_size;
   const PackedRows rows{static_cast<const uint8_t*>(matrix.data) + n * row_bytes,
                         static_cast<const uint16_t*>(matrix.scales) + n * groups,
@@ -404,17 +401,17 @@ inline void multiply_fixed(const MatrixView& matrix, int64_t n, int64_t count, c
                         matrix.cols};
   switch (matrix.bits) {
     case 2:
-      return multiply_groups<2>(matrix.group_size, rows, count, x, M, out);
+      return multiply_groups<2>(matrix.group_size, rows, count, x, out);
     case 3:
-      return multiply_groups<3>(matrix.group_size, rows, count, x, M, out);
+      return multiply_groups<3>(matrix.group_size, rows, count, x, out);
     case 4:
-      return multiply_groups<4>(matrix.group_size, rows, count, x, M, out);
+      return multiply_groups<4>(matrix.group_size, rows, count, x, out);
     case 5:
-      return multiply_groups<5>(matrix.group_size, rows, count, x, M, out);
+      return multiply_groups<5>(matrix.group_size, rows, count, x, out);
     case 6:
-      return multiply_groups<6>(matrix.group_size, rows, count, x, M, out);
+      return multiply_groups<6>(matrix.group_size, rows, count, x, out);
     case 8:
-      return multiply_groups<8>(matrix.group_size, rows, count, x, M, out);
+      return multiply_groups<8>(matrix.group_size, rows, count, x, out);
   }
 }
 

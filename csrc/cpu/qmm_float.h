@@ -36,7 +36,7 @@ inline void multiply_tile(const TW* w, int64_t w_stride, const float* x, int64_t
     MLX_DELTA_UNROLL
     for (int r = 0; r < R; ++r) {
       wk[r] = load(w + r * w_stride + k);
-      if constexpr (R == 1) prefetch_far(w + k);
+      if constexpr (R == 1) prefetch_stream(w + k);
     }
     MLX_DELTA_UNROLL
     for (int m = 0; m < rows; ++m) {
