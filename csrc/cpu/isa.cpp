@@ -12,6 +12,7 @@ namespace mlx_delta::cpu {
   }
 MLX_DELTA_DECLARE(portable)
 #ifdef MLX_DELTA_X86
+MLX_DELTA_DECLARE(avx512bf16)
 MLX_DELTA_DECLARE(avx512)
 MLX_DELTA_DECLARE(avx2)
 #endif
@@ -29,8 +30,10 @@ std::vector<const Kernels*> find_available() {
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") &&
-      __builtin_cpu_supports("avx512vnni"))
+      __builtin_cpu_supports("avx512vnni")) {
+    if (__builtin_cpu_supports("avx512bf16")) found.push_back(&avx512bf16::table);
     found.push_back(&avx512::table);
+  }
   // Every processor with AVX2 converts float16 too (F16C came a generation earlier).
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&avx2::table);
 #endif

@@ -3,6 +3,7 @@
 #include "cpu/qmm.h"
 
 #include "cpu/fixed_x.h"
+#include "cpu/qmm_bf16.h"
 #include "cpu/qmm_float.h"
 #include "cpu/threads.h"
 
@@ -18,6 +19,14 @@ constexpr int64_t kBlockBytes = 768 * 1024;
 bool fixed_point(const MatrixView& m, DType x) {
 #if defined(__AVX512VNNI__)
   return x == DType::bf16 && m.bits != 0 && m.type == DType::bf16;
+#else
+  return false;
+#endif
+}
+
+bool bf16_pairs(const MatrixView& m, DType x, bool norm) {
+#if defined(__AVX512BF16__)
+  return x == DType::bf16 && m.bits == 0 && m.type == DType::bf16 && !norm;
 #else
   return false;
 #endif
@@ -54,6 +63,7 @@ struct Block {
     const int64_t K = args.K;
     bool need_floats = false, need_layout[6] = {};
     for (int s = 0; s < args.segment_count; ++s) {
+      if (bf16_pairs(args.segments[s], dtype_of<T>(), args.norm)) continue;
       if (!fixed_point(args.segments[s], dtype_of<T>())) need_floats = true;
 #if defined(__AVX512VNNI__)
       else
@@ -113,6 +123,10 @@ struct Block {
   void multiply(const MatrixView& segment, int64_t n, int64_t count, float* out) const {
 #if defined(__AVX512VNNI__)
     if (fixed_point(segment, dtype_of<T>())) return multiply_fixed(segment, n, count, fixed[layout_of(segment)], out);
+#endif
+#if defined(__AVX512BF16__)
+    if (bf16_pairs(segment, dtype_of<T>(), args.norm))
+      return multiply_bf16(segment, n, count, reinterpret_cast<const bf16*>(x), M, out);
 #endif
     multiply_float(segment, n, count, floats, M, out);
   }

@@ -168,12 +168,15 @@ inline float max_lane(F x) {
   return result;
 }
 
-// Asks for the cache lines 12 KB beyond p, into L2, where more can be in flight than in L1, and for those 2 KB beyond
-// p, from there into L1; never faults. A stream of weights is prefetched by hand because the hardware stops at every 4
-// KB page. Always inlined: GCC 12 takes a function that only prefetches for one without effect, and drops the call.
+// A stream of weights is prefetched by hand, because the hardware stops at every 4 KB page: far ahead into L2, where
+// more lines can be in flight than in L1, and a little ahead from there into L1. Bytes.
+inline constexpr int kFarAhead = 12288, kNearAhead = 2048;
+
+// Asks for what is ahead of p; never faults. Always inlined: GCC 12 takes a function that only prefetches for one
+// without effect, and drops the call.
 __attribute__((always_inline)) inline void prefetch_stream(const void* p) {
-  __builtin_prefetch(static_cast<const char*>(p) + 12288, 0, 2);
-  __builtin_prefetch(static_cast<const char*>(p) + 2048, 0, 3);
+  __builtin_prefetch(static_cast<const char*>(p) + kFarAhead, 0, 2);
+  __builtin_prefetch(static_cast<const char*>(p) + kNearAhead, 0, 3);
 }
 
 }  // namespace mlx_delta::cpu::MLX_DELTA_ISA
