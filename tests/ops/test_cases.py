@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import mlx.core as mx
 import pytest
 
-from cases import BOUNDS, CASES, DTYPES, Arguments, Case, relative_rms
 from mlx_delta import _core, ops
+from mlx_delta.bench.cases import BOUNDS, CASES, DTYPES, Arguments, Case, relative_rms
 
 SMALL = [case for case in CASES if not case.real]
 

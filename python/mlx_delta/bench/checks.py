@@ -1,0 +1,37 @@
+"""What stands between a wrong kernel and a good time: a case is checked against its reference before it is timed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import mlx.core as mx
+
+from mlx_delta.bench.cases import BOUNDS, CASES, Arguments, Case, relative_rms
+
+
+class RedTests(ValueError):
+    """An op differs from its reference by more than its bound: no time is worth reporting."""
+
+
+def relative_error(case: Case, arguments: Arguments) -> float:
+    """The largest relative rms error of the case's results; NaN if anything is NaN."""
+    errors = [relative_rms(f, e) for f, e in zip(case.run(arguments), case.reference(arguments), strict=True)]
+    return max(errors, key=lambda error: (error != error, error))
+
+
+def check(case: Case, arguments: Arguments, dtype: mx.Dtype = mx.bfloat16) -> float:
+    """The relative error. Raises: RedTests naming the case when it is over the bound of ``dtype``."""
+    error = relative_error(case, arguments)
+    if not error <= BOUNDS[dtype]:
+        raise RedTests(f"{case.id}: expected a relative error of at most {BOUNDS[dtype]:.0e}, found {error:.1e}")
+    return error
+
+
+def check_ops(cases: Iterable[Case] = CASES) -> int:
+    """Check every small case in bfloat16, a few seconds; how many there are. Raises: RedTests naming the first."""
+    count = 0
+    for case in cases:
+        if not case.real:
+            check(case, case.arguments(mx.bfloat16))
+            count += 1
+    return count
