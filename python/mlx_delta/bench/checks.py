@@ -15,7 +15,7 @@ class RedTests(ValueError):
 
 def relative_error(case: Case, arguments: Arguments) -> float:
     """The largest relative rms error of the case's results; NaN if anything is NaN."""
-    errors = [relative_rms(f, e) for f, e in zip(case.run(arguments), case.reference(arguments), strict=True)]
+    errors = [relative_rms(f, e) for f, e in case.compare(arguments)]
     return max(errors, key=lambda error: (error != error, error))
 
 

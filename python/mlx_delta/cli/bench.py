@@ -30,17 +30,19 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON lines instead of 
 @app.command("kernels")
 @reported_errors()
 def kernels(
+    shape: Shape = "9b",
     filter_: Annotated[str, typer.Option("--filter", help="Only the cases whose name contains this.")] = "",
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of a case; the median counts.")] = 9,
     as_json: Json = False,
 ) -> None:
     """Time every op at a model's shapes; a case that differs from its reference is refused."""
     from mlx_delta import _core
-    from mlx_delta.bench.cases import CASES
+    from mlx_delta.bench.cases import cases_of
     from mlx_delta.bench.kernels import Refusal, time_cases
+    from mlx_delta.bench.sizes import size_named
     from mlx_delta.bench.timing import ReadBandwidth
 
-    cases = [case for case in CASES if case.real and filter_ in case.id]
+    cases = [case for case in cases_of(size_named(shape)) if case.real and filter_ in case.id]
     bandwidth = ReadBandwidth()
     if not as_json:
         typer.echo(f"{_core.cpu_isa()}, {_core.cpu_threads()} threads, bfloat16; %: of a plain read timed in turn")
