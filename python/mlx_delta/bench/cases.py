@@ -22,6 +22,13 @@ from mlx_delta.convert.recipe import choose
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 # rms(error) / rms(reference). Half types: inputs are rounded before both see them, so one rounding of the output.
 BOUNDS = {mx.float32: 1e-5, mx.float16: 1e-3, mx.bfloat16: 4e-3}
+# The arguments that an op's results after the first take the place of, in place where nobody else holds them.
+STATES = {
+    "conv1d": ("state",),
+    "gated_delta": ("state",),
+    "delta_mixer": ("conv_state", "delta_state"),
+    "attention_prepare": ("keys", "values"),
+}
 
 Arguments = dict[str, Any]
 
@@ -56,6 +63,12 @@ class Case:
 
     def reference(self, arguments: Arguments) -> list[mx.array]:
         return as_list(getattr(ops, self.op + "_reference")(**arguments))
+
+    def step(self, arguments: Arguments) -> list[mx.array]:
+        """``run``, after which ``arguments`` hold the new states and nobody the old ones, as in a decode loop."""
+        results = self.run(arguments)
+        arguments.update(zip(STATES.get(self.op, ()), results[1:], strict=True))
+        return results
 
     def compare(self, arguments: Arguments) -> Iterator[tuple[mx.array, mx.array]]:
         """(found, expected) of each result; of qmm only every ``every``-th output feature."""

@@ -67,13 +67,15 @@ def _time_case(case: Case, bandwidth: ReadBandwidth, repeats: int) -> Row:
     bits = _bits(arguments)
     flops = None if case.flops is None else case.flops(arguments)
     # A matrix product of many rows is bound by arithmetic, and one row of an embedding is nowhere in a cache.
-    once = case.op == "embedding" or (flops or 0) > _COMPUTE_BOUND * nbytes
-    count = 1 if once else max(1, min(64, -(-working_set() // nbytes)))
+    heavy = (flops or 0) > _COMPUTE_BOUND * nbytes
+    count = 1 if heavy or case.op == "embedding" else max(1, min(64, -(-working_set() // nbytes)))
     sets = [{name: _copied(value) for name, value in arguments.items()} for _ in range(count)]
     del arguments, results
     since = len(bandwidth)
     # One evaluation of all sets, as a token is one evaluation of all layers.
-    time = measure(lambda: mx.eval([case.run(one) for one in sets]), repeats, bandwidth.sample)
+    time = measure(
+        lambda: mx.eval([case.step(one) for one in sets]), min(repeats, 5) if heavy else repeats, bandwidth.sample
+    )
     seconds, read = time.median / count, bandwidth.median(since)
     return Row(
         case=case.id,

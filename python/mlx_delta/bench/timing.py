@@ -81,17 +81,17 @@ class ReadBandwidth:
         return self._data.nbytes
 
     def sample(self) -> None:
-        start = time.perf_counter()
-        _core.read_all(self._data)
-        self._samples.append(self._data.nbytes / (time.perf_counter() - start))
+        """The best of three reads: one of a few milliseconds is easily disturbed, and a floor must not be too low."""
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            _core.read_all(self._data)
+            times.append(time.perf_counter() - start)
+        self._samples.append(self._data.nbytes / min(times))
 
     def median(self, since: int = 0) -> float:
         """Bytes a second: the median of the samples from number ``since`` on."""
         return statistics.median(self._samples[since:])
-
-    def best(self) -> float:
-        """Bytes a second of the fastest sample."""
-        return max(self._samples)
 
     def __len__(self) -> int:
         return len(self._samples)

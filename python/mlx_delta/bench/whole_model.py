@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_delta.bench.checks import RedTests
+from mlx_delta.bench.memory import peak_arrays, peak_resident
 from mlx_delta.bench.timing import ReadBandwidth, Time
 from mlx_delta.config import TextConfig
 from mlx_delta.generate.decode import decode
@@ -23,7 +24,8 @@ class Decode:
     """Decoding of one sequence, greedily, behind ``context`` tokens.
 
     bytes_per_token: of weights. cache_bytes_per_token: states and the keys and values of ``context`` tokens, read once.
-    bandwidth_share: of the read bandwidth, by the weights alone. peak_memory_bytes: arrays, the weights among them.
+    bandwidth_share: of the read bandwidth, by the weights alone. Peaks: what decoding held at most, weights and all, in
+    arrays and in the process (None where the system does not tell).
     """
 
     tokens_per_second: float
@@ -37,6 +39,7 @@ class Decode:
     bandwidth_share: float
     weight_bytes: int
     peak_memory_bytes: int
+    peak_resident_bytes: int | None
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -54,6 +57,7 @@ class Prefill:
     read_bandwidth_gbs: float
     weight_bytes: int
     peak_memory_bytes: int
+    peak_resident_bytes: int | None
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -62,11 +66,10 @@ class Prefill:
 def bench_decode(network: Network, *, context: int, tokens: int, rounds: int, bandwidth: ReadBandwidth) -> Decode:
     """The median of ``rounds`` rounds of ``tokens`` tokens each. The context's cache is filled with random values."""
     cache = filled_cache(network.config, context, context + (rounds + 1) * tokens + 1, network.dtype)
-    cache_bytes = _cache_bytes(network.config, cache, context)
+    cache_bytes = _cache_bytes(network.config, context, network.dtype)
     sampler = Sampler(SamplingParams(), network.config.vocab_size)
     logits = _checked(network(mx.array([[1]]), cache)[:, 0])
     _decode_round(network, logits, sampler, cache, tokens)
-    mx.reset_peak_memory()
     times = []
     for _ in range(rounds):
         bandwidth.sample()
@@ -83,7 +86,8 @@ def bench_decode(network: Network, *, context: int, tokens: int, rounds: int, ba
         read_bandwidth_gbs=read / 1e9,
         bandwidth_share=network.bytes_per_token / seconds.median / read,
         weight_bytes=weight_bytes(network),
-        peak_memory_bytes=mx.get_peak_memory() - bandwidth.nbytes,
+        peak_memory_bytes=peak_arrays() - bandwidth.nbytes,
+        peak_resident_bytes=_without(peak_resident(), bandwidth),
     )
 
 
@@ -100,8 +104,6 @@ def bench_prefill(network: Network, *, context: int, tokens: int, rounds: int, b
         mx.eval(logits)
         if index:  # the first warms up
             times.append((time.perf_counter() - start) / tokens)
-        else:
-            mx.reset_peak_memory()
         _checked(logits)
     seconds = Time.of(times)
     return Prefill(
@@ -112,7 +114,8 @@ def bench_prefill(network: Network, *, context: int, tokens: int, rounds: int, b
         context=context,
         read_bandwidth_gbs=bandwidth.median() / 1e9,
         weight_bytes=weight_bytes(network),
-        peak_memory_bytes=mx.get_peak_memory() - bandwidth.nbytes,
+        peak_memory_bytes=peak_arrays() - bandwidth.nbytes,
+        peak_resident_bytes=_without(peak_resident(), bandwidth),
     )
 
 
@@ -155,11 +158,14 @@ def _decode_round(network: Network, logits: mx.array, sampler: Sampler, cache: C
     return time.perf_counter() - start
 
 
-def _cache_bytes(config: TextConfig, cache: Cache, context: int) -> int:
+def _without(nbytes: int | None, bandwidth: ReadBandwidth) -> int | None:
+    return None if nbytes is None else nbytes - bandwidth.nbytes
+
+
+def _cache_bytes(config: TextConfig, context: int, dtype: mx.Dtype) -> int:
     linear = config.layer_types.count("linear_attention")
     state = 4 * config.value_dim * config.linear_key_head_dim
-    item = 2
-    rows = 2 * config.num_key_value_heads * config.head_dim * item
+    rows = 2 * config.num_key_value_heads * config.head_dim * dtype.size
     return linear * state + (config.num_layers - linear) * context * rows
 
 
