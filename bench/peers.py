@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -139,7 +139,7 @@ def ratios(ours: dict[str, list[float]], theirs: dict[str, list[float]]) -> dict
     return {what: median(a / b for a, b in zip(ours[what], runs, strict=True)) for what, runs in theirs.items()}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", type=size_named, default="9B", help="0.8b, 2b, 4b, 9b or 27b")
     parser.add_argument("--layers", type=int, help="only so many layers of it")
@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=512, help="prefilled in a round; 0: none")
     parser.add_argument("--context", type=int, default=0, help="tokens before; llama-bench computes them every round")
     parser.add_argument("--directory", type=Path, help="keep the checkpoint and the GGUF here, and use what is there")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     args.peers = args.peers.split(",")
     unknown = set(args.peers) - {MLX_LM, LLAMA_CPP}
     if unknown:

@@ -128,7 +128,7 @@ def _blocks(rng: np.random.Generator, quant: KQuant, shape: tuple[int, ...]) -> 
 def _metadata(text: TextConfig, context: int) -> dict[str, object]:
     """What llama.cpp's converter writes for Qwen3.5, but for a tokenizer: llama-bench needs none."""
     return {
-        "general.file_type": 1024,  # guessed: a mix
+        "general.file_type": 12,  # its name for a mix around Q3_K
         "qwen35.block_count": text.num_layers,
         "qwen35.context_length": context,
         "qwen35.vocab_size": text.vocab_size,

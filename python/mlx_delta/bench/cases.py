@@ -172,7 +172,10 @@ def qmm_cases() -> Iterator[Case]:
 
 
 def qmm_model_cases(size: str, text: TextConfig) -> Iterator[Case]:
-    """Every matrix of a model in the recipe, fused as its layers fuse them: one row (decode), 8 (batches), a prompt."""
+    """Every matrix of a model in the recipe, fused as its layers fuse them: one row (decode), 8 (batches), a prompt.
+
+    o_proj has the shape and the width of out_proj in every published size.
+    """
     recipe = choose("unsloth", None, 64)
     layer, hidden, inner = "language_model.model.layers.0", text.hidden_size, text.intermediate_size
     queries, keys = text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim
@@ -188,14 +191,11 @@ def qmm_model_cases(size: str, text: TextConfig) -> Iterator[Case]:
     in_proj = {"in_proj_qkv": text.conv_dim, "in_proj_z": text.value_dim, "in_proj_b": gates, "in_proj_a": gates}
     delta_in, delta_out = segments("linear_attn", in_proj), segments("linear_attn", {"out_proj": hidden})
     qkv = segments("self_attn", {"q_proj": 2 * queries, "k_proj": keys, "v_proj": keys})
-    o_proj = segments("self_attn", {"o_proj": hidden})
     gate_up, down = segments("mlp", {"gate_proj": inner, "up_proj": inner}), segments("mlp", {"down_proj": hidden})
     for M, end, every in ((1, "", 1), (8, "-m8", 7), (512, "-m512", 7)):
         yield qmm_case(f"{size}-in_proj{end}", M, hidden, delta_in, norm=True, real=True, every=every)
         yield qmm_case(f"{size}-out_proj{end}", M, text.value_dim, delta_out, residual=True, real=True, every=every)
         yield qmm_case(f"{size}-qkv{end}", M, hidden, qkv, norm=True, real=True, every=every)
-        if queries != text.value_dim:
-            yield qmm_case(f"{size}-o_proj{end}", M, queries, o_proj, residual=True, real=True, every=every)
         yield qmm_case(
             f"{size}-gate_up{end}", M, hidden, gate_up, norm=True, activation="swiglu", real=True, every=every
         )

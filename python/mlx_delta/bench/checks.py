@@ -28,10 +28,9 @@ def check(case: Case, arguments: Arguments, dtype: mx.Dtype = mx.bfloat16) -> fl
 
 
 def check_ops(cases: Iterable[Case] = CASES) -> int:
-    """Check every small case in bfloat16, a few seconds; how many there are. Raises: RedTests naming the first."""
-    count = 0
-    for case in cases:
-        if not case.real:
-            check(case, case.arguments(mx.bfloat16))
-            count += 1
-    return count
+    """Check every small case in float32 and bfloat16, some two seconds; how many. Raises: RedTests naming the first."""
+    small = [case for case in cases if not case.real]
+    for case in small:
+        for dtype in (mx.float32, mx.bfloat16):
+            check(case, case.arguments(dtype), dtype)
+    return len(small)
