@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
+from mlx_delta import _core
 from mlx_delta.evaluate import require_plotting
 
 
@@ -24,45 +23,63 @@ class Point:
     nbytes: float
     seconds: float
 
+    @property
+    def intensity(self) -> float:
+        return self.flops / self.nbytes
 
-def matmul_flops(size: int = 2048, repeats: int = 3) -> float:
-    """Operations a second of numpy's float32 matrix product, the best of ``repeats``: the arithmetic roof to plot."""
-    a = np.ones((size, size), np.float32)
-    a @ a
-    times = []
+    @property
+    def speed(self) -> float:
+        return self.flops / self.seconds
+
+
+_MARKERS = {"": "o", "8": "s"}
+
+
+def multiply_add_flops(repeats: int = 5) -> float:
+    """Operations a second of float32 multiply-adds in registers, on all threads, the best of ``repeats``."""
+    _core.multiply_add(1000)
+    speeds = []
     for _ in range(repeats):
         start = time.perf_counter()
-        a @ a
-        times.append(time.perf_counter() - start)
-    return 2 * size**3 / min(times)
+        operations = _core.multiply_add(1_000_000)
+        speeds.append(operations / (time.perf_counter() - start))
+    return max(speeds)
 
 
 def save_roofline(points: Sequence[Point], bandwidth: float, file: Path, title: str) -> None:
-    """Draw ``points`` under ``bandwidth`` (bytes a second, measured) and numpy's matrix product, as a PNG at ``file``.
+    """Draw ``points`` under ``bandwidth`` (bytes a second, measured) and float32 multiply-adds, as a PNG at ``file``.
 
+    One colour a matrix; the marker tells rows: circles one, squares eight ("-m8"), triangles a prompt's ("-m512").
     Raises: ValueError when matplotlib is not there.
     """
     require_plotting()
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, StrMethodFormatter
 
-    arithmetic = matmul_flops()
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    axes = figure.subplots()
-    intensities = [point.flops / point.nbytes for point in points]
-    low, high = min([0.5, *intensities]) / 2, max([arithmetic / bandwidth, *intensities]) * 4
+    arithmetic = multiply_add_flops()
     knee = arithmetic / bandwidth
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    axes = figure.subplots()
+    low = min([0.5, *(point.intensity for point in points)]) / 2
+    high = max([knee, *(point.intensity for point in points)]) * 4
     axes.plot([low, knee], [low * bandwidth / 1e9, arithmetic / 1e9], "k-", label=f"read {bandwidth / 1e9:.1f} GB/s")
-    label = f"numpy's float32 matmul {arithmetic / 1e9:.0f} GFLOP/s"
+    label = f"float32 multiply-adds {arithmetic / 1e9:.0f} GFLOP/s"
     axes.plot([knee, high], [arithmetic / 1e9] * 2, "k--", label=label)
-    for index, (point, intensity) in enumerate(zip(points, intensities, strict=True)):
+    colors: dict[str, str] = {}
+    for point in points:
+        stem, _, rows = point.label.partition("-m")
+        color = colors.setdefault(stem, f"C{len(colors) % 10}")
         share = point.nbytes / point.seconds / bandwidth
-        marker = "osD^vP*X"[index // 10 % 8]  # ten colours, then the next marker
-        name = f"{point.label}  {100 * share:.0f} %" if intensity < knee else point.label
-        axes.plot([intensity], [point.flops / point.seconds / 1e9], marker, label=name)
+        label = f"{point.label}  {100 * share:.0f} %" if point.intensity < knee else point.label
+        axes.plot([point.intensity], [point.speed / 1e9], _MARKERS.get(rows, "^"), color=color, label=label)
     axes.set(
         xscale="log", yscale="log", xlim=(low, high), xlabel="operations a byte", ylabel="GFLOP/s",
         title=f"{title}; %: of the read bandwidth",
     )  # fmt: skip
-    axes.grid(which="major", alpha=0.3)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize="small")
     figure.savefig(file, dpi=150, format="png")
