@@ -102,6 +102,10 @@ def kept(directory: Path | None) -> Iterator[Path]:
 
 def compare(args: argparse.Namespace, directory: Path) -> dict[str, object]:
     """Build what is missing, run the rounds, and say it in one object."""
+    args.shape = size_named(args.shape)
+    for name in ("rounds", "tokens"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name}: expected at least 1, found {getattr(args, name)}")
     stem = args.shape if args.layers is None else f"{args.shape}-{args.layers}-layers"
     checkpoint, gguf = directory / stem, directory / f"{stem}.gguf"
     if not checkpoint.exists():
@@ -141,7 +145,7 @@ def ratios(ours: dict[str, list[float]], theirs: dict[str, list[float]]) -> dict
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", type=size_named, default="9B", help="0.8b, 2b, 4b, 9b or 27b")
+    parser.add_argument("--shape", default="9b", help="0.8b, 2b, 4b, 9b or 27b")
     parser.add_argument("--layers", type=int, help="only so many layers of it")
     parser.add_argument("--peers", default=f"{MLX_LM},{LLAMA_CPP}", help="comma-separated")
     parser.add_argument("--llama-bench", type=Path, help="llama.cpp's llama-bench, built for this machine")

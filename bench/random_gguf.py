@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,11 +166,14 @@ def _add(writer: GGUFWriter, key: str, value: object) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("size", type=size_named)
+    parser.add_argument("size", help="0.8b, 2b, 4b, 9b or 27b")
     parser.add_argument("out", type=Path)
     parser.add_argument("--layers", type=int, help="only so many layers")
     arguments = parser.parse_args()
-    nbytes = write_gguf(arguments.size, arguments.out, arguments.layers)
+    try:
+        nbytes = write_gguf(size_named(arguments.size), arguments.out, arguments.layers)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
     print(f"{arguments.out}: {nbytes / 1e9:.3f} GB a token")
 
 

@@ -347,8 +347,9 @@ def attention_prepare_cases(text: TextConfig) -> Iterator[Case]:
             }
 
         def moved(arguments: Arguments, results: list[mx.array]) -> int:
-            projection = arguments["projection"]
-            return projection.nbytes + (Hq + 2 * Hkv) * B * T * D * projection.itemsize
+            norms = arguments["q_norm"].nbytes + arguments["k_norm"].nbytes
+            # The gates, interleaved with the queries, stay where they are.
+            return norms + 2 * (Hq + 2 * Hkv) * B * T * D * arguments["projection"].itemsize
 
         return Case("attention_prepare", f"b{B}t{T}h{Hq}:{Hkv}d{D}at{offset}axes{axes}", make, moved, real)
 
@@ -414,4 +415,5 @@ def cases_of(size: str) -> list[Case]:
     ]
 
 
-CASES = cases_of("9B")
+# What tests run, on an emulated GPU too: of the real shapes those of one token.
+CASES = [case for case in cases_of("9B") if not case.name.endswith(("-m8", "-m512"))]

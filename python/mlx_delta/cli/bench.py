@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,9 +59,10 @@ def kernels(
     cases = [case for case in cases_of(size_named(shape)) if case.real and filter_ in case.id]
     if not cases:
         raise ValueError(f"--filter: expected a part of a case's name, such as gate_up, found {filter_}")
+    machine = _machine()
     bandwidth = ReadBandwidth()
     if not as_json:
-        typer.echo(_machine())
+        typer.echo(machine)
         typer.echo(f"{'case':42}{'bits':>8}{'MB':>9}{'ms':>10}{'MAD':>8}{'GFLOP/s':>9}{'GB/s':>8}{'of':>7}{'%':>6}")
     refused, points = [], []
     for row in time_cases(cases, bandwidth, repeats):
@@ -100,13 +102,14 @@ def decode(
     from mlx_delta.bench.whole_model import bench_decode
 
     _check_plot(plot)
+    machine = _machine()
     network, facts = _network(shape, layers, model)
     bandwidth = ReadBandwidth()
     row = bench_decode(network, context=context, tokens=tokens, rounds=repeats, bandwidth=bandwidth)
     if as_json:
         typer.echo(json.dumps({**facts, **row.as_dict()}))
     else:
-        typer.echo(_machine())
+        typer.echo(machine)
         _table(
             {
                 "decode": f"{row.tokens_per_second:.2f} tok/s (MAD {row.tokens_per_second_mad:.2f}; {row.rounds} "
@@ -145,13 +148,14 @@ def prefill(
     from mlx_delta.generate.prefill import CHUNK
 
     _check_plot(plot)
+    machine = _machine()
     network, facts = _network(shape, layers, model)
     bandwidth = ReadBandwidth()
     row = bench_prefill(network, context=context, tokens=tokens, rounds=repeats, bandwidth=bandwidth)
     if as_json:
         typer.echo(json.dumps({**facts, **row.as_dict()}))
     else:
-        typer.echo(_machine())
+        typer.echo(machine)
         _table(
             {
                 "prefill": f"{row.tokens_per_second:.1f} tok/s (MAD {row.tokens_per_second_mad:.1f}; {row.rounds} "
@@ -229,8 +233,12 @@ def _weights_used(network: Network) -> int:
 
 
 def _machine() -> str:
+    """What runs it, and a warning on stderr where others use the machine too."""
     from mlx_delta import _core
 
+    load = os.getloadavg()[0]
+    if load > _core.cpu_threads() / 2:
+        typer.echo(f"warning: load average {load:.1f}: other processes disturb these times", err=True)
     return f"{_core.cpu_isa()}, {_core.cpu_threads()} threads, bfloat16"
 
 
