@@ -16,7 +16,7 @@ from gguf import GGUFReader
 from gguf.quants import dequantize
 from typer.testing import CliRunner
 
-from mlx_delta import ops
+from mlx_delta import _core, ops
 from mlx_delta.bench.cases import CASES, cases_of
 from mlx_delta.bench.checks import RedTests, check, check_ops
 from mlx_delta.bench.random_model import random_network, recipe_plans, write_model
@@ -199,6 +199,25 @@ def test_the_median_and_its_deviation() -> None:
 
 def test_the_working_set_is_beyond_every_cache() -> None:
     assert working_set() > 4 * last_level_cache() > 0
+
+
+def test_the_reader_reads_every_whole_line_once() -> None:
+    """By its checksum: the sum of the 64-bit words from one cache line's start to another's end."""
+    array = mx.array(np.random.default_rng(0).integers(0, 2**32, size=3 << 20, dtype=np.uint32))
+    mx.eval(array)
+    values = np.array(array, copy=False)
+    skipped = -values.ctypes.data % 64 // 4
+    lines = values[skipped:][: (values.size - skipped) // 16 * 16]
+    assert _core.read_all(array) == int(lines.view(np.uint64).sum(dtype=np.uint64))
+
+
+def test_multiply_adds_are_counted() -> None:
+    lanes = {"avx512": 16, "avx2": 8, "neon": 4, "portable": 4}
+    before = _core.cpu_isa()
+    for isa in _core.cpu_isas():
+        _core.use_cpu_isa(isa)
+        assert _core.multiply_add(10) == 10 * 2 * 12 * lanes[isa] * 4 * _core.cpu_threads()
+    _core.use_cpu_isa(before)
 
 
 def test_a_random_gguf_is_of_the_size_and_the_values_that_it_claims(tmp_path: Path) -> None:
