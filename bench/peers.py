@@ -41,10 +41,11 @@ def ours(directory: Path, args: argparse.Namespace, bandwidth: ReadBandwidth) ->
     network = load_model(directory).network
 
     def run() -> dict[str, float]:
-        one = {"context": args.context, "rounds": 1, "bandwidth": bandwidth}
-        found = {"decode": bench_decode(network, tokens=args.tokens, **one).tokens_per_second}
+        (row,) = bench_decode(network, contexts=[args.context], tokens=args.tokens, rounds=1, bandwidth=bandwidth)
+        found = {"decode": row.tokens_per_second}
         if args.prompt:
-            found["prefill"] = bench_prefill(network, tokens=args.prompt, **one).tokens_per_second
+            prompt = bench_prefill(network, context=args.context, tokens=args.prompt, rounds=1, bandwidth=bandwidth)
+            found["prefill"] = prompt.tokens_per_second
         return found
 
     return run

@@ -115,8 +115,8 @@ def test_the_cases_of_a_size_cover_every_matrix(size: str) -> None:
 
 
 def test_decode_ends_with_one_object() -> None:
-    arguments = ("--shape", "0.8b", "--context", "300", "--tokens", "2", "--repeats", "2", "--json")
-    (row,) = objects(run("decode", *arguments))
+    arguments = ("--shape", "0.8b", "--context", "0", "--context", "300", "--tokens", "2", "--repeats", "2", "--json")
+    _, row = objects(run("decode", *arguments))
     network = random_network("0.8B")
     assert row["bytes_per_token"] == network.bytes_per_token
     assert row["bandwidth_share"] == pytest.approx(
@@ -140,9 +140,9 @@ def test_a_model_of_ones_own(tmp_path: Path) -> None:
     (row,) = objects(run("decode", "--model", tmp_path / "model", "--tokens", "2", "--repeats", "1", "--json"))
     assert row["layers"] == 2
     assert row["load_seconds"] > 0
-    table = run("decode", "--model", tmp_path / "model", "--tokens", "2", "--repeats", "1")
+    table = run("decode", "--model", tmp_path / "model", "--context", "0", "--context", "9", "--repeats", "1")
     assert "loaded in" in table
-    assert "tok/s" in table
+    assert "% of the first" in table
 
 
 @pytest.mark.parametrize(
@@ -212,11 +212,11 @@ def test_the_reader_reads_every_whole_line_once() -> None:
 
 
 def test_multiply_adds_are_counted() -> None:
-    lanes = {"avx512": 16, "avx2": 8, "neon": 4, "portable": 4}
     before = _core.cpu_isa()
     for isa in _core.cpu_isas():
         _core.use_cpu_isa(isa)
-        assert _core.multiply_add(10) == 10 * 2 * 12 * lanes[isa] * 4 * _core.cpu_threads()
+        lanes = 16 if isa.startswith("avx512") else 8 if isa.startswith("avx2") else 4
+        assert _core.multiply_add(10) == 10 * 2 * 12 * lanes * 4 * _core.cpu_threads()
     _core.use_cpu_isa(before)
 
 

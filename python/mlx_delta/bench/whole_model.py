@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import mlx.core as mx
@@ -63,26 +64,43 @@ class Prefill:
         return asdict(self)
 
 
-def bench_decode(network: Network, *, context: int, tokens: int, rounds: int, bandwidth: ReadBandwidth) -> Decode:
-    """The median of ``rounds`` rounds of ``tokens`` tokens each. The context's cache is filled with random values."""
-    cache = filled_cache(network.config, context, context + (rounds + 1) * tokens + 1, network.dtype)
-    cache_bytes = _cache_bytes(network.config, context, network.dtype)
+def bench_decode(
+    network: Network, *, contexts: Sequence[int], tokens: int, rounds: int, bandwidth: ReadBandwidth
+) -> list[Decode]:
+    """For each of ``contexts`` the median of ``rounds`` rounds of ``tokens`` tokens, in turn.
+
+    A context's cache is filled with random values. Raises: RedTests when logits are not finite.
+    """
     sampler = Sampler(SamplingParams(), network.config.vocab_size)
-    logits = _checked(network(mx.array([[1]]), cache)[:, 0])
-    _decode_round(network, logits, sampler, cache, tokens)
-    times = []
-    for _ in range(rounds):
-        bandwidth.sample()
-        times.append(_decode_round(network, logits, sampler, cache, tokens) / tokens)
-    seconds, read = Time.of(times), bandwidth.median()
+    caches = [filled_cache(network.config, n, n + (rounds + 1) * tokens + 1, network.dtype) for n in contexts]
+    logits = [_checked(network(mx.array([[1]]), cache)[:, 0]) for cache in caches]
+    times: list[list[float]] = [[] for _ in contexts]
+    for index in range(rounds + 1):
+        for first, cache, seconds in zip(logits, caches, times, strict=True):
+            bandwidth.sample()
+            start = time.perf_counter()
+            for _ in decode(network, first, sampler, cache, tokens + 1):  # the first token is there already
+                pass
+            if index:  # the first round warms up
+                seconds.append((time.perf_counter() - start) / tokens)
+    read = bandwidth.median()
+    return [
+        _decoded(network, n, tokens, Time.of(seconds), read, bandwidth)
+        for n, seconds in zip(contexts, times, strict=True)
+    ]
+
+
+def _decoded(
+    network: Network, context: int, tokens: int, seconds: Time, read: float, bandwidth: ReadBandwidth
+) -> Decode:
     return Decode(
         tokens_per_second=1 / seconds.median,
         tokens_per_second_mad=seconds.mad / seconds.median**2,
-        rounds=rounds,
+        rounds=seconds.runs,
         tokens=tokens,
         context=context,
         bytes_per_token=network.bytes_per_token,
-        cache_bytes_per_token=cache_bytes,
+        cache_bytes_per_token=_cache_bytes(network.config, context, network.dtype),
         read_bandwidth_gbs=read / 1e9,
         bandwidth_share=network.bytes_per_token / seconds.median / read,
         weight_bytes=weight_bytes(network),
@@ -148,14 +166,6 @@ def weight_bytes(network: Network) -> int:
     """Of the matrices: all of them, the embedding once."""
     matrices = {id(matrix): matrix.nbytes for _, matrix in network.matrices()}
     return sum(matrices.values()) + (0 if network.config.tie_word_embeddings else network.embed_tokens.nbytes)
-
-
-def _decode_round(network: Network, logits: mx.array, sampler: Sampler, cache: Cache, tokens: int) -> float:
-    """Seconds of ``tokens`` passes: the first token comes from ``logits``, which are there already."""
-    start = time.perf_counter()
-    for _ in decode(network, logits, sampler, cache, tokens + 1):
-        pass
-    return time.perf_counter() - start
 
 
 def _without(nbytes: int | None, bandwidth: ReadBandwidth) -> int | None:

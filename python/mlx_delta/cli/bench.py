@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mlx_delta.bench.kernels import Row
     from mlx_delta.bench.random_model import Progress
     from mlx_delta.bench.roofline import Point
+    from mlx_delta.bench.whole_model import Decode
     from mlx_delta.model.qwen3_5 import Network
 
 app = typer.Typer(
@@ -87,7 +88,10 @@ def decode(
     shape: Shape = "9b",
     layers: Layers = None,
     model: ModelDir = None,
-    context: Context = 0,
+    context: Annotated[
+        list[int] | None,
+        typer.Option(min=0, help="Tokens already in the cache, of random content; given several times: in turn."),
+    ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens of a round.")] = 16,
     repeats: Annotated[int, typer.Option(min=1, help="Timed rounds; the median counts.")] = 7,
     as_json: Json = False,
@@ -105,25 +109,22 @@ def decode(
     machine = _machine()
     network, facts = _network(shape, layers, model)
     bandwidth = ReadBandwidth()
-    row = bench_decode(network, context=context, tokens=tokens, rounds=repeats, bandwidth=bandwidth)
+    rows = bench_decode(network, contexts=context or [0], tokens=tokens, rounds=repeats, bandwidth=bandwidth)
     if as_json:
-        typer.echo(json.dumps({**facts, **row.as_dict()}))
+        for row in rows:
+            typer.echo(json.dumps({**facts, **row.as_dict()}))
     else:
-        typer.echo(machine)
-        _table(
-            {
-                "decode": f"{row.tokens_per_second:.2f} tok/s (MAD {row.tokens_per_second_mad:.2f}; {row.rounds} "
-                f"rounds of {row.tokens} tokens after {row.context})",
-                "read a token": f"{row.bytes_per_token:,} bytes of weights, {row.cache_bytes_per_token:,} of the cache",
-                "read bandwidth": f"{row.read_bandwidth_gbs:.1f} GB/s; the weights alone are read at "
-                f"{row.bandwidth_share * row.read_bandwidth_gbs:.1f}: {100 * row.bandwidth_share:.0f} %",
-            }
-            | _memory(row.weight_bytes, row.peak_memory_bytes, row.peak_resident_bytes)
-            | _loading(facts)
-        )
-    seconds = 1 / row.tokens_per_second
-    point = Point("decode", 2 * _weights_used(network), row.bytes_per_token + row.cache_bytes_per_token, seconds)
-    _draw(plot, [point], bandwidth.median(), f"Decode, {facts['model']}")
+        _table({"machine": machine, "model": f"{facts['model']}, {facts['layers']} layers"})
+        for row in rows:
+            _table(_decode_lines(row, rows[0]))
+        last = rows[-1]
+        _table(_memory(last.weight_bytes, last.peak_memory_bytes, last.peak_resident_bytes) | _loading(facts))
+    flops = 2 * _weights_used(network)
+    points = [
+        Point(f"after {row.context}", flops, row.bytes_per_token + row.cache_bytes_per_token, 1 / row.tokens_per_second)
+        for row in rows
+    ]
+    _draw(plot, points, bandwidth.median(), f"Decode, {facts['model']}")
 
 
 @app.command("prefill")
@@ -155,9 +156,10 @@ def prefill(
     if as_json:
         typer.echo(json.dumps({**facts, **row.as_dict()}))
     else:
-        typer.echo(machine)
         _table(
             {
+                "machine": machine,
+                "model": f"{facts['model']}, {facts['layers']} layers",
                 "prefill": f"{row.tokens_per_second:.1f} tok/s (MAD {row.tokens_per_second_mad:.1f}; {row.rounds} "
                 f"prompts of {row.tokens} tokens after {row.context})",
                 "read bandwidth": f"{row.read_bandwidth_gbs:.1f} GB/s",
@@ -248,6 +250,17 @@ def _line(row: Row) -> str:
         f"{row.case:42}{row.bits:>8}{row.bytes / 1e6:9.3f}{row.ms:10.4f}{row.mad:8.4f}{speed:>9}{row.gbs:8.1f}"
         f"{row.read_gbs:7.1f}{100 * row.share:6.0f}"
     )
+
+
+def _decode_lines(row: Decode, first: Decode) -> dict[str, str]:
+    ratio = "" if row is first else f": {100 * row.tokens_per_second / first.tokens_per_second:.0f} % of the first"
+    return {
+        f"after {row.context}": f"{row.tokens_per_second:.2f} tok/s (MAD {row.tokens_per_second_mad:.2f}; {row.rounds} "
+        f"rounds of {row.tokens} tokens){ratio}",
+        "  read a token": f"{row.bytes_per_token:,} bytes of weights, {row.cache_bytes_per_token:,} of the cache",
+        "  bandwidth": f"{row.bandwidth_share * row.read_bandwidth_gbs:.1f} GB/s of weights, "
+        f"{100 * row.bandwidth_share:.0f} % of the {row.read_bandwidth_gbs:.1f} that this machine reads",
+    }
 
 
 def _memory(weights: int, arrays: int, resident: int | None) -> dict[str, str]:
