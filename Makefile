@@ -16,7 +16,8 @@ test: $(VENV)/installed-dev
 # The benches refuse to report on red tests: those of the ops come first.
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/ops
-	$(BIN)/python -m bench.ops
+	$(BIN)/mlx-delta bench kernels
+	$(BIN)/mlx-delta bench decode --layers 8
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check

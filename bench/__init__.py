@@ -1,1 +1,1 @@
-"""Benches: ``python -m bench.ops`` and others. Every time stands beside its floor, bytes over bandwidth."""
+"""What needs other people's software: mlx-delta beside mlx-lm and llama.cpp. The rest is mlx_delta.bench."""

@@ -70,6 +70,9 @@ NB_MODULE(_core, m) {
   m.def("cpu_threads", &cpu::thread_count, "Threads of a kernel: the physical cores, or MLX_DELTA_THREADS.");
   m.def("use_cpu_isa", &cpu::use_isa, "isa"_a, "For tests: use another from now on.");
   m.def("use_huge_pages", &use_huge_pages, "a"_a, "Back an evaluated array by huge pages; whether that worked.");
+  m.def(
+      "multiply_add", [](int64_t steps) { return cpu::kernels().multiply_add(steps); }, "steps"_a,
+      "Float32 vector multiply-adds on all threads: how many operations it was.");
   m.def("read_all", &read_all, "a"_a, "Read an evaluated array once on all threads; a checksum.");
 
   nb::class_<gpu::Launch>(m, "Launch", "One kernel launch of a plan.")

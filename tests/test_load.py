@@ -9,8 +9,8 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from cases import relative_rms
 from mlx_delta import ops
+from mlx_delta.bench.cases import relative_rms
 from mlx_delta.convert.pipeline import convert
 from mlx_delta.load import load_model
 

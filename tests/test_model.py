@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from cases import relative_rms
+from mlx_delta.bench.cases import relative_rms
 from mlx_delta.generate.prefill import prefill
 from mlx_delta.generate.sample import Sampler, SamplingParams
 from mlx_delta.load import LanguageModel, load_model

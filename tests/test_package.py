@@ -18,11 +18,14 @@ USE_IT = """
 import sys
 import mlx.core as mx
 from mlx_delta import ops, load_model
-from mlx_delta.cli.demo import example_checkpoint
+from mlx_delta.bench.cases import CASES
+from mlx_delta.bench.checks import check
+from mlx_delta.example import example_checkpoint
 
 x, w = mx.random.normal((3, 64)), mx.random.normal((8, 64))
 y = ops.qmm(x, [w])
 assert isinstance(y, mx.array) and mx.allclose(y, x @ w.T, atol=1e-4), y
+check(CASES[0], CASES[0].arguments(mx.bfloat16))
 prompt = "<|im_start|>user\\nCount to 7.<|im_end|>\\n<|im_start|>assistant\\n<think>\\n\\n</think>\\n\\n"
 assert load_model(example_checkpoint()).generate(prompt, temperature=0).text() == "1 2 3 4 5 6 7"
 print(f"{sys.version_info[0]}.{sys.version_info[1]}")

@@ -6,8 +6,9 @@ import math
 from pathlib import Path
 
 import pytest
-from bench.random_model import CONFIGS, recipe_plans, write_model
 
+from mlx_delta.bench.random_model import recipe_plans, write_model
+from mlx_delta.bench.sizes import CONFIGS
 from mlx_delta.load import load_model
 
 

@@ -27,6 +27,7 @@ struct Kernels {
   void (*embedding)(DType, const EmbeddingArgs&);
   void (*gated_delta)(DType, const GatedDeltaArgs&);
   void (*qmm)(DType, const QmmArgs&);
+  int64_t (*multiply_add)(int64_t steps);  // cpu/roof.cpp
 };
 
 // The table in use: the best that this machine runs, or what the environment variable MLX_DELTA_ISA names.

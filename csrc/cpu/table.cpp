@@ -10,6 +10,7 @@ void delta_mixer(DType, const DeltaMixerArgs&);
 void embedding(DType, const EmbeddingArgs&);
 void gated_delta(DType, const GatedDeltaArgs&);
 void qmm(DType, const QmmArgs&);
+int64_t multiply_add(int64_t);
 
 #define MLX_DELTA_STRING_OF(x) #x
 #define MLX_DELTA_STRING(x) MLX_DELTA_STRING_OF(x)
@@ -22,6 +23,7 @@ const Kernels table{MLX_DELTA_STRING(MLX_DELTA_ISA),
                     &delta_mixer,
                     &embedding,
                     &gated_delta,
-                    &qmm};
+                    &qmm,
+                    &multiply_add};
 
 }  // namespace mlx_delta::cpu::MLX_DELTA_ISA

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import mlx.core as mx
 import pytest
 
-from cases import BOUNDS, CASES, DTYPES, Arguments, Case, relative_rms
 from mlx_delta import _core, ops
+from mlx_delta.bench.cases import BOUNDS, CASES, DTYPES, STATES, Arguments, Case, cases_of, relative_rms
 
 SMALL = [case for case in CASES if not case.real]
 
@@ -41,14 +41,13 @@ def test_matches_the_reference(case: Case, dtype: mx.Dtype) -> None:
         _core.use_cpu_isa(chosen)
 
 
-# mlx's CPU fallback takes minutes to dequantize a 248320-row matrix; the kernel is that of qmm-b6g64.
-REAL = [case for case in CASES if case.real and case.name != "9b-lm_head"]
+# Those of 512 rows take the kernel of m200 for seconds; benches check them.
+REAL = [case for case in cases_of("9B") if case.real and not case.name.endswith("-m512")]
 
 
 @pytest.mark.parametrize("case", REAL, ids=lambda case: case.id)
 def test_matches_the_reference_on_the_shapes_of_the_9b(case: Case) -> None:
-    arguments = case.arguments(mx.bfloat16)
-    for result, reference in zip(case.run(arguments), case.reference(arguments), strict=True):
+    for result, reference in case.compare(case.arguments(mx.bfloat16)):
         assert relative_rms(result, reference) <= BOUNDS[mx.bfloat16]
 
 
@@ -110,7 +109,6 @@ TIME_AXES = {
     "gated_delta": ("q", "k", "v", "a", "b", "mask"),
     "delta_mixer": ("projection", "mask"),
 }
-STATES = {"conv1d": ("state",), "gated_delta": ("state",), "delta_mixer": ("conv_state", "delta_state")}
 
 
 @pytest.mark.parametrize("case", [c for c in SMALL if c.op in TIME_AXES], ids=lambda case: case.id)
@@ -146,8 +144,7 @@ def test_a_state_that_nobody_holds_is_updated_in_place() -> None:
     mx.reset_peak_memory()
     before = mx.get_active_memory()
     for _ in range(3):
-        y, arguments["conv_state"], arguments["delta_state"] = case.run(arguments)
-        mx.eval(y, arguments["conv_state"], arguments["delta_state"])
+        mx.eval(case.step(arguments))
     assert mx.get_peak_memory() - before < state_bytes // 2
 
 

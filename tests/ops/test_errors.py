@@ -7,8 +7,8 @@ from collections.abc import Callable
 import mlx.core as mx
 import pytest
 
-from cases import CASES, Arguments
 from mlx_delta import ops
+from mlx_delta.bench.cases import CASES, Arguments
 from mlx_delta.ops import Matrix
 
 X = mx.zeros((2, 64))

@@ -7,8 +7,8 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from cases import relative_rms
 from mlx_delta import ops
+from mlx_delta.bench.cases import relative_rms
 
 GDN = ["d64", "r3", "t1", "t1b3", "t2", "t63", "t64", "t65", "t200"]
 CONV = ["t1", "t1b2", "t3", "t50"]

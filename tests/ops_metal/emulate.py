@@ -9,8 +9,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from cases import Case
 from mlx_delta import _core
+from mlx_delta.bench.cases import Case
 from msl import Library, Output
 
 LARGE = 2 << 20  # bytes: weights and states; a group's scale and bias are read by the two threads that share it

@@ -12,8 +12,8 @@ import mlx.core as mx
 import pytest
 from emulate import LARGE, emulate, library, run_plan
 
-from cases import BOUNDS, CASES, DTYPES, Case, relative_rms
 from mlx_delta import _core, ops
+from mlx_delta.bench.cases import BOUNDS, CASES, DTYPES, Case, relative_rms
 
 
 def has_kernel(case: Case) -> bool:

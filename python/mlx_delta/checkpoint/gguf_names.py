@@ -56,6 +56,14 @@ def canonical_from_gguf(name: str, num_layers: int) -> str | None:
     return f"language_model.model.layers.{int(block[1])}.{suffix}"
 
 
+def gguf_from_canonical(name: str) -> str:
+    """The inverse, for a name of the text model. Raises: StopIteration for any other."""
+    block = re.fullmatch(r"language_model\.model\.layers\.(\d+)\.(.+)", name)
+    if block is None:
+        return next(short for short, canonical in _GLOBAL.items() if canonical == name)
+    return f"blk.{block[1]}." + next(short for short, suffix in _BLOCK.items() if suffix == block[2])
+
+
 def grouped_from_tiled(values: np.ndarray, text: TextConfig) -> np.ndarray:
     """Reorder the last axis [Hv * n] from tiled value heads (j * Hk + hk) to grouped ones (hk * Hv/Hk + j)."""
     heads, keys = text.linear_num_value_heads, text.linear_num_key_heads

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from mlx_delta.cli.convert import convert
 from mlx_delta.cli.errors import reported_errors
+from mlx_delta.example import example_checkpoint
 
 if TYPE_CHECKING:
     from mlx_delta.load import LanguageModel
@@ -38,16 +39,6 @@ def demo(
     """
     with tempfile.TemporaryDirectory(prefix="mlx-delta-demo-") as scratch:
         _run(example_checkpoint(), output or Path(scratch) / "tiny-unsloth")
-
-
-def example_checkpoint() -> Path:
-    """The tiny checkpoint: installed beside the extension."""
-    from mlx_delta import _core
-
-    directory = Path(_core.__file__).parent / "examples" / "tiny"
-    if not directory.is_dir():
-        raise ValueError(f"{directory}: expected the example checkpoint, found nothing: reinstall mlx-delta")
-    return directory
 
 
 def _run(source: Path, out: Path) -> None:

@@ -1,4 +1,4 @@
-"""The one registry of op cases: tests compare each with its reference, benches time those that have the 9B's shapes.
+"""The one registry of op cases: tests compare each with its reference, benches time those that have a model's shapes.
 
 A case makes an op's arguments; the op and its reference are ``mlx_delta.ops.<op>`` and ``<op>_reference``. Inputs come
 from a seeded generator, so a case is the same everywhere.
@@ -8,16 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_delta import ops
+from mlx_delta.bench.sizes import config_of
+from mlx_delta.config import TextConfig
+from mlx_delta.convert.recipe import choose
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 # rms(error) / rms(reference). Half types: inputs are rounded before both see them, so one rounding of the output.
 BOUNDS = {mx.float32: 1e-5, mx.float16: 1e-3, mx.bfloat16: 4e-3}
+# The arguments that an op's results after the first take the place of, in place where nobody else holds them.
+STATES = {
+    "conv1d": ("state",),
+    "gated_delta": ("state",),
+    "delta_mixer": ("conv_state", "delta_state"),
+    "attention_prepare": ("keys", "values"),
+}
 
 Arguments = dict[str, Any]
 
@@ -27,7 +38,9 @@ class Case:
     """One op on one set of shapes.
 
     ``make`` draws the arguments for a dtype. ``moved`` says how many bytes the op has to move for them; by default
-    every argument and result once. ``real`` marks shapes of the 9B, which benches time.
+    every argument and result once. ``real`` marks shapes of a published model, which benches time. ``flops`` counts
+    multiplications and additions, where an op has enough of them to matter. ``every`` compares only every so many-th
+    row of qmm's matrices: mlx needs minutes to dequantize a whole vocabulary.
     """
 
     op: str
@@ -35,6 +48,8 @@ class Case:
     make: Callable[[mx.Dtype, np.random.Generator], Arguments]
     moved: Callable[[Arguments, list[mx.array]], int] | None = None
     real: bool = False
+    flops: Callable[[Arguments], int] | None = None
+    every: int = 1
 
     @property
     def id(self) -> str:
@@ -48,6 +63,26 @@ class Case:
 
     def reference(self, arguments: Arguments) -> list[mx.array]:
         return as_list(getattr(ops, self.op + "_reference")(**arguments))
+
+    def step(self, arguments: Arguments) -> list[mx.array]:
+        """``run``, after which ``arguments`` hold the new states and nobody the old ones, as in a decode loop."""
+        results = self.run(arguments)
+        arguments.update(zip(STATES.get(self.op, ()), results[1:], strict=True))
+        return results
+
+    def compare(self, arguments: Arguments) -> Iterator[tuple[mx.array, mx.array]]:
+        """(found, expected) of each result; of qmm only every ``every``-th output feature."""
+        if self.every == 1:
+            yield from zip(self.run(arguments), self.reference(arguments), strict=True)
+            return
+        thinned = [thin(matrix, self.every) for matrix in arguments["segments"]]
+        starts = np.cumsum([0, *(matrix.rows for matrix in arguments["segments"])])
+        chosen = [np.arange(start, end, self.every) for start, end in pairwise(starts)]
+        columns = mx.array(chosen[0] if arguments["activation"] else np.concatenate(chosen))
+        residual = arguments["residual"]
+        fewer = {"segments": thinned, "residual": None if residual is None else residual[:, columns]}
+        (found,), (expected,) = self.run(arguments), self.reference({**arguments, **fewer})
+        yield found[:, columns], expected
 
     def bytes(self, arguments: Arguments, results: list[mx.array]) -> int:
         if self.moved is not None:
@@ -81,6 +116,14 @@ def quantized(
     return ops.Matrix.affine(words, scales.astype(dtype), biases.astype(dtype), bits, group_size)
 
 
+def thin(matrix: ops.Matrix, every: int) -> ops.Matrix:
+    """Every ``every``-th row."""
+    if matrix.scales is None or matrix.biases is None:
+        return ops.Matrix.plain(matrix.weight[::every])
+    weight, scales, biases = matrix.weight[::every], matrix.scales[::every], matrix.biases[::every]
+    return ops.Matrix.affine(weight, scales, biases, matrix.bits, matrix.group_size)
+
+
 def plain(rng: np.random.Generator, N: int, K: int, dtype: mx.Dtype) -> ops.Matrix:
     return ops.Matrix.plain(normal(rng, N, K, dtype=dtype, scale=K**-0.5))
 
@@ -88,7 +131,7 @@ def plain(rng: np.random.Generator, N: int, K: int, dtype: mx.Dtype) -> ops.Matr
 # A segment is (N, bits, group_size[, dtype of the scales]) or (N, dtype).
 def qmm_case(
     name: str, M: int, K: int, segments: list[tuple], *, norm: bool = False, residual: bool = False,
-    activation: str | None = None, real: bool = False,
+    activation: str | None = None, real: bool = False, every: int = 1,
 ) -> Case:  # fmt: skip
     def make(dtype: mx.Dtype, rng: np.random.Generator) -> Arguments:
         matrices = [plain(rng, s[0], K, s[1]) if len(s) == 2 else quantized(rng, s[0], K, *s[1:]) for s in segments]
@@ -101,7 +144,10 @@ def qmm_case(
             "activation": activation,
         }
 
-    return Case("qmm", name, make, real=real)
+    def flops(arguments: Arguments) -> int:
+        return 2 * M * K * sum(matrix.rows for matrix in arguments["segments"])
+
+    return Case("qmm", name, make, real=real, flops=flops, every=every)
 
 
 def qmm_cases() -> Iterator[Case]:
@@ -123,18 +169,45 @@ def qmm_cases() -> Iterator[Case]:
     yield qmm_case("residual", 5, 128, [(50, 4, 64)], residual=True)
     yield qmm_case("swiglu", 3, 192, [(61, 3, 64), (61, 4, 32)], norm=True, activation="swiglu")
     yield qmm_case("swiglu-residual", 1, 64, [(5, 2, 64), (5, mx.float16)], residual=True, activation="swiglu")
-    wide = {"qkv": (8192, 5, 64), "z": (4096, 5, 64), "b": (32, mx.bfloat16), "a": (32, mx.bfloat16)}
-    yield qmm_case("9b-in_proj", 1, 4096, list(wide.values()), norm=True, real=True)
-    yield qmm_case("9b-out_proj", 1, 4096, [(4096, mx.bfloat16)], residual=True, real=True)
-    yield qmm_case("9b-qkv", 1, 4096, [(8192, 5, 64), (1024, 5, 64), (1024, 5, 64)], norm=True, real=True)
-    gate_up = [(12288, 3, 64), (12288, 3, 64)]
-    yield qmm_case("9b-gate_up", 1, 4096, gate_up, norm=True, activation="swiglu", real=True)
-    yield qmm_case("9b-gate_up-m8", 8, 4096, gate_up, norm=True, activation="swiglu", real=True)
-    yield qmm_case("9b-down", 1, 12288, [(4096, 4, 64)], residual=True, real=True)
-    yield qmm_case("9b-lm_head", 1, 4096, [(248320, 6, 64)], norm=True, real=True)
 
 
-def embedding_cases() -> Iterator[Case]:
+def qmm_model_cases(size: str, text: TextConfig) -> Iterator[Case]:
+    """Every matrix of a model in the recipe, fused as its layers fuse them: one row (decode), 8 (batches), a prompt.
+
+    o_proj has the shape and the width of out_proj in every published size.
+    """
+    recipe = choose("unsloth", None, 64)
+    layer, hidden, inner = "language_model.model.layers.0", text.hidden_size, text.intermediate_size
+    queries, keys = text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim
+    gates = text.linear_num_value_heads
+
+    def segment(rows: int, module: str) -> tuple:
+        width = recipe.width(module)
+        return (rows, width.bits, width.group_size) if width else (rows, mx.bfloat16)
+
+    def segments(block: str, modules: dict[str, int]) -> list[tuple]:
+        return [segment(rows, f"{layer}.{block}.{module}") for module, rows in modules.items()]
+
+    in_proj = {"in_proj_qkv": text.conv_dim, "in_proj_z": text.value_dim, "in_proj_b": gates, "in_proj_a": gates}
+    delta_in, delta_out = segments("linear_attn", in_proj), segments("linear_attn", {"out_proj": hidden})
+    qkv = segments("self_attn", {"q_proj": 2 * queries, "k_proj": keys, "v_proj": keys})
+    gate_up, down = segments("mlp", {"gate_proj": inner, "up_proj": inner}), segments("mlp", {"down_proj": hidden})
+    for M, end, every in ((1, "", 1), (8, "-m8", 7), (512, "-m512", 7)):
+        yield qmm_case(f"{size}-in_proj{end}", M, hidden, delta_in, norm=True, real=True, every=every)
+        yield qmm_case(f"{size}-out_proj{end}", M, text.value_dim, delta_out, residual=True, real=True, every=every)
+        yield qmm_case(f"{size}-qkv{end}", M, hidden, qkv, norm=True, real=True, every=every)
+        yield qmm_case(
+            f"{size}-gate_up{end}", M, hidden, gate_up, norm=True, activation="swiglu", real=True, every=every
+        )
+        yield qmm_case(f"{size}-down{end}", M, inner, down, residual=True, real=True, every=every)
+    head = segment(
+        text.vocab_size, "language_model." + ("model.embed_tokens" if text.tie_word_embeddings else "lm_head")
+    )
+    for M, end in ((1, ""), (8, "-m8")):
+        yield qmm_case(f"{size}-lm_head{end}", M, hidden, [head], norm=True, real=True, every=97)
+
+
+def embedding_cases(size: str, text: TextConfig) -> Iterator[Case]:
     def case(name: str, N: int, K: int, bits: int, tokens: int, real: bool = False) -> Case:
         def make(dtype: mx.Dtype, rng: np.random.Generator) -> Arguments:
             table = quantized(rng, N, K, bits) if bits else plain(rng, N, K, mx.bfloat16)
@@ -149,7 +222,7 @@ def embedding_cases() -> Iterator[Case]:
     yield case("plain", 11, 72, 0, 5)
     for bits in (2, 3, 4, 5, 6, 8):
         yield case(f"b{bits}", 100, 192, bits, 9)
-    yield case("9b", 248320, 4096, 5, 1, real=True)
+    yield case(size, text.vocab_size, text.hidden_size, 5, 1, real=True)
 
 
 def token_mask(rng: np.random.Generator, B: int, T: int) -> mx.array:
@@ -159,7 +232,7 @@ def token_mask(rng: np.random.Generator, B: int, T: int) -> mx.array:
     return mx.array(mask)
 
 
-def conv1d_cases() -> Iterator[Case]:
+def conv1d_cases(text: TextConfig) -> Iterator[Case]:
     def case(B: int, T: int, C: int, state: bool = True, mask: bool = False, real: bool = False) -> Case:
         def make(dtype: mx.Dtype, rng: np.random.Generator) -> Arguments:
             return {
@@ -176,7 +249,7 @@ def conv1d_cases() -> Iterator[Case]:
         yield case(1, T, 33)
     yield case(3, 5, 96, state=False)
     yield case(2, 9, 40, mask=True)
-    yield case(1, 1, 8192, real=True)
+    yield case(1, 1, text.conv_dim, real=True)
 
 
 def delta_gates(rng: np.random.Generator, B: int, T: int, Hv: int, dtype: mx.Dtype) -> Arguments:
@@ -216,7 +289,7 @@ def gated_delta_cases() -> Iterator[Case]:
     yield case(1, 90, 2, 2, 36)
 
 
-def delta_mixer_cases() -> Iterator[Case]:
+def delta_mixer_cases(text: TextConfig) -> Iterator[Case]:
     def case(
         B: int, T: int, Hk: int, ratio: int, D: int, state: bool = True, mask: bool = False, real: bool = False
     ) -> Case:
@@ -238,7 +311,11 @@ def delta_mixer_cases() -> Iterator[Case]:
             }
 
         name = f"b{B}t{T}h{Hk}x{ratio}d{D}" + ("" if state else "-fresh") + ("-masked" if mask else "")
-        return Case("delta_mixer", name, make, real=real)
+
+        def flops(arguments: Arguments) -> int:
+            return 7 * B * T * Hk * ratio * D * D  # decay, S k, the rank-one update, S q
+
+        return Case("delta_mixer", name, make, real=real, flops=flops)
 
     for ratio in (1, 2, 3):
         yield case(1, 1, 2, ratio, 64)
@@ -246,10 +323,12 @@ def delta_mixer_cases() -> Iterator[Case]:
     yield case(1, 3, 2, 2, 36)
     yield case(2, 1, 1, 2, 64, state=False)
     yield case(2, 7, 1, 2, 64, mask=True)
-    yield case(1, 1, 16, 2, 128, real=True)
+    heads = text.linear_num_key_heads
+    ratio = text.linear_num_value_heads // heads
+    yield case(1, 1, heads, ratio, text.linear_key_head_dim, real=True)
 
 
-def attention_prepare_cases() -> Iterator[Case]:
+def attention_prepare_cases(text: TextConfig) -> Iterator[Case]:
     def case(B: int, T: int, Hq: int, Hkv: int, D: int, S: int, offset: int, axes: int = 0, real: bool = False) -> Case:
         def make(dtype: mx.Dtype, rng: np.random.Generator) -> Arguments:
             half = D // 8  # rotary on a quarter of the head, in pairs
@@ -268,8 +347,9 @@ def attention_prepare_cases() -> Iterator[Case]:
             }
 
         def moved(arguments: Arguments, results: list[mx.array]) -> int:
-            projection = arguments["projection"]
-            return projection.nbytes + (Hq + 2 * Hkv) * B * T * D * projection.itemsize
+            norms = arguments["q_norm"].nbytes + arguments["k_norm"].nbytes
+            # The gates, interleaved with the queries, stay where they are.
+            return norms + 2 * (Hq + 2 * Hkv) * B * T * D * arguments["projection"].itemsize
 
         return Case("attention_prepare", f"b{B}t{T}h{Hq}:{Hkv}d{D}at{offset}axes{axes}", make, moved, real)
 
@@ -277,10 +357,10 @@ def attention_prepare_cases() -> Iterator[Case]:
     yield case(2, 5, 6, 2, 64, 16, 0)
     yield case(2, 5, 4, 4, 128, 16, 11, axes=1)
     yield case(2, 7, 3, 1, 256, 7, 0, axes=3)
-    yield case(1, 1, 16, 4, 256, 2048, 2000, real=True)
+    yield case(1, 1, text.num_attention_heads, text.num_key_value_heads, text.head_dim, 2048, 2000, real=True)
 
 
-def attention_cases() -> Iterator[Case]:
+def attention_cases(text: TextConfig) -> Iterator[Case]:
     def case(
         B: int, T: int, Hq: int, Hkv: int, D: int, S: int, length: int, padded: bool = False, real: bool = False
     ) -> Case:
@@ -299,7 +379,11 @@ def attention_cases() -> Iterator[Case]:
             cache = 2 * B * Hkv * length * D * arguments["keys"].itemsize
             return cache + arguments["q"].nbytes + 2 * results[0].nbytes
 
-        return Case("attention", f"b{B}t{T}h{Hq}:{Hkv}d{D}l{length}" + ("-padded" if padded else ""), make, moved, real)
+        def flops(arguments: Arguments) -> int:
+            return 4 * B * Hq * T * length * D
+
+        name = f"b{B}t{T}h{Hq}:{Hkv}d{D}l{length}" + ("-padded" if padded else "")
+        return Case("attention", name, make, moved, real, flops)
 
     yield case(1, 1, 2, 1, 256, 9, 9)
     yield case(2, 1, 6, 2, 64, 100, 70)
@@ -310,16 +394,26 @@ def attention_cases() -> Iterator[Case]:
     yield case(1, 1, 4, 1, 64, 2500, 2345)
     yield case(2, 3, 4, 2, 64, 2100, 2049, padded=True)
     yield case(1, 40, 6, 1, 72, 200, 150)
-    yield case(1, 1, 16, 4, 256, 2048, 2000, real=True)
-    yield case(1, 1, 16, 4, 256, 16384, 16000, real=True)
+    heads, keys = text.num_attention_heads, text.num_key_value_heads
+    yield case(1, 1, heads, keys, text.head_dim, 2048, 2000, real=True)
+    yield case(1, 1, heads, keys, text.head_dim, 16384, 16000, real=True)
 
 
-CASES = [
-    *qmm_cases(),
-    *embedding_cases(),
-    *conv1d_cases(),
-    *gated_delta_cases(),
-    *delta_mixer_cases(),
-    *attention_prepare_cases(),
-    *attention_cases(),
-]
+def cases_of(size: str) -> list[Case]:
+    """The small cases of every op, which are those of any size, and the real ones at the shapes of ``size`` ("9B")."""
+    text = config_of(size).text
+    name = size.lower()
+    return [
+        *qmm_cases(),
+        *qmm_model_cases(name, text),
+        *embedding_cases(name, text),
+        *conv1d_cases(text),
+        *gated_delta_cases(),
+        *delta_mixer_cases(text),
+        *attention_prepare_cases(text),
+        *attention_cases(text),
+    ]
+
+
+# What tests run, on an emulated GPU too: of the real shapes those of one token.
+CASES = [case for case in cases_of("9B") if not case.name.endswith(("-m8", "-m512"))]

@@ -1,0 +1,303 @@
+"""``mlx-delta bench``: times beside their floor, the read bandwidth of the machine measured in the same run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress as Bar
+
+from mlx_delta.cli.errors import reported_errors
+
+if TYPE_CHECKING:
+    from mlx_delta.bench.kernels import Row
+    from mlx_delta.bench.random_model import Progress
+    from mlx_delta.bench.roofline import Point
+    from mlx_delta.bench.whole_model import Decode
+    from mlx_delta.model.qwen3_5 import Network
+
+app = typer.Typer(
+    help="Time the kernels, decoding and prefill on this machine, against its read bandwidth.", no_args_is_help=True
+)
+
+Shape = Annotated[str, typer.Option("--shape", help="Published size whose shapes to use: 0.8b, 2b, 4b, 9b or 27b.")]
+Layers = Annotated[int | None, typer.Option(help="Only the first so many layers of it.", show_default="all")]
+ModelDir = Annotated[
+    Path | None,
+    typer.Option("--model", "-m", help="Model directory to run instead of --shape.", show_default="random weights"),
+]
+Context = Annotated[int, typer.Option(min=0, help="Tokens already in the cache, of random content.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line, instead of a table.")]
+Plot = Annotated[Path | None, typer.Option(help="Also draw a roofline to this PNG (needs matplotlib).")]
+
+
+@app.command("kernels")
+@reported_errors()
+def kernels(
+    shape: Shape = "9b",
+    filter_: Annotated[str, typer.Option("--filter", help="Only the cases whose name contains this.")] = "",
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of a case; the median counts.")] = 9,
+    as_json: Json = False,
+    plot: Plot = None,
+) -> None:
+    """Time every op at a model's shapes. A case that differs from its reference is refused, and the exit status is 1.
+
+    qmm NAME is one row (decoding), NAME-m8 eight, NAME-m512 a prompt's. %: bytes a second of the read bandwidth.
+    """
+    from mlx_delta.bench.cases import cases_of
+    from mlx_delta.bench.kernels import Refusal, time_cases
+    from mlx_delta.bench.roofline import Point
+    from mlx_delta.bench.sizes import size_named
+    from mlx_delta.bench.timing import ReadBandwidth
+
+    _check_plot(plot)
+    cases = [case for case in cases_of(size_named(shape)) if case.real and filter_ in case.id]
+    if not cases:
+        raise ValueError(f"--filter: expected a part of a case's name, such as gate_up, found {filter_}")
+    machine = _machine()
+    bandwidth = ReadBandwidth()
+    if not as_json:
+        typer.echo(machine)
+        typer.echo(f"{'case':42}{'bits':>8}{'MB':>9}{'ms':>10}{'MAD':>8}{'GFLOP/s':>9}{'GB/s':>8}{'of':>7}{'%':>6}")
+    refused, points = [], []
+    for row in time_cases(cases, bandwidth, repeats):
+        if as_json:
+            typer.echo(json.dumps(row.as_dict()))
+        elif isinstance(row, Refusal):
+            typer.echo(f"{row.case:42}refused: {row.refused}")
+        else:
+            typer.echo(_line(row))
+        if isinstance(row, Refusal):
+            refused.append(row.refused)
+        elif row.flops is not None:
+            points.append(Point(row.case, row.flops, row.bytes, row.ms / 1e3))
+    if refused:
+        raise ValueError(f"{len(refused)} of {len(cases)} cases differ from their reference: {refused[0]}")
+    _draw(plot, points, bandwidth.median(), f"Ops at the shapes of the {size_named(shape)}")
+
+
+@app.command("decode")
+@reported_errors()
+def decode(
+    shape: Shape = "9b",
+    layers: Layers = None,
+    model: ModelDir = None,
+    context: Annotated[
+        list[int] | None,
+        typer.Option(min=0, help="Tokens already in the cache, of random content; given several times: in turn."),
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of a round.")] = 16,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed rounds; the median counts.")] = 7,
+    as_json: Json = False,
+    plot: Plot = None,
+) -> None:
+    """Decode, with random weights of a model's shape in the unsloth recipe, or a model of your own.
+
+    Refuses to when an op differs from its reference.
+    """
+    from mlx_delta.bench.roofline import Point
+    from mlx_delta.bench.timing import ReadBandwidth
+    from mlx_delta.bench.whole_model import bench_decode
+
+    _check_plot(plot)
+    machine = _machine()
+    network, facts = _network(shape, layers, model)
+    bandwidth = ReadBandwidth()
+    rows = bench_decode(network, contexts=context or [0], tokens=tokens, rounds=repeats, bandwidth=bandwidth)
+    if as_json:
+        for row in rows:
+            typer.echo(json.dumps({**facts, **row.as_dict()}))
+    else:
+        _table({"machine": machine, "model": f"{facts['model']}, {facts['layers']} layers"})
+        for row in rows:
+            _table(_decode_lines(row, rows[0]))
+        last = rows[-1]
+        _table(_memory(last.weight_bytes, last.peak_memory_bytes, last.peak_resident_bytes) | _loading(facts))
+    flops = 2 * _weights_used(network)
+    points = [
+        Point(f"after {row.context}", flops, row.bytes_per_token + row.cache_bytes_per_token, 1 / row.tokens_per_second)
+        for row in rows
+    ]
+    _draw(plot, points, bandwidth.median(), f"Decode, {facts['model']}")
+
+
+@app.command("prefill")
+@reported_errors()
+def prefill(
+    shape: Shape = "9b",
+    layers: Layers = None,
+    model: ModelDir = None,
+    context: Context = 0,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 512,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed prompts; the median counts.")] = 5,
+    as_json: Json = False,
+    plot: Plot = None,
+) -> None:
+    """Prefill a prompt, with random weights of a model's shape in the unsloth recipe, or a model of your own.
+
+    Refuses to when an op differs from its reference.
+    """
+    from mlx_delta.bench.roofline import Point
+    from mlx_delta.bench.timing import ReadBandwidth
+    from mlx_delta.bench.whole_model import bench_prefill
+    from mlx_delta.generate.prefill import CHUNK
+
+    _check_plot(plot)
+    machine = _machine()
+    network, facts = _network(shape, layers, model)
+    bandwidth = ReadBandwidth()
+    row = bench_prefill(network, context=context, tokens=tokens, rounds=repeats, bandwidth=bandwidth)
+    if as_json:
+        typer.echo(json.dumps({**facts, **row.as_dict()}))
+    else:
+        _table(
+            {
+                "machine": machine,
+                "model": f"{facts['model']}, {facts['layers']} layers",
+                "prefill": f"{row.tokens_per_second:.1f} tok/s (MAD {row.tokens_per_second_mad:.1f}; {row.rounds} "
+                f"prompts of {row.tokens} tokens after {row.context})",
+                "read bandwidth": f"{row.read_bandwidth_gbs:.1f} GB/s",
+            }
+            | _memory(row.weight_bytes, row.peak_memory_bytes, row.peak_resident_bytes)
+            | _loading(facts)
+        )
+    flops = 2 * _weights_used(network) * tokens
+    nbytes = network.bytes_per_token * -(-tokens // CHUNK)
+    _draw(plot, [Point("prefill", flops, nbytes, tokens / row.tokens_per_second)], bandwidth.median(), "Prefill")
+
+
+@app.command("model")
+@reported_errors()
+def model(
+    out: Annotated[Path, typer.Option("--output", "-o", help="Directory to write.")],
+    shape: Shape = "9b",
+    layers: Layers = None,
+    force: Annotated[bool, typer.Option(help="Replace a model that is there.")] = False,
+) -> None:
+    """Write a converted checkpoint with random weights, directly in packed form, in the unsloth recipe."""
+    from mlx_delta.bench.random_model import write_model
+    from mlx_delta.bench.sizes import size_named
+
+    with _shown() as progress:
+        write_model(size_named(shape), out, layers=layers, progress=progress, force=force)
+
+
+def _network(shape: str, layers: int | None, directory: Path | None) -> tuple[Network, dict[str, Any]]:
+    """What to run, with its facts, once the ops are known to be right."""
+    from mlx_delta import _core
+    from mlx_delta.bench.checks import check_ops
+    from mlx_delta.bench.memory import reset_peak
+    from mlx_delta.bench.sizes import size_named
+
+    if directory is not None and layers is not None:
+        raise ValueError(f"--layers: expected it with --shape, found it with --model {directory}")
+    size = size_named(shape)
+    check_ops()
+    facts: dict[str, Any] = {"isa": _core.cpu_isa(), "threads": _core.cpu_threads()}
+    if directory is not None:
+        return _loaded(directory, facts)
+    from mlx_delta.bench.random_model import random_network
+
+    with _shown() as progress:
+        network = random_network(size, layers=layers, progress=progress)
+    reset_peak()  # making the weights took more memory than having them
+    return network, {
+        "model": f"{size}, random weights",
+        "layers": network.config.num_layers,
+        **facts,
+        "load_seconds": None,
+    }
+
+
+def _loaded(directory: Path, facts: dict[str, Any]) -> tuple[Network, dict[str, Any]]:
+    import time
+
+    from mlx_delta.bench.memory import reset_peak
+    from mlx_delta.load import load_model
+
+    reset_peak()
+    start = time.perf_counter()
+    network = load_model(directory).network
+    seconds = time.perf_counter() - start
+    facts |= {"model": str(directory), "layers": network.config.num_layers, "load_seconds": seconds}
+    return network, facts
+
+
+def _weights_used(network: Network) -> int:
+    """Weights that a token is multiplied with."""
+    return sum(matrix.rows * matrix.cols for _, matrix in network.matrices())
+
+
+def _machine() -> str:
+    """What runs it, and a warning on stderr where others use the machine too."""
+    from mlx_delta import _core
+
+    load = os.getloadavg()[0]
+    if load > _core.cpu_threads() / 2:
+        typer.echo(f"warning: load average {load:.1f}: other processes disturb these times", err=True)
+    return f"{_core.cpu_isa()}, {_core.cpu_threads()} threads, bfloat16"
+
+
+def _line(row: Row) -> str:
+    speed = "" if row.flops is None else f"{row.flops / row.ms / 1e6:.0f}"
+    return (
+        f"{row.case:42}{row.bits:>8}{row.bytes / 1e6:9.3f}{row.ms:10.4f}{row.mad:8.4f}{speed:>9}{row.gbs:8.1f}"
+        f"{row.read_gbs:7.1f}{100 * row.share:6.0f}"
+    )
+
+
+def _decode_lines(row: Decode, first: Decode) -> dict[str, str]:
+    ratio = "" if row is first else f": {100 * row.tokens_per_second / first.tokens_per_second:.0f} % of the first"
+    return {
+        f"after {row.context}": f"{row.tokens_per_second:.2f} tok/s (MAD {row.tokens_per_second_mad:.2f}; {row.rounds} "
+        f"rounds of {row.tokens} tokens){ratio}",
+        "  read a token": f"{row.bytes_per_token:,} bytes of weights, {row.cache_bytes_per_token:,} of the cache",
+        "  bandwidth": f"{row.bandwidth_share * row.read_bandwidth_gbs:.1f} GB/s of weights, "
+        f"{100 * row.bandwidth_share:.0f} % of the {row.read_bandwidth_gbs:.1f} that this machine reads",
+    }
+
+
+def _memory(weights: int, arrays: int, resident: int | None) -> dict[str, str]:
+    process = "" if resident is None else f"; the process {resident / 1e6:,.0f} MB"
+    return {"peak memory": f"{arrays / 1e6:,.0f} MB of arrays, {weights / 1e6:,.0f} of them weights{process}"}
+
+
+def _loading(facts: dict[str, Any]) -> dict[str, str]:
+    return {} if facts["load_seconds"] is None else {"loaded in": f"{facts['load_seconds']:.2f} s"}
+
+
+def _table(lines: dict[str, str]) -> None:
+    for name, text in lines.items():
+        typer.echo(f"{name:16}{text}")
+
+
+def _check_plot(plot: Path | None) -> None:
+    """Before a long run is wasted."""
+    from mlx_delta.evaluate import require_plotting
+
+    if plot is None:
+        return
+    require_plotting()
+    if not plot.absolute().parent.is_dir():
+        raise ValueError(f"--plot: expected a file in a directory that exists, found {plot}")
+
+
+def _draw(plot: Path | None, points: list[Point], bandwidth: float, title: str) -> None:
+    from mlx_delta.bench.roofline import save_roofline
+
+    if plot is not None:
+        save_roofline(points, bandwidth, plot, title)
+
+
+@contextmanager
+def _shown() -> Iterator[Progress]:
+    """A bar on stderr."""
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("random weights", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
