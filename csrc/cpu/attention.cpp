@@ -14,6 +14,8 @@ constexpr int64_t kStretch = 1024;  // rows of the cache in an item, for few que
 constexpr int64_t kFewRows = 16;    // query rows of a key head up to which the cache is streamed instead of tiled
 constexpr int64_t kTokens = 32;     // new tokens in an item, for many query rows
 constexpr float kNone = -3.0e38f;   // below every score
+// Register tiles of the streamed cache, for 4 query rows: keys, and vectors of a value. 16 registers with AVX2.
+constexpr int kKeys = W == 8 ? 2 : 4, kWide = W == 8 ? 2 : 4;
 
 enum { kPartialSlot, kQuerySlot, kScoreSlot, kBlockSlot, kOutSlot };
 
@@ -74,65 +76,84 @@ struct Item {
     }
   }
 
-  // A few query rows: each key and value is converted once and used for up to four rows from registers.
+  // A few query rows: each key and value is converted once and used for up to four rows from registers. The values of
+  // the block are asked for while its keys are read, and the next block's keys while its values are.
   void stream_block(const float* q, float* scores, int64_t s, int64_t count, const Partial& p) const {
     const T *keys = cache(args.keys, s), *values = cache(args.values, s);
-    for (int64_t r = 0; r < rows(); r += 4)
-      rows() - r >= 4 ? score<4>(q, keys, count, r, scores) : score_rest(q, keys, count, r, scores);
+    int64_t r = 0;
+    for (; r + 4 <= rows(); r += 4) score<4>(q, keys, values, count, r, scores);
+    for (; r < rows(); ++r) score<1>(q, keys, values, count, r, scores);
     soften(scores, s, count, p);
-    for (int64_t r = 0; r < rows(); r += 4)
-      rows() - r >= 4 ? add_values<4>(scores, values, count, r, p.out)
-                      : add_values_rest(scores, values, count, r, p.out);
-  }
-  void score_rest(const float* q, const T* keys, int64_t count, int64_t r, float* scores) const {
-    for (; r < rows(); ++r) score<1>(q, keys, count, r, scores);
-  }
-  void add_values_rest(const float* scores, const T* values, int64_t count, int64_t r, float* out) const {
-    for (; r < rows(); ++r) add_values<1>(scores, values, count, r, out);
+    for (r = 0; r + 4 <= rows(); r += 4) add_values<4>(scores, values, keys + count * args.D, count, r, p.out);
+    for (; r < rows(); ++r) add_values<1>(scores, values, keys + count * args.D, count, r, p.out);
   }
 
   template <int R>
-  void score(const float* q, const T* keys, int64_t count, int64_t first, float* scores) const {
+  void score(const float* q, const T* keys, const T* ahead, int64_t count, int64_t first, float* scores) const {
+    int64_t s = 0;
+    for (; s + kKeys <= count; s += kKeys)
+      score_keys<R, kKeys>(q, keys + s * args.D, ahead + s * args.D, first, scores + s);
+    for (; s < count; ++s) score_keys<R, 1>(q, keys + s * args.D, ahead + s * args.D, first, scores + s);
+  }
+
+  template <int R, int keys>
+  void score_keys(const float* q, const T* key, const T* ahead, int64_t first, float* scores) const {
     const int64_t D = args.D;
-    for (int64_t s = 0; s < count; ++s) {
-      const T* key = keys + s * D;
-      F sums[R] = {};
-      int64_t c = 0;
-      for (; c + W <= D; c += W) {
-        const F k = load(key + c);
-        MLX_DELTA_UNROLL
-        for (int r = 0; r < R; ++r) sums[r] += k * load(q + (first + r) * D + c);
+    F sums[keys][4] = {};
+    int64_t c = 0;
+    for (; c + W <= D; c += W) {
+      F k[keys];
+      MLX_DELTA_UNROLL
+      for (int i = 0; i < keys; ++i) {
+        k[i] = load(key + i * D + c);
+        prefetch(ahead + i * D + c);
       }
       MLX_DELTA_UNROLL
       for (int r = 0; r < R; ++r) {
-        float total = sum(sums[r]);
-        for (int64_t i = c; i < D; ++i) total += to_float(key[i]) * q[(first + r) * D + i];
-        scores[(first + r) * kBlock + s] = total;
+        const F qr = load(q + (first + r) * D + c);
+        MLX_DELTA_UNROLL
+        for (int i = 0; i < keys; ++i) sums[i][r] += k[i] * qr;
+      }
+    }
+    MLX_DELTA_UNROLL
+    for (int i = 0; i < keys; ++i) {
+      float totals[4];
+      sum4(sums[i], totals);
+      MLX_DELTA_UNROLL
+      for (int r = 0; r < R; ++r) {
+        for (int64_t d = c; d < D; ++d) totals[r] += to_float(key[i * D + d]) * q[(first + r) * D + d];
+        scores[(first + r) * kBlock + i] = totals[r];
       }
     }
   }
 
   template <int R>
-  void add_values(const float* weights, const T* values, int64_t count, int64_t first, float* out) const {
+  void add_values(const float* weights, const T* values, const T* ahead, int64_t count, int64_t first,
+                  float* out) const {
     const int64_t D = args.D;
     int64_t c = 0;
-    for (; c + 2 * W <= D; c += 2 * W) {
-      F sums[R][2];
+    for (; c + kWide * W <= D; c += kWide * W) {
+      F sums[R][kWide];
       MLX_DELTA_UNROLL
       for (int r = 0; r < R; ++r) MLX_DELTA_UNROLL
-      for (int v = 0; v < 2; ++v) sums[r][v] = load(out + (first + r) * D + c + v * W);
+      for (int v = 0; v < kWide; ++v) sums[r][v] = load(out + (first + r) * D + c + v * W);
       for (int64_t s = 0; s < count; ++s) {
-        const F v0 = load(values + s * D + c), v1 = load(values + s * D + c + W);
+        F value[kWide];
+        MLX_DELTA_UNROLL
+        for (int v = 0; v < kWide; ++v) {
+          value[v] = load(values + s * D + c + v * W);
+          prefetch(ahead + s * D + c + v * W);
+        }
         MLX_DELTA_UNROLL
         for (int r = 0; r < R; ++r) {
           const float weight = weights[(first + r) * kBlock + s];
-          sums[r][0] += weight * v0;
-          sums[r][1] += weight * v1;
+          MLX_DELTA_UNROLL
+          for (int v = 0; v < kWide; ++v) sums[r][v] += weight * value[v];
         }
       }
       MLX_DELTA_UNROLL
       for (int r = 0; r < R; ++r) MLX_DELTA_UNROLL
-      for (int v = 0; v < 2; ++v) store(sums[r][v], out + (first + r) * D + c + v * W);
+      for (int v = 0; v < kWide; ++v) store(sums[r][v], out + (first + r) * D + c + v * W);
     }
     for (; c < D; ++c) MLX_DELTA_UNROLL
     for (int r = 0; r < R; ++r)

@@ -162,6 +162,31 @@ inline float sum(F x) {
   return (x[0] + x[2]) + (x[1] + x[3]);
 #endif
 }
+// The sums of four vectors' lanes: a tree over the lanes whose order is the same for all four.
+inline void sum4(const F x[4], float* out) {
+#if defined(__AVX2__)
+#if defined(__AVX512F__)
+  const auto pairs = [](F a, F b) {
+    return _mm512_add_ps(_mm512_unpacklo_ps(__m512(a), __m512(b)), _mm512_unpackhi_ps(__m512(a), __m512(b)));
+  };
+  const __m512 ab = pairs(x[0], x[1]), cd = pairs(x[2], x[3]);
+  const __m512 wide = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(wide), _mm512_extractf32x8_ps(wide, 1));
+#else
+  const auto pairs = [](F a, F b) {
+    return _mm256_add_ps(_mm256_unpacklo_ps(__m256(a), __m256(b)), _mm256_unpackhi_ps(__m256(a), __m256(b)));
+  };
+  const __m256 ab = pairs(x[0], x[1]), cd = pairs(x[2], x[3]);
+  const __m256 half = _mm256_add_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xee));
+#endif
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+#elif defined(MLX_DELTA_ISA_NEON)
+  const auto pairs = [](F a, F b) { return vpaddq_f32(float32x4_t(a), float32x4_t(b)); };
+  vst1q_f32(out, vpaddq_f32(pairs(x[0], x[1]), pairs(x[2], x[3])));
+#else
+  for (int i = 0; i < 4; ++i) out[i] = sum(x[i]);
+#endif
+}
 inline float max_lane(F x) {
   float result = x[0];
   for (int i = 1; i < W; ++i) result = most(result, x[i]);
@@ -172,8 +197,9 @@ inline float max_lane(F x) {
 // more lines can be in flight than in L1, and a little ahead from there into L1. Bytes.
 inline constexpr int kFarAhead = 12288, kNearAhead = 2048;
 
-// Asks for what is ahead of p; never faults. Always inlined: GCC 12 takes a function that only prefetches for one
-// without effect, and drops the call.
+// Asks for p, and for what is ahead of p; never faults. Always inlined: GCC 12 takes a function that only prefetches
+// for one without effect, and drops the call.
+__attribute__((always_inline)) inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 __attribute__((always_inline)) inline void prefetch_stream(const void* p) {
   __builtin_prefetch(static_cast<const char*>(p) + kFarAhead, 0, 2);
   __builtin_prefetch(static_cast<const char*>(p) + kNearAhead, 0, 3);
