@@ -120,7 +120,7 @@ def _time_case(case: Case, bandwidth: ReadBandwidth, repeats: int) -> Row:
 
 
 def _copies(moved: int, held: int) -> int:
-    """How many sets of arguments no cache holds, by what an op moves of one; ``held`` in all, they must fit in memory."""
+    """How many sets of arguments no cache holds, by the bytes ``moved`` of each, and memory does, by those ``held``."""
     return max(1, min(-(-working_set() // moved), _MEMORY // held))
 
 
