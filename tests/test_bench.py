@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from mlx_delta import _core, ops
 from mlx_delta.bench.cases import CASES, cases_of
 from mlx_delta.bench.checks import RedTests, check, check_ops
+from mlx_delta.bench.kernels import Row, Summary, summarize
 from mlx_delta.bench.random_model import random_network, recipe_plans, write_model
 from mlx_delta.bench.sizes import CONFIGS
 from mlx_delta.bench.timing import Time, last_level_cache, working_set
@@ -63,6 +64,17 @@ def test_kernels_report_bytes_times_and_shares() -> None:
     assert row["gbs"] == pytest.approx(row["bytes"] / row["ms"] / 1e6)
     assert row["share"] == pytest.approx(row["gbs"] / row["read_gbs"])
     assert 0 < row["error"] < 4e-3
+
+
+def test_a_summary_of_the_matrices() -> None:
+    def row(case: str, ms: float, share: float) -> Row:
+        return Row(case, "3", 1, 1, ms, 0.0, 1.0, 1.0, share, 0.0)
+
+    rows = [row("qmm-9b-down", 1.0, 0.9), row("qmm-9b-qkv", 2.0, 0.4), row("conv1d-x", 1.0, 0.1)]
+    eight = [row("qmm-9b-down-m8", 2.0, 0.5), row("qmm-9b-qkv-m8", 16.0, 0.1), row("qmm-9b-qkv-m512", 1.0, 0.0)]
+    assert summarize(rows) == Summary(pytest.approx(0.6), 0.4, None, None)
+    assert summarize([*rows, *eight]) == Summary(pytest.approx(0.6), 0.4, pytest.approx(4.0), 8.0)
+    assert summarize(rows[2:]) is None
 
 
 def test_kernels_refuse_what_differs_from_its_reference(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from statistics import geometric_mean
 
 import mlx.core as mx
 
 from mlx_delta import _core, ops
-from mlx_delta.bench.cases import Case
+from mlx_delta.bench.cases import Arguments, Case
 from mlx_delta.bench.checks import RedTests, check
 from mlx_delta.bench.timing import ReadBandwidth, measure, working_set
 
 _COMPUTE_BOUND = 100  # operations a byte
+_MEMORY = 1 << 30  # bytes, for the sets of a case
 
 
 @dataclass(frozen=True)
@@ -58,24 +60,50 @@ def time_cases(cases: Iterable[Case], bandwidth: ReadBandwidth, repeats: int) ->
             yield Refusal(case.id, str(error))
 
 
+@dataclass(frozen=True)
+class Summary:
+    """Of the matrices: the bandwidth's share that one row reaches, and what eight rows cost in times of one."""
+
+    share_mean: float  # geometric
+    share_least: float
+    eight_rows_mean: float | None  # geometric
+    eight_rows_most: float | None
+
+
+def summarize(rows: Iterable[Row]) -> Summary | None:
+    """None where no matrix was timed with one row."""
+    qmm = {row.case: row for row in rows if row.case.startswith("qmm-")}
+    one = [row for row in qmm.values() if not row.case.endswith(("-m8", "-m512"))]
+    if not one:
+        return None
+    shares = [row.share for row in one]
+    costs = [qmm[f"{row.case}-m8"].ms / row.ms for row in one if f"{row.case}-m8" in qmm]
+    return Summary(
+        geometric_mean(shares), min(shares), geometric_mean(costs) if costs else None, max(costs, default=None)
+    )
+
+
 def _time_case(case: Case, bandwidth: ReadBandwidth, repeats: int) -> Row:
     arguments = case.arguments(mx.bfloat16)
     error = check(case, arguments)
     results = case.run(arguments)
     mx.eval(results)
-    nbytes = case.bytes(arguments, results)
-    bits = _bits(arguments)
+    nbytes, bits = case.bytes(arguments, results), _bits(arguments)
     flops = None if case.flops is None else case.flops(arguments)
     # A matrix product of many rows is bound by arithmetic, and one row of an embedding is nowhere in a cache.
     heavy = (flops or 0) > _COMPUTE_BOUND * nbytes
-    count = 1 if heavy or case.op == "embedding" else max(1, min(64, -(-working_set() // nbytes)))
+    once = heavy or case.op == "embedding"
+    count = 1 if once else _copies(nbytes, sum(a.nbytes for a in _arrays(arguments)))
     sets = [{name: _copied(value) for name, value in arguments.items()} for _ in range(count)]
     del arguments, results
     since = len(bandwidth)
-    # One evaluation of all sets, as a token is one evaluation of all layers.
-    time = measure(
-        lambda: mx.eval([case.step(one) for one in sets]), min(repeats, 5) if heavy else repeats, bandwidth.sample
-    )
+
+    def prepare() -> list[list[mx.array]]:
+        bandwidth.sample()
+        return [case.step(one) for one in sets]
+
+    # One evaluation of all sets, as a token is one evaluation of all layers; its graph is built before.
+    time = measure(prepare, mx.eval, min(repeats, 5) if heavy else repeats)
     seconds, read = time.median / count, bandwidth.median(since)
     return Row(
         case=case.id,
@@ -91,10 +119,19 @@ def _time_case(case: Case, bandwidth: ReadBandwidth, repeats: int) -> Row:
     )
 
 
-def _bits(arguments: dict[str, object]) -> str:
-    """Widths of the matrices, "5+16" for two; "" without any."""
+def _copies(moved: int, held: int) -> int:
+    """How many sets of arguments no cache holds, by the bytes ``moved`` of each, and memory does, by those ``held``."""
+    return max(1, min(-(-working_set() // moved), _MEMORY // held))
+
+
+def _arrays(arguments: Arguments) -> list[mx.array | ops.Matrix]:
     values = [v for value in arguments.values() for v in (value if isinstance(value, list) else [value])]
-    matrices = [value for value in values if isinstance(value, ops.Matrix)]
+    return [value for value in values if isinstance(value, (mx.array, ops.Matrix))]
+
+
+def _bits(arguments: Arguments) -> str:
+    """Widths of the matrices, "5+16" for two; "" without any."""
+    matrices = [value for value in _arrays(arguments) if isinstance(value, ops.Matrix)]
     return "+".join(dict.fromkeys(str(m.bits or 8 * m.weight.itemsize) for m in matrices))
 
 

@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import mlx.core as mx
 
 from mlx_delta import _core
 
+T = TypeVar("T")
 _CPUS = Path("/sys/devices/system/cpu")
 _UNKNOWN_CACHE = 48 << 20  # where the system does not say: as much as the system level cache of a large Apple chip
 
@@ -31,15 +33,14 @@ class Time:
         return cls(median, statistics.median(abs(t - median) for t in times), len(times))
 
 
-def measure(run: Callable[[], object], repeats: int, between: Callable[[], object] | None = None) -> Time:
-    """Time ``run`` after one warm-up; ``between`` is called, untimed, before each."""
-    run()
+def measure(prepare: Callable[[], T], run: Callable[[T], object], repeats: int) -> Time:
+    """Time ``run``, on what ``prepare`` makes untimed before each, after one warm-up."""
+    run(prepare())
     times = []
     for _ in range(repeats):
-        if between is not None:
-            between()
+        given = prepare()
         start = time.perf_counter()
-        run()
+        run(given)
         times.append(time.perf_counter() - start)
     return Time.of(times)
 

@@ -16,7 +16,7 @@ from rich.progress import Progress as Bar
 from mlx_delta.cli.errors import reported_errors
 
 if TYPE_CHECKING:
-    from mlx_delta.bench.kernels import Row
+    from mlx_delta.bench.kernels import Row, Summary
     from mlx_delta.bench.random_model import Progress
     from mlx_delta.bench.roofline import Point
     from mlx_delta.bench.whole_model import Decode
@@ -51,7 +51,7 @@ def kernels(
     qmm NAME is one row (decoding), NAME-m8 eight, NAME-m512 a prompt's. %: bytes a second of the read bandwidth.
     """
     from mlx_delta.bench.cases import cases_of
-    from mlx_delta.bench.kernels import Refusal, time_cases
+    from mlx_delta.bench.kernels import Refusal, summarize, time_cases
     from mlx_delta.bench.roofline import Point
     from mlx_delta.bench.sizes import size_named
     from mlx_delta.bench.timing import ReadBandwidth
@@ -65,7 +65,7 @@ def kernels(
     if not as_json:
         typer.echo(machine)
         typer.echo(f"{'case':42}{'bits':>8}{'MB':>9}{'ms':>10}{'MAD':>8}{'GFLOP/s':>9}{'GB/s':>8}{'of':>7}{'%':>6}")
-    refused, points = [], []
+    refused, rows = [], []
     for row in time_cases(cases, bandwidth, repeats):
         if as_json:
             typer.echo(json.dumps(row.as_dict()))
@@ -75,10 +75,14 @@ def kernels(
             typer.echo(_line(row))
         if isinstance(row, Refusal):
             refused.append(row.refused)
-        elif row.flops is not None:
-            points.append(Point(row.case, row.flops, row.bytes, row.ms / 1e3))
+        else:
+            rows.append(row)
     if refused:
         raise ValueError(f"{len(refused)} of {len(cases)} cases differ from their reference: {refused[0]}")
+    summary = summarize(rows)
+    if summary is not None and not as_json:
+        typer.echo(_summary_line(summary))
+    points = [Point(row.case, row.flops, row.bytes, row.ms / 1e3) for row in rows if row.flops is not None]
     _draw(plot, points, bandwidth.median(), f"Ops at the shapes of the {size_named(shape)}")
 
 
@@ -250,6 +254,14 @@ def _line(row: Row) -> str:
         f"{row.case:42}{row.bits:>8}{row.bytes / 1e6:9.3f}{row.ms:10.4f}{row.mad:8.4f}{speed:>9}{row.gbs:8.1f}"
         f"{row.read_gbs:7.1f}{100 * row.share:6.0f}"
     )
+
+
+def _summary_line(summary: Summary) -> str:
+    mean, least = 100 * summary.share_mean, 100 * summary.share_least
+    line = f"matrices, one row: {mean:.0f} % of the read bandwidth (least {least:.0f})"
+    if summary.eight_rows_mean is None:
+        return line
+    return f"{line}; eight rows cost {summary.eight_rows_mean:.2f} times one (most {summary.eight_rows_most:.2f})"
 
 
 def _decode_lines(row: Decode, first: Decode) -> dict[str, str]:
