@@ -16,7 +16,7 @@ from mlx_delta.config import TextConfig
 from mlx_delta.generate.decode import decode
 from mlx_delta.generate.prefill import prefill
 from mlx_delta.generate.sample import Sampler, SamplingParams
-from mlx_delta.model.cache import Cache, DeltaState, KeyValues
+from mlx_delta.model.cache import Cache, DeltaState, KeyValues, in_huge_pages
 from mlx_delta.model.qwen3_5 import Network
 
 
@@ -156,8 +156,8 @@ def filled_cache(config: TextConfig, length: int, room: int, dtype: mx.Dtype) ->
         else:
             assert isinstance(layer, KeyValues)
             rows = (1, config.num_key_value_heads, -(-room // 256) * 256, config.head_dim)
-            layer.keys = mx.random.normal(rows, dtype, key=first)
-            layer.values = mx.random.normal(rows, dtype, key=second)
+            layer.keys = in_huge_pages(mx.random.normal(rows, dtype, key=first))
+            layer.values = in_huge_pages(mx.random.normal(rows, dtype, key=second))
         mx.eval(layer.arrays())
     return cache
 
