@@ -5,6 +5,7 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "gpu/metal.h"
 #include "mlx/allocator.h"
 #include "mlx/ops.h"
 
@@ -70,12 +71,7 @@ void check_positive(const char* op, const char* argument, double value) {
   if (!(value > 0)) fail(op, argument, "a positive number", std::to_string(value));
 }
 
-mx::Stream op_stream(const char* op, mx::StreamOrDevice stream) {
-  const mx::Stream s =
-      std::holds_alternative<std::monostate>(stream) ? mx::default_stream(mx::Device::cpu) : mx::to_stream(stream);
-  if (s.device != mx::Device::cpu) fail(op, "stream", "a CPU stream (this build has CPU kernels only)", "a GPU stream");
-  return s;
-}
+bool on_gpu(const mx::Stream& stream) { return stream.device == mx::Device::gpu; }
 
 mx::array contiguous(const mx::array& a, mx::Stream stream) {
   return known_contiguous(a) ? a : mx::contiguous(a, false, stream);
@@ -92,8 +88,22 @@ mx::array token_mask(const char* op, const mx::array& mask, int B, int T, mx::St
   return contiguous(mask.dtype() == mx::bool_ ? mask : mx::astype(mask, mx::bool_, stream), stream);
 }
 
-void Primitive::eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) {
-  throw std::runtime_error(std::string(name_) + ": scheduled on a GPU, but this build has CPU kernels only");
+void Primitive::eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
+  release_sibling_inputs(inputs, outputs);
+  gpu::Plan todo = plan(inputs, outputs);
+  for (const gpu::InPlace& place : todo.in_place) {
+    const mx::array& in = inputs[size_t(place.input)];
+    mx::array& out = outputs[size_t(place.output)];
+    if (in.is_donatable() && in.offset() == 0)
+      out.copy_shared_buffer(in);
+    else if (place.copy)
+      todo.launches.insert(todo.launches.begin(),
+                           gpu::plan_copy({gpu::Buffer::input, place.input}, {gpu::Buffer::output, place.output},
+                                          int64_t(out.nbytes())));
+  }
+  for (mx::array& out : outputs)
+    if (!out.data_shared_ptr()) allocate(out);
+  gpu::encode(todo, inputs, outputs, stream());
 }
 
 void set_poison_outputs(bool on) { poison_outputs = on; }
