@@ -93,7 +93,7 @@ def token() -> Counter[str]:
 
 
 def test_a_token_of_the_9b_takes_six_launches_a_layer_and_six(token: Counter[str]) -> None:
-    """As many as the plans of the 9B's own shapes have, at a context of 16000, where attention is split and takes two."""
+    """By the plans of the 9B's own shapes, at a context of 16000, where attention is split and takes two."""
     assert token["delta_mixer"] == 24
     assert token["attention"] == token["attention_prepare"] == 8
     large = ("9b-lm_head", "9b")  # 248320 rows take seconds to draw and are planned as others are
