@@ -43,9 +43,10 @@ template <typename T, typename Out, int D, int G, int SIMDGROUPS, bool START, bo
   UNROLL
   for (int g = 0; g < G; g++) {
     device const T* from = q + (size_t(b * p.Hq + first_head + g) * size_t(p.T) + size_t(t)) * size_t(D);
+    load_values<per_lane>(from + lane * per_lane, query[g]);
     UNROLL
     for (int i = 0; i < per_lane; i++) {
-      query[g][i] = float(from[lane * per_lane + i]) * p.scale;
+      query[g][i] *= p.scale;
       total[g][i] = 0.0f;
     }
     maximum[g] = -INFINITY;
@@ -58,10 +59,7 @@ template <typename T, typename Out, int D, int G, int SIMDGROUPS, bool START, bo
     for (int j = 0; j < KEYS; j++) {
       device const T* from = keys + cache + size_t(min(s + j, end - 1)) * size_t(D);
       float k[per_lane];
-      UNROLL
-      for (int i = 0; i < per_lane; i++) {
-        k[i] = float(from[i]);
-      }
+      load_values<per_lane>(from, k);
       UNROLL
       for (int g = 0; g < G; g++) {
         float product = 0.0f;
@@ -96,13 +94,13 @@ template <typename T, typename Out, int D, int G, int SIMDGROUPS, bool START, bo
     }
     UNROLL
     for (int j = 0; j < KEYS; j++) {
-      device const T* from = values + cache + size_t(min(s + j, end - 1)) * size_t(D);
+      float v[per_lane];
+      load_values<per_lane>(values + cache + size_t(min(s + j, end - 1)) * size_t(D), v);
       UNROLL
       for (int i = 0; i < per_lane; i++) {
-        const float v = float(from[i]);
         UNROLL
         for (int g = 0; g < G; g++) {
-          total[g][i] += score[g][j] * v;
+          total[g][i] += score[g][j] * v[i];
         }
       }
     }

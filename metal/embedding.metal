@@ -14,10 +14,7 @@ struct Block<Affine<S, bits, group_size>> {
       int K, device T* y) {
     device const uint* from = (device const uint*)weights + row * size_t(K / 32 * bits) + block * bits;
     uint words[bits];
-    UNROLL
-    for (int i = 0; i < bits; i++) {
-      words[i] = from[i];
-    }
+    load_words<bits>(from, words);
     const size_t group = row * size_t(K / group_size) + size_t(block * 32 / group_size);
     const float scale = float(((device const S*)scales)[group]);
     const float bias = float(((device const S*)biases)[group]);

@@ -44,11 +44,8 @@ template <typename T, int DK, int DV, bool MASK>
     float kt[per_lane];
     float vt[R];
     float yt[R];
-    UNROLL
-    for (int i = 0; i < per_lane; i++) {
-      qt[i] = float(q[key + size_t(i)]);
-      kt[i] = float(k[key + size_t(i)]);
-    }
+    load_values<per_lane>(q + key, qt);
+    load_values<per_lane>(k + key, kt);
     UNROLL
     for (int r = 0; r < R; r++) {
       vt[r] = float(v[value * size_t(DV) + size_t(row + r)]);

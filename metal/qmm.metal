@@ -35,7 +35,7 @@ template <typename T>
 struct Work {
   device const T* x;
   device const float* norm;
-  threadgroup float* staged;   // column 4 j + i of a tile's block b of 32 at (j Tiling::blocks + b) 4 + i
+  threadgroup float4* staged;  // columns 4 j .. 4 j + 3 of a tile's block b of 32 at j Tiling::blocks + b
   threadgroup float* sums;     // of each block of a tile
   threadgroup float* squares;  // likewise, of x itself
   int rows_of_x;
@@ -46,10 +46,9 @@ struct Work {
 
 // Eight values of `from`, of which `count` are there.
 template <typename T, bool ALIGNED>
-inline void load8(device const T* from, int count, thread float* to) {
+inline void load_some(device const T* from, int count, thread float* to) {
   if (ALIGNED) {
-    load4(from, to);
-    load4(from + 4, to + 4);
+    load8(from, to);
   } else {
     UNROLL
     for (int i = 0; i < 8; i++) {
@@ -82,18 +81,19 @@ inline void stage(const thread Work<T>& work, int tile) {
     float sum = 0.0f;
     float square = 0.0f;
     UNROLL
-    for (int j = 0; j < 8; j++) {
-      float v[4];
-      float scale[4] = {};
-      load4(work.x + column + j * 4, v);
+    for (int j = 0; j < 8; j += 2) {
+      float v[8];
+      float scale[8] = {};
+      load8(work.x + column + j * 4, v);
       if (NORM) {
-        load4(work.norm + column + j * 4, scale);
+        load8(work.norm + column + j * 4, scale);
       }
       UNROLL
-      for (int i = 0; i < 4; i++) {
+      for (int i = 0; i < 8; i++) {
         take<NORM>(v[i], scale[i], sum, square);
       }
-      *(threadgroup float4*)(work.staged + (j * tile_blocks + block) * 4) = float4(v[0], v[1], v[2], v[3]);
+      work.staged[j * tile_blocks + block] = float4(v[0], v[1], v[2], v[3]);
+      work.staged[(j + 1) * tile_blocks + block] = float4(v[4], v[5], v[6], v[7]);
     }
     work.sums[block] = sum;
     if (NORM) {
@@ -109,12 +109,12 @@ inline void accumulate8(
     const thread Work<T>& work, int k) {
   float scale[8] = {};
   if (NORM) {
-    load8<float, ALIGNED>(work.norm + k, K - k, scale);
+    load_some<float, ALIGNED>(work.norm + k, K - k, scale);
   }
   UNROLL
   for (int m = 0; m < M; m++) {
     float v[8];
-    load8<T, ALIGNED>(work.x + min(m, work.rows_of_x - 1) * K + k, K - k, v);
+    load_some<T, ALIGNED>(work.x + min(m, work.rows_of_x - 1) * K + k, K - k, v);
     UNROLL
     for (int i = 0; i < 8; i++) {
       take<NORM>(v[i], scale[i], sum[m], square[m]);
@@ -149,10 +149,7 @@ struct Rows<Affine<S, bits, group_size>> {
       UNROLL
       for (int r = 0; r < R; r++) {  // everything this block needs of memory is asked for before it is used
         device const uint* from = (device const uint*)segment.weights + size_t(row[r]) * size_t(all * bits) + block * bits;
-        UNROLL
-        for (int i = 0; i < bits; i++) {
-          words[r][i] = from[i];
-        }
+        load_words<bits>(from, words[r]);
         const size_t group = size_t(row[r]) * size_t(K / group_size) + size_t(block * 32 / group_size);
         scale[r] = float(((device const S*)segment.scales)[group]);
         bias[r] = float(((device const S*)segment.biases)[group]);
@@ -164,7 +161,7 @@ struct Rows<Affine<S, bits, group_size>> {
         const int of_tile = block - first;
         UNROLL
         for (int j = 0; j < 8; j++) {
-          const float4 v = *(threadgroup const float4*)(work.staged + (j * tile_blocks + of_tile) * 4);
+          const float4 v = work.staged[j * tile_blocks + of_tile];
           UNROLL
           for (int i = 0; i < 4; i++) {
             UNROLL
@@ -216,7 +213,7 @@ struct Rows<Plain<W, aligned>> {
       float w[R][8];
       UNROLL
       for (int r = 0; r < R; r++) {
-        load8<W, aligned>((device const W*)segment.weights + size_t(row[r]) * size_t(K) + k, K - k, w[r]);
+        load_some<W, aligned>((device const W*)segment.weights + size_t(row[r]) * size_t(K) + k, K - k, w[r]);
       }
       accumulate8<T, M, R, K, NORM, aligned>(total, sum, squares, w, work, k);
     }
@@ -297,8 +294,8 @@ inline void multiply(
 // needs no pass of its own: the sum of squares grows beside the products, and their sum is scaled at the end.
 // Threads: 32 per R rows, 98304 for the 9B's gate and up, several times what a GPU holds; small matrices get small
 // threadgroups (plan() says when), or the last ones would leave cores without work. Loads in flight: R bits words a
-// thread, which the compiler joins to R loads (at 3 bits 12 words, 1.5 KB a simdgroup) and the scales, all asked for
-// before the first is used: 8 resident simdgroups cover 12 KB a core, about what 400 GB/s over 40 cores at 1 us needs.
+// thread (at 3 bits 12 words, 1.5 KB a simdgroup) and the scales, all asked for before the first is used: 8 resident
+// simdgroups cover 12 KB a core, about what 400 GB/s over 40 cores at 1 us needs.
 // Work: 4 operations a weight (and, or, subtract, fma; see from_field) and a sixteenth of a load of x. At 3 bits and
 // 400 GB/s that is half of what the 40 cores of an M3 Max do.
 // Registers: R bits words, 4 R sums and scales, 4 x and a weight or two, about 60 at M = 1; for more rows of x 8 R
@@ -316,7 +313,7 @@ template <typename T, int M, int R, int K, int SIMDGROUPS, bool NORM, bool RESID
     uint simdgroup_ [[simdgroup_index_in_threadgroup]], uint lane_ [[thread_index_in_simdgroup]]) {
   const bool any_staged =
       M == 1 && (Rows<F0>::staged || Rows<F1>::staged || Rows<F2>::staged || Rows<F3>::staged);
-  threadgroup float staged[any_staged ? Tiling<K>::columns : 4];
+  threadgroup float4 staged[any_staged ? Tiling<K>::blocks * 8 : 1];
   threadgroup float sums[any_staged ? Tiling<K>::blocks : 1];
   threadgroup float squares[any_staged && NORM ? Tiling<K>::blocks : 1];
 
