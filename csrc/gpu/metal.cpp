@@ -66,8 +66,8 @@ void encode(const Launch& launch, const std::vector<mx::array>& inputs, std::vec
 
 }  // namespace
 
-void encode(const Plan& plan, const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs,
-            const mx::Stream& stream) {
+std::function<bool()> encode(const Plan& plan, const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs,
+                             const mx::Stream& stream) {
   mx::metal::Device& device = mx::metal::device(stream.device);
   mx::metal::CommandEncoder& encoder = mx::metal::get_command_encoder(stream);
   std::vector<mx::array> scratch;
@@ -82,6 +82,8 @@ void encode(const Plan& plan, const std::vector<mx::array>& inputs, std::vector<
     input = copy.front();
   }
   for (const Launch& launch : plan.launches) encode(launch, aligned, outputs, scratch, device, encoder);
+  const auto buffer = NS::RetainPtr(encoder.get_command_buffer());
+  return [buffer] { return buffer->status() >= MTL::CommandBufferStatusCompleted; };
 }
 
 }  // namespace mlx_delta::gpu

@@ -4,8 +4,8 @@
 
 namespace mlx_delta::gpu {
 
-void encode(const Plan& plan, const std::vector<mlx::core::array>&, std::vector<mlx::core::array>&,
-            const mlx::core::Stream&) {
+std::function<bool()> encode(const Plan& plan, const std::vector<mlx::core::array>&, std::vector<mlx::core::array>&,
+                             const mlx::core::Stream&) {
   throw std::runtime_error(plan.launches.front().function +
                            ": scheduled on a GPU: expected a build with Metal, found one with CPU kernels only");
 }

@@ -35,7 +35,10 @@ class Attention : public Primitive {
                                   projection.shape(2),
                                   scale_};
     run_kernel(stream(), cpu::kernels().attention, q.dtype(), args);
+    note_states(inputs, outputs, state_inputs(), {}, stream());
   }
+
+  std::vector<int> state_inputs() const override { return {2, 3}; }
 
   gpu::Plan plan(const std::vector<mx::array>& inputs, const std::vector<mx::array>&) const override {
     const mx::array &q = inputs[0], &projection = inputs[1], &keys = inputs[2];

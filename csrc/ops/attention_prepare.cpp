@@ -39,6 +39,7 @@ class AttentionPrepare : public Primitive {
                                          rope_.theta,
                                          eps_};
     run_kernel(stream(), cpu::kernels().attention_prepare, q.dtype(), args);
+    note_states(inputs, outputs, {}, {1, 2}, stream());
   }
 
   gpu::Plan plan(const std::vector<mx::array>& inputs, const std::vector<mx::array>&) const override {

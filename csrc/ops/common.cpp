@@ -8,6 +8,7 @@
 #include "gpu/metal.h"
 #include "mlx/allocator.h"
 #include "mlx/ops.h"
+#include "ops/donation.h"
 
 namespace mlx_delta {
 namespace {
@@ -94,7 +95,7 @@ void Primitive::eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::a
   for (const gpu::InPlace& place : todo.in_place) {
     const mx::array& in = inputs[size_t(place.input)];
     mx::array& out = outputs[size_t(place.output)];
-    if (in.is_donatable() && in.offset() == 0)
+    if (can_take_over(in, stream()))
       out.copy_shared_buffer(in);
     else if (place.copy)
       todo.launches.insert(todo.launches.begin(),
@@ -103,7 +104,16 @@ void Primitive::eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::a
   }
   for (mx::array& out : outputs)
     if (!out.data_shared_ptr()) allocate(out);
-  gpu::encode(todo, inputs, outputs, stream());
+  std::vector<int> states;
+  for (const gpu::InPlace& place : todo.in_place) states.push_back(place.output);
+  note_in_flight(inputs, outputs, state_inputs(), states, stream(), gpu::encode(todo, inputs, outputs, stream()));
+}
+
+void note_states(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs,
+                 const std::vector<int>& state_inputs, const std::vector<int>& state_outputs, mx::Stream stream) {
+  const auto ran = std::make_shared<std::atomic<bool>>(false);
+  run_on(stream, [ran] { *ran = true; });
+  note_in_flight(inputs, outputs, state_inputs, state_outputs, stream, [ran] { return ran->load(); });
 }
 
 void set_poison_outputs(bool on) { poison_outputs = on; }
@@ -119,7 +129,7 @@ void release_sibling_inputs(const std::vector<mx::array>& inputs, std::vector<mx
 }
 
 void donate_or_copy(const mx::array& in, mx::array& out, mx::Stream stream) {
-  if (in.is_donatable()) {
+  if (can_take_over(in, stream)) {
     out.copy_shared_buffer(in);
     return;
   }

@@ -30,6 +30,7 @@ class Conv1d : public Primitive {
                                x.shape(2),
                                x.shape(2)};
     run_kernel(stream(), cpu::kernels().conv1d, x.dtype(), args);
+    note_states(inputs, outputs, {}, {1}, stream());
   }
 
   gpu::Plan plan(const std::vector<mx::array>& inputs, const std::vector<mx::array>&) const override {

@@ -41,6 +41,7 @@ class DeltaMixer : public Primitive {
                                    Dv,
                                    eps_};
     run_kernel(stream(), cpu::kernels().delta_mixer, y.dtype(), args);
+    note_states(inputs, outputs, {}, {1, 2}, stream());
   }
 
   gpu::Plan plan(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs) const override {

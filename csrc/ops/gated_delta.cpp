@@ -36,6 +36,7 @@ class GatedDelta : public Primitive {
                                    q.shape(3),
                                    v.shape(3)};
     run_kernel(stream(), cpu::kernels().gated_delta, q.dtype(), args);
+    note_states(inputs, outputs, {}, {1}, stream());
   }
 
   gpu::Plan plan(const std::vector<mx::array>& inputs, const std::vector<mx::array>&) const override {
