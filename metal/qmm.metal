@@ -8,11 +8,18 @@
 #include "dequant.h"
 #include "params.h"
 
-// One row of x is staged in threadgroup memory, as floats and times the norm, in tiles of so many columns: 8.5 KB, so
-// that a core with 60 KB for them holds six threadgroups, of which some compute while others stage.
-template <int K>
+// Rows of x are staged in threadgroup memory, as floats and times the norm: up to four at a time, in tiles of 2048
+// columns of one row or 1024 of more. That is 8.5 KB for up to two rows, so that a core with 60 KB for them holds six
+// threadgroups, of which some compute while others stage; 17 KB for more.
+template <int K, int M>
 struct Tiling {
-  enum { columns = K < 2048 ? K : 2048, blocks = (columns + 31) / 32, count = (K + columns - 1) / columns };
+  enum {
+    most = M == 1 ? 2048 : 1024,
+    columns = K < most ? K : most,
+    blocks = (columns + 31) / 32,
+    count = (K + columns - 1) / columns,
+    rows = M < 4 ? M : 4
+  };
 };
 
 // A segment's matrix. scales, biases: of affine rows.
@@ -35,8 +42,8 @@ template <typename T>
 struct Work {
   device const T* x;
   device const float* norm;
-  threadgroup float4* staged;  // columns 4 j .. 4 j + 3 of a tile's block b of 32 at j Tiling::blocks + b
-  threadgroup float* sums;     // of each block of a tile
+  threadgroup float4* staged;  // row m, columns 4 j .. 4 j + 3 of a tile's block b of 32: at (8 m + j) blocks + b
+  threadgroup float* sums;     // row m, block b: at m blocks + b
   threadgroup float* squares;  // likewise, of x itself
   int rows_of_x;
   int simdgroup;
@@ -71,33 +78,38 @@ inline void take(thread float& v, float scale, thread float& sum, thread float& 
 
 // Lanes read 32 columns each that lie 64 bytes apart, and the norm's 128. From device memory that is a cache line a
 // lane, and with R = 4 rows of 3 bits more than three times the bytes of the weights, all through the cache; staged, it is
-// done once a threadgroup, and lanes then read consecutive 16 bytes. Conversions and the norm are paid once, too.
-template <typename T, int K, bool NORM, int SIMDGROUPS>
-inline void stage(const thread Work<T>& work, int tile) {
-  const int tile_blocks = Tiling<K>::blocks;
+// done once a threadgroup, and lanes then read consecutive 16 bytes. Conversions, sums and the norm are paid once, too.
+template <typename T, int M, int K, bool NORM, int SIMDGROUPS>
+inline void stage(const thread Work<T>& work, int tile, int first_row) {
+  typedef Tiling<K, M> Tiles;
+  const int tile_blocks = Tiles::blocks;
   const int blocks = min(tile_blocks, K / 32 - tile * tile_blocks);
-  for (int block = work.simdgroup * 32 + work.lane; block < blocks; block += 32 * SIMDGROUPS) {
+  for (int i = work.simdgroup * 32 + work.lane; i < blocks * int(Tiles::rows); i += 32 * SIMDGROUPS) {
+    const int m = M == 1 ? 0 : i / blocks;
+    const int block = i - m * blocks;
     const int column = (tile * tile_blocks + block) * 32;
+    device const T* x = work.x + min(first_row + m, work.rows_of_x - 1) * K + column;
+    threadgroup float4* to = work.staged + m * 8 * tile_blocks + block;
     float sum = 0.0f;
     float square = 0.0f;
     UNROLL
     for (int j = 0; j < 8; j += 2) {
       float v[8];
       float scale[8] = {};
-      load8(work.x + column + j * 4, v);
+      load8(x + j * 4, v);
       if (NORM) {
         load8(work.norm + column + j * 4, scale);
       }
       UNROLL
-      for (int i = 0; i < 8; i++) {
-        take<NORM>(v[i], scale[i], sum, square);
+      for (int e = 0; e < 8; e++) {
+        take<NORM>(v[e], scale[e], sum, square);
       }
-      work.staged[j * tile_blocks + block] = float4(v[0], v[1], v[2], v[3]);
-      work.staged[(j + 1) * tile_blocks + block] = float4(v[4], v[5], v[6], v[7]);
+      to[j * tile_blocks] = float4(v[0], v[1], v[2], v[3]);
+      to[(j + 1) * tile_blocks] = float4(v[4], v[5], v[6], v[7]);
     }
-    work.sums[block] = sum;
+    work.sums[m * tile_blocks + block] = sum;
     if (NORM) {
-      work.squares[block] = square;
+      work.squares[m * tile_blocks + block] = square;
     }
   }
 }
@@ -129,85 +141,101 @@ inline void accumulate8(
 template <typename F>
 struct Rows;
 
-// One segment's R rows, this lane's share of their columns.
+// R affine rows against staged rows of x: every 32nd block of 32 columns a lane.
 template <typename S, int bits, int group_size>
 struct Rows<Affine<S, bits, group_size>> {
   enum { staged = true, present = true };
 
+  // What one block needs of the matrix. All of it is asked for before any is used.
+  template <int R>
+  struct Held {
+    uint words[R][bits];
+    float scale[R];
+    float bias[R];
+  };
+
+  template <int R, int K>
+  static void load(thread Held<R>& held, const thread Segment& segment, const thread int (&row)[R], int block) {
+    UNROLL
+    for (int r = 0; r < R; r++) {
+      device const uint* from = (device const uint*)segment.weights;
+      load_words<bits>(from + size_t(row[r]) * size_t(K / 32 * bits) + block * bits, held.words[r]);
+      const size_t group = size_t(row[r]) * size_t(K / group_size) + size_t(block * 32 / group_size);
+      held.scale[r] = float(((device const S*)segment.scales)[group]);
+      held.bias[r] = float(((device const S*)segment.biases)[group]);
+    }
+  }
+
+  // That block against the rows of x from `first_row` on that are staged, of which it is block `of_tile`.
   template <typename T, int M, int R, int K, bool NORM>
   static void dot(
-      thread float (&total)[R][M], thread float (&squares)[M], const thread Segment& segment,
-      const thread int (&row)[R], const thread Work<T>& work, int tile) {
-    const int tile_blocks = Tiling<K>::blocks;
-    const int all = K / 32;
-    const int first = M == 1 ? tile * tile_blocks : 0;
-    const int end = M == 1 ? min(first + tile_blocks, all) : all;
-    for (int block = first + work.lane; block < end; block += 32) {
-      uint words[R][bits];
-      float scale[R];
-      float bias[R];
+      thread float (&total)[R][M], thread float (&squares)[M], const thread Held<R>& held, const thread Work<T>& work,
+      int of_tile, int first_row) {
+    typedef Tiling<K, M> Tiles;
+    const int rows = Tiles::rows;
+    const int tile_blocks = Tiles::blocks;
+    float partial[R][rows] = {};
+    UNROLL
+    for (int j = 0; j < 8; j++) {
+      float4 v[rows];
       UNROLL
-      for (int r = 0; r < R; r++) {  // everything this block needs of memory is asked for before it is used
-        device const uint* from = (device const uint*)segment.weights + size_t(row[r]) * size_t(all * bits) + block * bits;
-        load_words<bits>(from, words[r]);
-        const size_t group = size_t(row[r]) * size_t(K / group_size) + size_t(block * 32 / group_size);
-        scale[r] = float(((device const S*)segment.scales)[group]);
-        bias[r] = float(((device const S*)segment.biases)[group]);
-      }
-      float partial[R][M] = {};
-      float sum[M] = {};
-      float square[M] = {};
-      if (M == 1) {
-        const int of_tile = block - first;
-        UNROLL
-        for (int j = 0; j < 8; j++) {
-          const float4 v = work.staged[j * tile_blocks + of_tile];
-          UNROLL
-          for (int i = 0; i < 4; i++) {
-            UNROLL
-            for (int r = 0; r < R; r++) {
-              partial[r][0] = fma(unpack<bits>(words[r], 4 * j + i), v[i], partial[r][0]);
-            }
-          }
-        }
-        sum[0] = work.sums[of_tile];
-        square[0] = NORM ? work.squares[of_tile] : 0.0f;
-      } else {
-        UNROLL
-        for (int j = 0; j < 4; j++) {
-          float w[R][8];
-          UNROLL
-          for (int r = 0; r < R; r++) {
-            UNROLL
-            for (int i = 0; i < 8; i++) {
-              w[r][i] = unpack<bits>(words[r], 8 * j + i);
-            }
-          }
-          accumulate8<T, M, R, K, NORM, true>(partial, sum, square, w, work, block * 32 + j * 8);
-        }
+      for (int m = 0; m < rows; m++) {
+        v[m] = work.staged[(m * 8 + j) * tile_blocks + of_tile];
       }
       UNROLL
-      for (int m = 0; m < M; m++) {
-        squares[m] += square[m];
+      for (int i = 0; i < 4; i++) {
         UNROLL
         for (int r = 0; r < R; r++) {
-          total[r][m] = fma(scale[r], partial[r][m], fma(bias[r], sum[m], total[r][m]));
+          const float w = unpack<bits>(held.words[r], 4 * j + i);
+          UNROLL
+          for (int m = 0; m < rows; m++) {
+            partial[r][m] = fma(w, v[m][i], partial[r][m]);
+          }
+        }
+      }
+    }
+    UNROLL
+    for (int all = 0; all < M; all++) {  // bounds that do not depend on first_row, so that arrays stay in registers
+      const int m = all % rows;
+      if (all - m == first_row) {
+        const float sum = work.sums[m * tile_blocks + of_tile];
+        if (NORM) {
+          squares[all] += work.squares[m * tile_blocks + of_tile];
+        }
+        UNROLL
+        for (int r = 0; r < R; r++) {
+          total[r][all] = fma(held.scale[r], partial[r][m], fma(held.bias[r], sum, total[r][all]));
         }
       }
     }
   }
+
+  template <typename T, int M, int R, int K, bool NORM>
+  static void dot_plain(
+      thread float (&)[R][M], thread float (&)[M], const thread Segment&, const thread int (&)[R],
+      const thread Work<T>&) {}
 };
 
-// The same for plain rows: every 32nd block of 8, which a simdgroup reads as 512 (half types) consecutive bytes, of the
-// weights and of x alike.
+// R plain rows: every 32nd block of 8 columns a lane, which a simdgroup reads as 512 (half types) consecutive bytes, of
+// the weights and of x alike; x is not staged.
 template <typename W, bool aligned>
 struct Rows<Plain<W, aligned>> {
   enum { staged = false, present = true };
 
+  template <int R>
+  struct Held {};
+
+  template <int R, int K>
+  static void load(thread Held<R>&, const thread Segment&, const thread int (&)[R], int) {}
+
   template <typename T, int M, int R, int K, bool NORM>
   static void dot(
+      thread float (&)[R][M], thread float (&)[M], const thread Held<R>&, const thread Work<T>&, int, int) {}
+
+  template <typename T, int M, int R, int K, bool NORM>
+  static void dot_plain(
       thread float (&total)[R][M], thread float (&squares)[M], const thread Segment& segment,
-      const thread int (&row)[R], const thread Work<T>& work, int) {
+      const thread int (&row)[R], const thread Work<T>& work) {
     float sum[M] = {};
     for (int k = work.lane * 8; k < K; k += 256) {
       float w[R][8];
@@ -224,10 +252,20 @@ template <>
 struct Rows<None> {
   enum { staged = false, present = false };
 
+  template <int R>
+  struct Held {};
+
+  template <int R, int K>
+  static void load(thread Held<R>&, const thread Segment&, const thread int (&)[R], int) {}
+
   template <typename T, int M, int R, int K, bool NORM>
   static void dot(
+      thread float (&)[R][M], thread float (&)[M], const thread Held<R>&, const thread Work<T>&, int, int) {}
+
+  template <typename T, int M, int R, int K, bool NORM>
+  static void dot_plain(
       thread float (&)[R][M], thread float (&)[M], const thread Segment&, const thread int (&)[R],
-      const thread Work<T>&, int) {}
+      const thread Work<T>&) {}
 };
 
 // The lanes' shares of R rows added up, and the norm applied.
@@ -261,23 +299,42 @@ inline void multiply(
   }
   float y_squares[M] = {};
   float z_squares[M] = {};
-  const bool f_staged = M == 1 && Rows<F>::staged;
-  const bool g_staged = M == 1 && Rows<G>::staged;
-  const int tiles = f_staged || g_staged ? int(Tiling<K>::count) : 1;
-  for (int tile = 0; tile < tiles; tile++) {
-    if (f_staged || g_staged) {
-      if (tile > 0) {
+  if (!work.idle) {
+    Rows<F>::template dot_plain<T, M, R, K, NORM>(y, y_squares, f, row, work);
+    Rows<G>::template dot_plain<T, M, R, K, NORM>(z, z_squares, g, row, work);
+  }
+  if (Rows<F>::staged || Rows<G>::staged) {
+    typedef Tiling<K, M> Tiles;
+    const int tile_blocks = Tiles::blocks;
+    // A tile of more than one row is a block a lane: its weights are held while the rows of x come four by four.
+    const int turns = M == 1 ? tile_blocks : 1;
+    typename Rows<F>::template Held<R> of_f;
+    typename Rows<G>::template Held<R> of_g;
+    for (int tile = 0; tile < int(Tiles::count); tile++) {
+      const int blocks = min(tile_blocks, K / 32 - tile * tile_blocks);
+      const bool mine = !work.idle && work.lane < blocks;
+      if (M > 1 && mine) {
+        Rows<F>::template load<R, K>(of_f, f, row, tile * tile_blocks + work.lane);
+        Rows<G>::template load<R, K>(of_g, g, row, tile * tile_blocks + work.lane);
+      }
+      for (int first_row = 0; first_row < M; first_row += Tiles::rows) {
+        if (tile > 0 || first_row > 0) {
+          threadgroup_barrier(mem_flags::mem_threadgroup);
+        }
+        stage<T, M, K, NORM, SIMDGROUPS>(work, tile, first_row);
         threadgroup_barrier(mem_flags::mem_threadgroup);
-      }
-      stage<T, K, NORM, SIMDGROUPS>(work, tile);
-      threadgroup_barrier(mem_flags::mem_threadgroup);
-    }
-    if (!work.idle) {
-      if (f_staged || tile == 0) {
-        Rows<F>::template dot<T, M, R, K, NORM>(y, y_squares, f, row, work, tile);
-      }
-      if (g_staged || tile == 0) {
-        Rows<G>::template dot<T, M, R, K, NORM>(z, z_squares, g, row, work, tile);
+        if (mine) {
+          for (int block = work.lane; block < min(blocks, work.lane + turns); block += 32) {
+            if (M == 1) {
+              Rows<F>::template load<R, K>(of_f, f, row, tile * tile_blocks + block);
+            }
+            Rows<F>::template dot<T, M, R, K, NORM>(y, y_squares, of_f, work, block, first_row);
+            if (M == 1) {
+              Rows<G>::template load<R, K>(of_g, g, row, tile * tile_blocks + block);
+            }
+            Rows<G>::template dot<T, M, R, K, NORM>(z, z_squares, of_g, work, block, first_row);
+          }
+        }
       }
     }
   }
@@ -287,20 +344,20 @@ inline void multiply(
   }
 }
 
-// With SWIGLU a simdgroup computes R gate rows and then the same R up rows.
+// With SWIGLU a simdgroup computes R gate rows and the same R up rows.
 //
-// Bytes: every weight, scale and bias once, in the order of memory. x (and norm) come from the cache: for one row of x
-// once a threadgroup, which at SIMDGROUPS = 4 has 16 rows of weights (with SWIGLU 32); else once a simdgroup. RMSNorm
-// needs no pass of its own: the sum of squares grows beside the products, and their sum is scaled at the end.
+// Bytes: every weight, scale and bias once, in the order of memory. x (and norm) come from the cache, for affine rows
+// once a threadgroup, which at SIMDGROUPS = 4 has 16 rows of weights (with SWIGLU 32), for plain ones once a simdgroup.
+// RMSNorm needs no pass of its own: the sum of squares grows beside the products, and their sum is scaled at the end.
 // Threads: 32 per R rows, 98304 for the 9B's gate and up, several times what a GPU holds; small matrices get small
 // threadgroups (plan() says when), or the last ones would leave cores without work. Loads in flight: R bits words a
 // thread (at 3 bits 12 words, 1.5 KB a simdgroup) and the scales, all asked for before the first is used: 8 resident
 // simdgroups cover 12 KB a core, about what 400 GB/s over 40 cores at 1 us needs.
-// Work: 4 operations a weight (and, or, subtract, fma; see from_field) and a sixteenth of a load of x. At 3 bits and
-// 400 GB/s that is half of what the 40 cores of an M3 Max do.
-// Registers: R bits words, 4 R sums and scales, 4 x and a weight or two, about 60 at M = 1; for more rows of x 8 R
-// weights, 8 x, 8 norm and 2 R M sums, about 90 at M = 4; R is 2 for M > 4, where it would be 200 otherwise.
-// Threadgroup memory: 8.5 KB for M = 1 (see Tiling), none for more rows.
+// Work: at M = 1 4 operations a weight (and, or, subtract, fma; see from_field) and a sixteenth of a load of x. At 3 bits
+// and 400 GB/s that is half of what the 40 cores of an M3 Max do. At M rows 3 ceil(M / 4) + M operations.
+// Registers: R bits words, 2 R scales, R M totals (with SWIGLU of both), up to 4 R partial sums and 16 x: about 70 at
+// M = 1 and 110 at M = 8; R is 2 where there would be more than 32 totals.
+// Threadgroup memory: see Tiling; none but 0.3 KB if all rows are plain.
 template <typename T, int M, int R, int K, int SIMDGROUPS, bool NORM, bool RESIDUAL, bool SWIGLU, typename F0,
           typename F1, typename F2, typename F3>
 [[kernel, max_total_threads_per_threadgroup(32 * SIMDGROUPS)]] void qmm(
@@ -311,11 +368,11 @@ template <typename T, int M, int R, int K, int SIMDGROUPS, bool NORM, bool RESID
     device const uchar* w3 [[buffer(12)]], device const uchar* s3 [[buffer(13)]], device const uchar* b3 [[buffer(14)]],
     device T* y [[buffer(15)]], constant QmmParams& p [[buffer(16)]], uint threadgroup_ [[threadgroup_position_in_grid]],
     uint simdgroup_ [[simdgroup_index_in_threadgroup]], uint lane_ [[thread_index_in_simdgroup]]) {
-  const bool any_staged =
-      M == 1 && (Rows<F0>::staged || Rows<F1>::staged || Rows<F2>::staged || Rows<F3>::staged);
-  threadgroup float4 staged[any_staged ? Tiling<K>::blocks * 8 : 1];
-  threadgroup float sums[any_staged ? Tiling<K>::blocks : 1];
-  threadgroup float squares[any_staged && NORM ? Tiling<K>::blocks : 1];
+  const bool any_staged = Rows<F0>::staged || Rows<F1>::staged || Rows<F2>::staged || Rows<F3>::staged;
+  const int staged_blocks = any_staged ? Tiling<K, M>::rows * Tiling<K, M>::blocks : 1;
+  threadgroup float4 staged[8 * staged_blocks];
+  threadgroup float sums[staged_blocks];
+  threadgroup float squares[NORM ? staged_blocks : 1];
 
   const int lane = int(lane_);
   int s = 0;

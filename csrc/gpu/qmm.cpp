@@ -32,7 +32,7 @@ Plan plan(const QmmShape& shape) {
     throw std::invalid_argument("qmm: no kernel for " + std::to_string(shape.M) + " rows, " + std::to_string(count) +
                                 " segments");
   const int tile = int(std::bit_ceil(unsigned(shape.M)));
-  const int R = tile <= 4 ? 4 : 2;  // bounded by registers: see metal/qmm.metal
+  const int R = tile * (shape.swiglu ? 2 : 1) <= 8 ? 4 : 2;  // bounded by registers: see metal/qmm.metal
   const int simdgroups_each = simdgroups(shape, R);
   QmmParams params{shape.M, shape.N, shape.eps, count, {}, {}, {}};
   std::vector<std::string> types{shape.type,
