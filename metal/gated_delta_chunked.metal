@@ -38,9 +38,9 @@ inline Tile load_tile(device const T* from, bool there, float factor) {
 }
 
 // Eight simdgroups. Bytes: q, k twice (norms, products; the second time from the cache) and v once; 64 (DK + DV + 64) 4
-// out, 80 KB for the 9B, which the second launch reads from the last-level cache. Work: 72 blocks of L and P, shared out
-// so that each simdgroup has 9, then (DK + DV) / 8 columns of 36 blocks. Registers: 16 of sums or 32 of solved blocks,
-// about 60. Threadgroup memory: L, 16 KB, and 1.25 KB.
+// out, 80 KB for the 9B, which the second launch reads from the last-level cache. Work: 72 blocks of L and P, shared
+// out so that each simdgroup has 9, then (DK + DV) / 8 columns of 36 blocks. Registers: 16 of sums or 32 of solved
+// blocks, about 60. Threadgroup memory: L, 16 KB, and 1.25 KB.
 template <typename T, int DK, int DV, bool MASK>
 [[kernel, max_total_threads_per_threadgroup(256)]] void gated_delta_wy(
     device const T* q [[buffer(0)]], device const T* k [[buffer(1)]], device const T* v [[buffer(2)]],
@@ -224,11 +224,11 @@ template <typename T, int DK, int DV, bool MASK>
   }
 }
 
-// Eight simdgroups; COLUMNS value columns of one head. A simdgroup keeps the rows DK / 64 of S^T in registers from chunk
-// to chunk, publishes them, and takes 8 of the chunk's tokens. Bytes: per chunk -W, P, q and k once per COLUMNS value
-// columns, from the last-level cache; U, y and the state once. Threads: 256 DV / COLUMNS a head, 32768 for the 9B. Loads
-// in flight: two tiles a multiply of COLUMNS / 8. Registers: 16 of state, 16 of V and y, about 60 at COLUMNS = 32.
-// Threadgroup memory: (DK + 64) COLUMNS floats, 24 KB for the 9B. Two barriers a chunk.
+// Eight simdgroups; COLUMNS value columns of one head. A simdgroup keeps the rows DK / 64 of S^T in registers from
+// chunk to chunk, publishes them, and takes 8 of the chunk's tokens. Bytes: per chunk -W, P, q and k once per COLUMNS
+// value columns, from the last-level cache; U, y and the state once. Threads: 256 DV / COLUMNS a head, 32768 for the
+// 9B. Loads in flight: two tiles a multiply of COLUMNS / 8. Registers: 16 of state, 16 of V and y, about 60 at COLUMNS
+// = 32. Threadgroup memory: (DK + 64) COLUMNS floats, 24 KB for the 9B. Two barriers a chunk.
 template <typename T, int DK, int DV, int COLUMNS>
 [[kernel, max_total_threads_per_threadgroup(256)]] void gated_delta_chunks(
     device const T* q [[buffer(0)]], device const T* k [[buffer(1)]], device const float* chunks [[buffer(2)]],

@@ -77,8 +77,9 @@ inline void take(thread float& v, float scale, thread float& sum, thread float& 
 }
 
 // Lanes read 32 columns each that lie 64 bytes apart, and the norm's 128. From device memory that is a cache line a
-// lane, and with R = 4 rows of 3 bits more than three times the bytes of the weights, all through the cache; staged, it is
-// done once a threadgroup, and lanes then read consecutive 16 bytes. Conversions, sums and the norm are paid once, too.
+// lane, and with R = 4 rows of 3 bits more than three times the bytes of the weights, all through the cache; staged, it
+// is done once a threadgroup, and lanes then read consecutive 16 bytes. Conversions, sums and the norm are paid once,
+// too.
 template <typename T, int M, int K, bool NORM, int SIMDGROUPS>
 inline void stage(const thread Work<T>& work, int tile, int first_row) {
   typedef Tiling<K, M> Tiles;
@@ -352,12 +353,11 @@ inline void multiply(
 // Threads: 32 per R rows, 98304 for the 9B's gate and up, several times what a GPU holds; small matrices get small
 // threadgroups (plan() says when), or the last ones would leave cores without work. Loads in flight: R bits words a
 // thread (at 3 bits 12 words, 1.5 KB a simdgroup) and the scales, all asked for before the first is used: 8 resident
-// simdgroups cover 12 KB a core, about what 400 GB/s over 40 cores at 1 us needs.
-// Work: at M = 1 4 operations a weight (and, or, subtract, fma; see from_field) and a sixteenth of a load of x. At 3 bits
-// and 400 GB/s that is half of what the 40 cores of an M3 Max do. At M rows 3 ceil(M / 4) + M operations.
-// Registers: R bits words, 2 R scales, R M totals (with SWIGLU of both), up to 4 R partial sums and 16 x: about 70 at
-// M = 1 and 110 at M = 8; R is 2 where there would be more than 32 totals.
-// Threadgroup memory: see Tiling; none but 0.3 KB if all rows are plain.
+// simdgroups cover 12 KB a core, about what 400 GB/s over 40 cores at 1 us needs. Work: at M = 1 4 operations a weight
+// (and, or, subtract, fma; see from_field) and a sixteenth of a load of x. At 3 bits and 400 GB/s that is half of what
+// the 40 cores of an M3 Max do. At M rows 3 ceil(M / 4) + M operations. Registers: R bits words, 2 R scales, R M totals
+// (with SWIGLU of both), up to 4 R partial sums and 16 x: about 70 at M = 1 and 110 at M = 8; R is 2 where there would
+// be more than 32 totals. Threadgroup memory: see Tiling; none but 0.3 KB if all rows are plain.
 template <typename T, int M, int R, int K, int SIMDGROUPS, bool NORM, bool RESIDUAL, bool SWIGLU, typename F0,
           typename F1, typename F2, typename F3>
 [[kernel, max_total_threads_per_threadgroup(32 * SIMDGROUPS)]] void qmm(
@@ -366,8 +366,9 @@ template <typename T, int M, int R, int K, int SIMDGROUPS, bool NORM, bool RESID
     device const uchar* w1 [[buffer(6)]], device const uchar* s1 [[buffer(7)]], device const uchar* b1 [[buffer(8)]],
     device const uchar* w2 [[buffer(9)]], device const uchar* s2 [[buffer(10)]], device const uchar* b2 [[buffer(11)]],
     device const uchar* w3 [[buffer(12)]], device const uchar* s3 [[buffer(13)]], device const uchar* b3 [[buffer(14)]],
-    device T* y [[buffer(15)]], constant QmmParams& p [[buffer(16)]], uint threadgroup_ [[threadgroup_position_in_grid]],
-    uint simdgroup_ [[simdgroup_index_in_threadgroup]], uint lane_ [[thread_index_in_simdgroup]]) {
+    device T* y [[buffer(15)]], constant QmmParams& p [[buffer(16)]],
+    uint threadgroup_ [[threadgroup_position_in_grid]], uint simdgroup_ [[simdgroup_index_in_threadgroup]],
+    uint lane_ [[thread_index_in_simdgroup]]) {
   const bool any_staged = Rows<F0>::staged || Rows<F1>::staged || Rows<F2>::staged || Rows<F3>::staged;
   const int staged_blocks = any_staged ? Tiling<K, M>::rows * Tiling<K, M>::blocks : 1;
   threadgroup float4 staged[8 * staged_blocks];

@@ -1,4 +1,5 @@
-// 8x8 tiles of float, spread over a simdgroup, for what is more than a plain load: a conversion or a row that is not there.
+// 8x8 tiles of float, spread over a simdgroup, for what is more than a plain load: a conversion or a row that is not
+// there.
 #pragma once
 
 #include "common.h"

@@ -102,8 +102,8 @@ void Primitive::eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::a
                            gpu::plan_copy({gpu::Buffer::input, place.input}, {gpu::Buffer::output, place.output},
                                           int64_t(out.nbytes())));
   }
-  for (mx::array& out : outputs)
-    if (!out.data_shared_ptr()) allocate(out);
+  for (mx::array& out : outputs)  // not poisoned: work in flight may be the last to use recycled memory
+    if (!out.data_shared_ptr()) out.set_data(mx::allocator::malloc(out.nbytes()));
   std::vector<int> states;
   for (const gpu::InPlace& place : todo.in_place) states.push_back(place.output);
   note_in_flight(inputs, outputs, state_inputs(), states, stream(), gpu::encode(todo, inputs, outputs, stream()));
