@@ -11,6 +11,7 @@
 #include "cpu/kernels.h"
 #include "cpu/threads.h"
 #include "ops/attention.h"
+#include "ops/attention_mlx.h"
 #include "ops/attention_prepare.h"
 #include "ops/conv1d.h"
 #include "ops/delta_mixer.h"
@@ -18,6 +19,7 @@
 #include "ops/gated_delta.h"
 #include "ops/memory.h"
 #include "ops/qmm.h"
+#include "ops/qmm_mlx.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -78,6 +80,7 @@ NB_MODULE(_core, m) {
   nb::class_<gpu::Launch>(m, "Launch", "One kernel launch of a plan.")
       .def_prop_ro("kernel", &gpu::Launch::kernel, "The kernel's name in source.")
       .def_prop_ro("source", &gpu::Launch::source, "The very text that MLX compiles.")
+      .def_prop_ro("library", &gpu::Launch::library, "The name under which MLX keeps it compiled; has its hash.")
       .def_prop_ro(
           "buffers",
           [](const gpu::Launch& launch) {
@@ -103,7 +106,27 @@ NB_MODULE(_core, m) {
           },
           "(output, input, copy): outputs that take over an input's memory; copy: only part of it is written.");
   m.def("plan", &plan_of, "result"_a, "The plan of an op's unevaluated result, and the inputs it speaks of.");
-  m.def("metal_source", &gpu::metal_source, "file"_a, "The flattened text of metal/<file>.metal.");
+  m.def(
+      "metal_source", [](const std::string& file) { return gpu::metal_source(file).text; }, "file"_a,
+      "The flattened text of metal/<file>.metal.");
+
+  m.def(
+      "qmm_mlx",
+      [](const mx::array& x, const std::vector<Matrix>& segments, const std::optional<mx::array>& norm, float eps,
+         const std::optional<mx::array>& residual, const std::optional<std::string>& activation,
+         mx::StreamOrDevice stream) {
+        return qmm_mlx(x, segments, norm, eps, residual, activation.has_value(), mx::to_stream(stream));
+      },
+      "x"_a, "segments"_a, nb::kw_only(), "norm"_a = nb::none(), "eps"_a = 1e-6f, "residual"_a = nb::none(),
+      "activation"_a = nb::none(), "stream"_a = nb::none(), "For tests: what qmm of many rows is on a GPU, anywhere.");
+  m.def(
+      "attention_mlx",
+      [](const mx::array& q, const mx::array& projection, const mx::array& keys, const mx::array& values, int length,
+         float scale, const std::optional<mx::array>& start, mx::StreamOrDevice stream) {
+        return attention_mlx(q, projection, keys, values, length, scale, start, mx::to_stream(stream));
+      },
+      "q"_a, "projection"_a, "keys"_a, "values"_a, nb::kw_only(), "length"_a, "scale"_a, "start"_a = nb::none(),
+      "stream"_a = nb::none(), "For tests: what attention of many tokens is on a GPU, anywhere.");
 
   m.def("set_poison_outputs", &set_poison_outputs, "on"_a,
         "For tests: fill every output with NaN before its kernel runs.");

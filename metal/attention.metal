@@ -7,15 +7,16 @@
 // running maximum and sum; they meet in threadgroup memory at the end, one head after the other. With PARTIAL the
 // result of a split goes to scratch as [D sums, maximum, sum], for attention_combine.
 //
-// Bytes: keys and values once (G divides the group for the 9B's 4:1), q and gate once per split. Loads in flight: KEYS
-// rows of keys, then of values: 4 KB a simdgroup in half types, 32 KB a threadgroup. Registers: G D / 32 each for q and
-// the sums (64 for the 9B), D / 32 for a key or value, 2 G KEYS scores, about 110.
-// Out is T, or float with PARTIAL.
+// Bytes: keys and values once (G divides the group for the 9B's 4:1), q and gate once per split. Threads: 256 a split
+// and G heads, 65536 for the 9B from 8192 rows on. Loads in flight: KEYS rows of keys, then of values, 16 bytes a load
+// at D = 256: 2 KB a simdgroup in half types, 16 KB a threadgroup. Registers: G D / 32 each for q and the sums (64 for
+// the 9B), D / 32 for a key or value, 2 G KEYS scores, about 110. Out is T, or float with PARTIAL.
 template <typename T, typename Out, int D, int G, int SIMDGROUPS, bool START, bool PARTIAL>
 [[kernel, max_total_threads_per_threadgroup(32 * SIMDGROUPS)]] void attention(
     device const T* q [[buffer(0)]], device const T* projection [[buffer(1)]], device const T* keys [[buffer(2)]],
     device const T* values [[buffer(3)]], device const int* start [[buffer(4)]], device Out* y [[buffer(5)]],
-    constant AttentionParams& p [[buffer(6)]], uint3 position [[threadgroup_position_in_grid]], uint thread_ [[thread_index_in_threadgroup]],
+    constant AttentionParams& p [[buffer(6)]], uint3 position [[threadgroup_position_in_grid]],
+    uint thread_ [[thread_index_in_threadgroup]],
     uint simdgroup_ [[simdgroup_index_in_threadgroup]], uint lane_ [[thread_index_in_simdgroup]]) {
   const int KEYS = 4;
   const int per_lane = D / 32;
@@ -43,9 +44,10 @@ template <typename T, typename Out, int D, int G, int SIMDGROUPS, bool START, bo
   UNROLL
   for (int g = 0; g < G; g++) {
     device const T* from = q + (size_t(b * p.Hq + first_head + g) * size_t(p.T) + size_t(t)) * size_t(D);
+    load_values<per_lane>(from + lane * per_lane, query[g]);
     UNROLL
     for (int i = 0; i < per_lane; i++) {
-      query[g][i] = float(from[lane * per_lane + i]) * p.scale;
+      query[g][i] *= p.scale;
       total[g][i] = 0.0f;
     }
     maximum[g] = -INFINITY;
@@ -58,10 +60,7 @@ template <typename T, typename Out, int D, int G, int SIMDGROUPS, bool START, bo
     for (int j = 0; j < KEYS; j++) {
       device const T* from = keys + cache + size_t(min(s + j, end - 1)) * size_t(D);
       float k[per_lane];
-      UNROLL
-      for (int i = 0; i < per_lane; i++) {
-        k[i] = float(from[i]);
-      }
+      load_values<per_lane>(from, k);
       UNROLL
       for (int g = 0; g < G; g++) {
         float product = 0.0f;
@@ -96,13 +95,13 @@ template <typename T, typename Out, int D, int G, int SIMDGROUPS, bool START, bo
     }
     UNROLL
     for (int j = 0; j < KEYS; j++) {
-      device const T* from = values + cache + size_t(min(s + j, end - 1)) * size_t(D);
+      float v[per_lane];
+      load_values<per_lane>(values + cache + size_t(min(s + j, end - 1)) * size_t(D), v);
       UNROLL
       for (int i = 0; i < per_lane; i++) {
-        const float v = float(from[i]);
         UNROLL
         for (int g = 0; g < G; g++) {
-          total[g][i] += score[g][j] * v;
+          total[g][i] += score[g][j] * v[i];
         }
       }
     }
@@ -157,7 +156,9 @@ template <typename T, typename Out, int D, int G, int SIMDGROUPS, bool START, bo
   }
 }
 
-// The splits of one head and token put together. A thread a value. Bytes: D + 2 floats a split, 1 KB for the 9B.
+// The splits of one head and token put together. A thread a value. Bytes: D + 2 floats a split, 1 KB for the 9B, from
+// the last-level cache, where the launch before left them. Threads: Hq D a token, 4096 for the 9B. Loads in flight: one
+// float a thread and split, consecutive over threads. Registers: about 15.
 template <typename T, int D>
 [[kernel, max_total_threads_per_threadgroup(D)]] void attention_combine(
     device const T* projection [[buffer(0)]], device const float* partial [[buffer(1)]], device T* y [[buffer(2)]],

@@ -4,8 +4,10 @@
 
 // A simdgroup a head and token: query, key or value heads side by side in the grid. Bytes: the new q, k and v once in
 // and once out, 24 KB for the 9B; the gates are left where they are, for attention to read, and the cache's other rows
-// are not touched. The frequencies come from the host, which computes them in double: one unit in their last place
-// would be a visible angle at position 100000.
+// are not touched. Threads: 32 a head, 768 a token for the 9B; loads in flight: D / 32 values a thread, 512 bytes a
+// simdgroup in half types. Registers: D / 32 values of the head, an angle with its sine and cosine, about 25. Small:
+// the time is the launch's own. The frequencies come from the host, which computes them in double: one unit in their
+// last place would be a visible angle at position 100000.
 template <typename T, int D, bool POSITIONS>
 [[kernel, max_total_threads_per_threadgroup(32)]] void attention_prepare(
     device const T* projection [[buffer(0)]], device const float* q_norm [[buffer(1)]],

@@ -4,8 +4,10 @@
 
 // A thread a channel and TOKENS tokens, whose window slides in registers. The tokens before its own it finds by walking
 // back over masked ones, down to the state. Bytes: x 1 + 3 / TOKENS times (the second time from the cache), y once, the
-// weights once per TOKENS; neighbouring threads are neighbouring channels, so every access fills whole cache lines. The
-// new state goes to memory of its own: threads of other tokens may still have to read the old one.
+// weights once per TOKENS; neighbouring threads are neighbouring channels, so every access fills whole cache lines.
+// Threads: C ceil(T / TOKENS), 8192 a token decoded for the 9B. Loads in flight: 4 taps and 3 of the window, then x of
+// one token a thread: 2 bytes each, so it takes the many threads to fill a bus. Registers: 4 taps, 3 of the window,
+// about 20. The new state goes to memory of its own: threads of other tokens may still have to read the old one.
 template <typename T, bool MASK, int TOKENS>
 [[kernel]] void conv1d(
     device const T* x [[buffer(0)]], device const float* weight [[buffer(1)]], device const T* state [[buffer(2)]],

@@ -25,20 +25,14 @@ struct DeltaRows {
   void load(device const float* state, int lane) {
     UNROLL
     for (int r = 0; r < R; r++) {
-      UNROLL
-      for (int i = 0; i < per_lane; i++) {
-        S[r][i] = state[r * DK + lane * per_lane + i];
-      }
+      load_values<DK / 32>(state + r * DK + lane * per_lane, S[r]);
     }
   }
 
   void store(device float* state, int lane) const {
     UNROLL
     for (int r = 0; r < R; r++) {
-      UNROLL
-      for (int i = 0; i < per_lane; i++) {
-        state[r * DK + lane * per_lane + i] = S[r][i];
-      }
+      store_values<DK / 32>(state + r * DK + lane * per_lane, S[r]);
     }
   }
 

@@ -9,11 +9,12 @@
 //
 // Bytes: the state once in and once out (4 MB of the 9B's 4.1 MB a layer), which is as good as all there is; the conv
 // channels of a key head are read by each of its value heads, from the cache. The new conv state has memory of its own,
-// written by the first value head of a key head. Threads: 8 Dv per head, 32768 for the 9B; loads in flight: a head's
-// whole state, 64 KB, at once. Registers: 4 R state (Dk = 128), 8 q and k, 2 R sums, about 60: 1024 threads fit.
+// written by the first value head of a key head. Threads: 4 Dv per head, 16384 for the 9B; loads in flight: a head's
+// whole state, 64 KB, at once, 16 bytes a load. Registers: 4 R state (Dk = 128), 8 q and k, 2 R sums, about 75; R = 8
+// makes a head 512 threads, which an Apple core's 208 KB of registers hold at up to 104 each (1024 only at 52).
 // Two barriers a token.
 template <typename T, int DK, int DV, int R, bool MASK>
-[[kernel, max_total_threads_per_threadgroup(1024)]] void delta_mixer(
+[[kernel, max_total_threads_per_threadgroup(32 * DV / R)]] void delta_mixer(
     device const T* projection [[buffer(0)]], device const float* conv_weight [[buffer(1)]],
     device const float* A_log [[buffer(2)]], device const float* dt_bias [[buffer(3)]],
     device const float* norm [[buffer(4)]], device const T* conv_state [[buffer(5)]],
@@ -27,7 +28,8 @@ template <typename T, int DK, int DV, int R, bool MASK>
   const int channels = 2 * DK + DV;  // q, k and v of this head
   const int per_thread = (channels + threads - 1) / threads;
   const int per_lane = DK / 32;
-  threadgroup float qkv[channels];
+  threadgroup float4 qkv_[channels / 4];  // four at a time, so that they are aligned
+  threadgroup float* qkv = (threadgroup float*)qkv_;
   threadgroup float squares[simdgroups];
 
   const int lane = int(lane_);

@@ -22,6 +22,34 @@ struct Plain {
 // In place of a segment that is not there.
 struct None {};
 
+// The words of one block of 32 values, in loads as wide as their alignment allows. An odd number is asked for word by
+// word: Apple's loads take up to four words aligned as one is, so its compiler can join them, and need not.
+template <int bits>
+inline void load_words(device const uint* from, thread uint* to) {
+  if (bits % 4 == 0) {
+    UNROLL
+    for (int i = 0; i + 3 < bits; i += 4) {
+      const uint4 four = *(device const uint4*)(from + i);
+      to[i] = four[0];
+      to[i + 1] = four[1];
+      to[i + 2] = four[2];
+      to[i + 3] = four[3];
+    }
+  } else if (bits % 2 == 0) {
+    UNROLL
+    for (int i = 0; i + 1 < bits; i += 2) {
+      const uint2 two = *(device const uint2*)(from + i);
+      to[i] = two[0];
+      to[i + 1] = two[1];
+    }
+  } else {
+    UNROLL
+    for (int i = 0; i < bits; i++) {
+      to[i] = from[i];
+    }
+  }
+}
+
 // The integer at bit `shift` of `field`, all other bits of which are 0: or-ing an exponent makes it the end of the
 // mantissa of 2^(23 - shift) + q, which one exact subtraction leaves as q. A conversion from int has a quarter of the
 // rate of these two operations on Apple's and NVIDIA's GPUs, and a shift of every value is not needed.

@@ -1,4 +1,4 @@
-// The gated delta rule over T tokens, in their order: see csrc/ops/gated_delta.h.
+// The gated delta rule over up to 16 tokens, one after the other: see csrc/ops/gated_delta.h.
 #include "common.h"
 #include "delta.h"
 #include "params.h"
@@ -6,8 +6,9 @@
 // A simdgroup keeps 4 rows of one head's state in registers over all tokens; rows need nothing of each other, so a
 // head's are spread over as many threadgroups as it takes. Bytes: the state once in and once out, v and y once, q and k
 // once per 4 rows (from the cache but for the first time). Threads: 8 Dv per head, 32768 for the 9B. Loads in flight:
-// 16 state values a thread at the start, then q, k and v of a token. Registers: 16 state, 8 q and k, 8 sums, about 45.
-// A step's 11 sums over lanes are independent: the length of the chain from token to token is that of one.
+// 16 state values a thread at the start in loads of 16 bytes, then q, k and v of a token. Registers: 16 state, 8 q and
+// k, 8 sums, about 45. A step's 11 sums over lanes are independent: the length of the chain from token to token is that
+// of one.
 template <typename T, int DK, int DV, bool MASK>
 [[kernel, max_total_threads_per_threadgroup(128)]] void gated_delta(
     device const T* q [[buffer(0)]], device const T* k [[buffer(1)]], device const T* v [[buffer(2)]],
@@ -44,11 +45,8 @@ template <typename T, int DK, int DV, bool MASK>
     float kt[per_lane];
     float vt[R];
     float yt[R];
-    UNROLL
-    for (int i = 0; i < per_lane; i++) {
-      qt[i] = float(q[key + size_t(i)]);
-      kt[i] = float(k[key + size_t(i)]);
-    }
+    load_values<per_lane>(q + key, qt);
+    load_values<per_lane>(k + key, kt);
     UNROLL
     for (int r = 0; r < R; r++) {
       vt[r] = float(v[value * size_t(DV) + size_t(row + r)]);

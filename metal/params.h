@@ -11,7 +11,6 @@ namespace mlx_delta::gpu {
 
 struct QmmParams {
   int M;
-  int K;
   int N;  // columns of y
   float eps;
   int segments;

@@ -6,8 +6,6 @@
 
 namespace mlx_delta::gpu {
 
-bool attention_head_dim(int D) { return D % 32 == 0 && D <= 256; }
-
 Plan plan(const AttentionPrepareShape& shape) {
   AttentionPrepareParams params{shape.T,
                                 shape.Hq,

@@ -22,9 +22,6 @@ struct AttentionPrepareShape {
   int positions;  // index of the input, or -1
 };
 
-// Whether the attention kernels of a GPU take this head dim.
-bool attention_head_dim(int D);
-
 Plan plan(const AttentionPrepareShape& shape);
 
 }  // namespace mlx_delta::gpu

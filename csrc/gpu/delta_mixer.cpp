@@ -6,7 +6,7 @@ namespace mlx_delta::gpu {
 
 Plan plan(const DeltaMixerShape& shape) {
   check_head_dims("delta_mixer", {shape.Dk, shape.Dv});
-  const int rows = shape.Dv <= 128 ? 4 : 8;  // of a simdgroup: a threadgroup holds the whole head with <= 1024 threads
+  constexpr int rows = 8;  // of a simdgroup: see metal/delta_mixer.metal
   return {{{"delta_mixer",
             "delta_mixer",
             {shape.type, std::to_string(shape.Dk), std::to_string(shape.Dv), std::to_string(rows),

@@ -7,6 +7,7 @@ MLX compiles them at run time on the user's machine, so a wheel needs no Apple c
 
 from __future__ import annotations
 
+import hashlib
 import re
 import sys
 from pathlib import Path
@@ -36,11 +37,12 @@ def main(folder: Path, output: Path) -> None:
     entries = []
     for path in sorted(folder.glob("*.metal")):
         text = "\n".join(flatten(path, set())) + "\n"
-        entries.append(f'      {{"{path.stem}", R"metal({text})metal"}},\n')
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        entries.append(f'      {{"{path.stem}", {{R"metal({text})metal", "{digest}"}}}},\n')
     output.write_text(
         '#include "gpu/sources.h"\n\nnamespace mlx_delta::gpu {\n\n'
-        "const std::map<std::string, std::string>& metal_sources() {\n"
-        "  static const std::map<std::string, std::string> sources{\n"
+        "const std::map<std::string, Source>& metal_sources() {\n"
+        "  static const std::map<std::string, Source> sources{\n"
         + "".join(entries)
         + "  };\n  return sources;\n}\n\n}  // namespace mlx_delta::gpu\n"
     )

@@ -4,9 +4,11 @@
 
 namespace mlx_delta::gpu {
 
-Plan plan(const GatedDeltaShape& shape) {
+namespace {
+
+// Token after token: for few of them.
+Plan sequential(const GatedDeltaShape& shape) {
   constexpr int kSimdgroups = 4, kRows = 4;
-  check_head_dims("gated_delta", {shape.Dk, shape.Dv});
   return {{{"gated_delta",
             "gated_delta",
             {shape.type, std::to_string(shape.Dk), std::to_string(shape.Dv), metal_bool(shape.mask >= 0)},
@@ -26,6 +28,50 @@ Plan plan(const GatedDeltaShape& shape) {
             {32 * kSimdgroups, 1, 1}}},
           {},
           {{1, 7, false}}};
+}
+
+// In chunks of 64 tokens: first what needs no state, of all chunks at once, then the states from chunk to chunk.
+Plan chunked(const GatedDeltaShape& shape) {
+  constexpr int kTokens = 64, kThreads = 256;
+  const int columns = shape.Dk <= 128 ? 32 : 16;  // bounded by threadgroup memory: see metal/gated_delta_chunked.metal
+  const int chunks = ceil_div(shape.T, kTokens);
+  const int64_t floats = kTokens * int64_t(shape.Dk + shape.Dv + kTokens + 2) + 4;  // ChunkLayout there
+  const std::vector<char> params = bytes_of(GatedDeltaParams{shape.T, shape.Hk, shape.Hv});
+  const std::string Dk = std::to_string(shape.Dk), Dv = std::to_string(shape.Dv);
+  const Buffer between{Buffer::scratch, 0};
+  return {
+      {{"gated_delta_chunked",
+        "gated_delta_wy",
+        {shape.type, Dk, Dv, metal_bool(shape.mask >= 0)},
+        {{Buffer::input, 0},
+         {Buffer::input, 1},
+         {Buffer::input, 2},
+         {Buffer::input, 3},
+         {Buffer::input, 4},
+         {Buffer::input, 5},
+         {Buffer::input, 6},
+         optional_input(shape.mask),
+         between},
+        params,
+        {chunks, shape.Hv, shape.B},
+        {kThreads, 1, 1}},
+       {"gated_delta_chunked",
+        "gated_delta_chunks",
+        {shape.type, Dk, Dv, std::to_string(columns)},
+        {{Buffer::input, 0}, {Buffer::input, 1}, between, {Buffer::input, 7}, {Buffer::output, 0}, {Buffer::output, 1}},
+        params,
+        {shape.Dv / columns, shape.Hv, shape.B},
+        {kThreads, 1, 1}}},
+      {int64_t(shape.B) * shape.Hv * chunks * floats * int64_t(sizeof(float))},
+      {{1, 7, false}}};
+}
+
+}  // namespace
+
+Plan plan(const GatedDeltaShape& shape) {
+  constexpr int kFewTokens = 16;
+  check_head_dims("gated_delta", {shape.Dk, shape.Dv});
+  return shape.T <= kFewTokens ? sequential(shape) : chunked(shape);
 }
 
 }  // namespace mlx_delta::gpu

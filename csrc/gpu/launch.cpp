@@ -25,9 +25,11 @@ std::string Launch::kernel() const {
 }
 
 std::string Launch::source() const {
-  return metal_source(file) + "\ntemplate [[host_name(\"" + kernel() + "\")]] [[kernel]] decltype(" + instance() +
+  return metal_source(file).text + "\ntemplate [[host_name(\"" + kernel() + "\")]] [[kernel]] decltype(" + instance() +
          ") " + instance() + ";\n";
 }
+
+std::string Launch::library() const { return "mlx_delta_" + kernel() + "_" + metal_source(file).hash; }
 
 void check_head_dims(const char* op, std::initializer_list<int> dims) {
   for (int D : dims)
@@ -36,22 +38,19 @@ void check_head_dims(const char* op, std::initializer_list<int> dims) {
                                   std::to_string(D));
 }
 
-const std::string& metal_source(const std::string& file) {
+const Source& metal_source(const std::string& file) {
   const auto& sources = metal_sources();
   const auto found = sources.find(file);
   if (found == sources.end()) throw std::out_of_range("no shader source '" + file + "'");
   return found->second;
 }
 
-Launch plan_copy(Buffer from, Buffer to, int words) {
+Launch plan_copy(Buffer from, Buffer to, int64_t bytes, const std::string& word) {
   constexpr int kThreads = 256;
-  return {"copy",
-          "copy_words",
-          {"uint"},
-          {from, to},
-          bytes_of(CopyParams{words}),
-          {ceil_div(words, kThreads), 1, 1},
-          {kThreads, 1, 1}};
+  const int words = int(word == "uchar" ? bytes : bytes / 4);
+  return {
+      "copy",          "copy_words", {word}, {from, to}, bytes_of(CopyParams{words}), {ceil_div(words, kThreads), 1, 1},
+      {kThreads, 1, 1}};
 }
 
 }  // namespace mlx_delta::gpu

@@ -32,6 +32,8 @@ struct Launch {
   std::string kernel() const;
   // The complete text that the GPU's compiler gets: the file with its includes and this one instance.
   std::string source() const;
+  // A name for that text which no other text has: MLX keeps compiled libraries by name alone.
+  std::string library() const;
 };
 
 // An output that takes over its input's memory where nobody else holds it.
@@ -64,10 +66,14 @@ inline Buffer optional_input(int index) { return {Buffer::input, index < 0 ? 0 :
 // Kernels in which a simdgroup's lanes share a head evenly: raises std::invalid_argument where they cannot.
 void check_head_dims(const char* op, std::initializer_list<int> dims);
 
-// The flattened text of metal/<file>.metal, embedded when the extension was built.
-const std::string& metal_source(const std::string& file);
+// The flattened text of metal/<file>.metal, embedded when the extension was built, and its hash.
+struct Source {
+  std::string text;
+  std::string hash;
+};
+const Source& metal_source(const std::string& file);
 
-// A copy of `words` 32-bit words from an input to an output.
-Launch plan_copy(Buffer from, Buffer to, int words);
+// A copy of an input to an output, word by word: "uint", or "uchar" where the input may begin anywhere.
+Launch plan_copy(Buffer from, Buffer to, int64_t bytes, const std::string& word = "uint");
 
 }  // namespace mlx_delta::gpu

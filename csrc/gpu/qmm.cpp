@@ -8,7 +8,15 @@
 namespace mlx_delta::gpu {
 namespace {
 
-constexpr int kSimdgroups = 4;
+// Simdgroups of a threadgroup. More of them share one staged row of x; but a matrix of few rows needs more, smaller
+// threadgroups than that, so that the last round of them keeps all cores of a wide GPU busy.
+int simdgroups(const QmmShape& shape, int R) {
+  constexpr int kThreadgroups = 512;  // a dozen for each of 40 cores
+  int rows = 0;
+  for (const QmmSegment& segment : shape.segments) rows += segment.rows;
+  if (shape.swiglu) rows /= 2;
+  return rows >= kThreadgroups * 4 * R ? 4 : 2;
+}
 
 std::string format(const QmmSegment& segment, int K) {
   if (segment.bits == 0) return "Plain<" + segment.type + ", " + metal_bool(K % 8 == 0) + ">";
@@ -24,11 +32,14 @@ Plan plan(const QmmShape& shape) {
     throw std::invalid_argument("qmm: no kernel for " + std::to_string(shape.M) + " rows, " + std::to_string(count) +
                                 " segments");
   const int tile = int(std::bit_ceil(unsigned(shape.M)));
-  const int R = tile <= 4 ? 4 : 2;  // bounded by registers: see metal/qmm.metal
-  QmmParams params{shape.M, shape.K, shape.N, shape.eps, count, {}, {}, {}};
+  const int R = tile * (shape.swiglu ? 2 : 1) <= 8 ? 4 : 2;  // bounded by registers: see metal/qmm.metal
+  const int simdgroups_each = simdgroups(shape, R);
+  QmmParams params{shape.M, shape.N, shape.eps, count, {}, {}, {}};
   std::vector<std::string> types{shape.type,
                                  std::to_string(tile),
                                  std::to_string(R),
+                                 std::to_string(shape.K),
+                                 std::to_string(simdgroups_each),
                                  metal_bool(shape.norm >= 0),
                                  metal_bool(shape.residual >= 0),
                                  metal_bool(shape.swiglu)};
@@ -47,10 +58,11 @@ Plan plan(const QmmShape& shape) {
     params.first_threadgroup[s] = shape.swiglu ? 0 : threadgroups;
     params.first_column[s] = shape.swiglu ? 0 : column;
     column += segment.rows;
-    if (s == 0 || !shape.swiglu) threadgroups += ceil_div(segment.rows, kSimdgroups * R);
+    if (s == 0 || !shape.swiglu) threadgroups += ceil_div(segment.rows, simdgroups_each * R);
   }
   buffers.push_back({Buffer::output, 0});
-  return {{{"qmm", "qmm", types, buffers, bytes_of(params), {threadgroups, 1, 1}, {32 * kSimdgroups, 1, 1}}}, {}, {}};
+  return {
+      {{"qmm", "qmm", types, buffers, bytes_of(params), {threadgroups, 1, 1}, {32 * simdgroups_each, 1, 1}}}, {}, {}};
 }
 
 }  // namespace mlx_delta::gpu

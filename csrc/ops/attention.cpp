@@ -3,6 +3,7 @@
 #include "cpu/kernels.h"
 #include "gpu/attention.h"
 #include "mlx/ops.h"
+#include "ops/attention_mlx.h"
 
 namespace mlx_delta {
 namespace {
@@ -34,7 +35,10 @@ class Attention : public Primitive {
                                   projection.shape(2),
                                   scale_};
     run_kernel(stream(), cpu::kernels().attention, q.dtype(), args);
+    note_states(inputs, outputs, state_inputs(), {}, stream());
   }
+
+  std::vector<int> state_inputs() const override { return {2, 3}; }
 
   gpu::Plan plan(const std::vector<mx::array>& inputs, const std::vector<mx::array>&) const override {
     const mx::array &q = inputs[0], &projection = inputs[1], &keys = inputs[2];
@@ -52,7 +56,7 @@ class Attention : public Primitive {
 
 mx::array attention(const mx::array& q, const mx::array& projection, const mx::array& keys, const mx::array& values,
                     int length, float scale, const std::optional<mx::array>& start, mx::StreamOrDevice stream) {
-  const mx::Stream s = op_stream(kOp, stream);
+  const mx::Stream s = mx::to_stream(stream);
   check_float(kOp, "q", q);
   check_rank(kOp, "q", q, 4, "[B, Hq, T, D]");
   check_rank(kOp, "keys", keys, 4, "[B, Hkv, S, D]");
@@ -69,16 +73,21 @@ mx::array attention(const mx::array& q, const mx::array& projection, const mx::a
   if (length < T || length > S)
     fail(kOp, "length", std::to_string(T) + " to " + std::to_string(S), std::to_string(length));
   check_positive(kOp, "scale", scale);
+  if (start) {
+    check_shape(kOp, "start", *start, {B});
+    if (!mx::issubdtype(start->dtype(), mx::integer)) fail(kOp, "start", "integers", describe(*start));
+  }
+  if (on_gpu(s)) {
+    if (T > kDecodeTokens) return attention_mlx(q, projection, keys, values, length, scale, start, s);
+    gpu::check_head_dims(kOp, {D});
+  }
 
   std::vector<mx::array> inputs{contiguous(q, s), contiguous(projection, s), contiguous(keys, s),
                                 contiguous(values, s)};
   int start_index = -1;
-  if (start) {
-    check_shape(kOp, "start", *start, {B});
-    if (!mx::issubdtype(start->dtype(), mx::integer)) fail(kOp, "start", "integers", describe(*start));
+  if (start)
     start_index =
         push_optional(inputs, contiguous(start->dtype() == mx::int32 ? *start : mx::astype(*start, mx::int32, s), s));
-  }
   return mx::array({B, T, Hq * D}, q.dtype(), std::make_shared<Attention>(s, start_index, length, scale),
                    std::move(inputs));
 }

@@ -39,6 +39,7 @@ class AttentionPrepare : public Primitive {
                                          rope_.theta,
                                          eps_};
     run_kernel(stream(), cpu::kernels().attention_prepare, q.dtype(), args);
+    note_states(inputs, outputs, {}, {1, 2}, stream());
   }
 
   gpu::Plan plan(const std::vector<mx::array>& inputs, const std::vector<mx::array>&) const override {
@@ -84,7 +85,7 @@ std::tuple<mx::array, mx::array, mx::array> attention_prepare(const mx::array& p
                                                               const mx::array& values, int offset, const Rope& rope,
                                                               float eps, const std::optional<mx::array>& positions,
                                                               mx::StreamOrDevice stream) {
-  const mx::Stream s = op_stream(kOp, stream);
+  const mx::Stream s = mx::to_stream(stream);
   check_float(kOp, "projection", projection);
   check_rank(kOp, "projection", projection, 3, "[B, T, (2 Hq + 2 Hkv) D]");
   check_rank(kOp, "keys", keys, 4, "[B, Hkv, S, D]");
@@ -106,6 +107,7 @@ std::tuple<mx::array, mx::array, mx::array> attention_prepare(const mx::array& p
     fail(kOp, "offset", "0 to " + std::to_string(S - T) + " (cache rows less new tokens)", std::to_string(offset));
   check_rope(rope, D);
   check_positive(kOp, "eps", eps);
+  if (on_gpu(s)) gpu::check_head_dims(kOp, {D});
 
   std::vector<mx::array> inputs{contiguous(projection, s), float_parameter(q_norm, s), float_parameter(k_norm, s),
                                 contiguous(keys, s), contiguous(values, s)};

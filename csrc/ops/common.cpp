@@ -5,8 +5,10 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "gpu/metal.h"
 #include "mlx/allocator.h"
 #include "mlx/ops.h"
+#include "ops/donation.h"
 
 namespace mlx_delta {
 namespace {
@@ -70,12 +72,7 @@ void check_positive(const char* op, const char* argument, double value) {
   if (!(value > 0)) fail(op, argument, "a positive number", std::to_string(value));
 }
 
-mx::Stream op_stream(const char* op, mx::StreamOrDevice stream) {
-  const mx::Stream s =
-      std::holds_alternative<std::monostate>(stream) ? mx::default_stream(mx::Device::cpu) : mx::to_stream(stream);
-  if (s.device != mx::Device::cpu) fail(op, "stream", "a CPU stream (this build has CPU kernels only)", "a GPU stream");
-  return s;
-}
+bool on_gpu(const mx::Stream& stream) { return stream.device == mx::Device::gpu; }
 
 mx::array contiguous(const mx::array& a, mx::Stream stream) {
   return known_contiguous(a) ? a : mx::contiguous(a, false, stream);
@@ -92,8 +89,31 @@ mx::array token_mask(const char* op, const mx::array& mask, int B, int T, mx::St
   return contiguous(mask.dtype() == mx::bool_ ? mask : mx::astype(mask, mx::bool_, stream), stream);
 }
 
-void Primitive::eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) {
-  throw std::runtime_error(std::string(name_) + ": scheduled on a GPU, but this build has CPU kernels only");
+void Primitive::eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
+  release_sibling_inputs(inputs, outputs);
+  gpu::Plan todo = plan(inputs, outputs);
+  for (const gpu::InPlace& place : todo.in_place) {
+    const mx::array& in = inputs[size_t(place.input)];
+    mx::array& out = outputs[size_t(place.output)];
+    if (can_take_over(in, stream()))
+      out.copy_shared_buffer(in);
+    else if (place.copy)
+      todo.launches.insert(todo.launches.begin(),
+                           gpu::plan_copy({gpu::Buffer::input, place.input}, {gpu::Buffer::output, place.output},
+                                          int64_t(out.nbytes())));
+  }
+  for (mx::array& out : outputs)  // not poisoned: work in flight may be the last to use recycled memory
+    if (!out.data_shared_ptr()) out.set_data(mx::allocator::malloc(out.nbytes()));
+  std::vector<int> states;
+  for (const gpu::InPlace& place : todo.in_place) states.push_back(place.output);
+  note_in_flight(inputs, outputs, state_inputs(), states, stream(), gpu::encode(todo, inputs, outputs, stream()));
+}
+
+void note_states(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs,
+                 const std::vector<int>& state_inputs, const std::vector<int>& state_outputs, mx::Stream stream) {
+  const auto ran = std::make_shared<std::atomic<bool>>(false);
+  run_on(stream, [ran] { *ran = true; });
+  note_in_flight(inputs, outputs, state_inputs, state_outputs, stream, [ran] { return ran->load(); });
 }
 
 void set_poison_outputs(bool on) { poison_outputs = on; }
@@ -109,7 +129,7 @@ void release_sibling_inputs(const std::vector<mx::array>& inputs, std::vector<mx
 }
 
 void donate_or_copy(const mx::array& in, mx::array& out, mx::Stream stream) {
-  if (in.is_donatable()) {
+  if (can_take_over(in, stream)) {
     out.copy_shared_buffer(in);
     return;
   }

@@ -33,8 +33,11 @@ void check_positive(const char* op, const char* argument, double value);
 
 // ---- graph building
 
-// Our kernels run on the CPU unless the caller names a stream.
-mx::Stream op_stream(const char* op, mx::StreamOrDevice stream);
+// Ops run on MLX's default device, as MLX's own do, unless the caller names a stream: the GPU of a Mac, else the CPU.
+bool on_gpu(const mx::Stream& stream);
+
+// More tokens, or rows of a matrix, than this are prefill.
+inline constexpr int kDecodeTokens = 16;
 
 // `a` with rows laid end to end. Adds a node only where the layout is not known to be so already.
 mx::array contiguous(const mx::array& a, mx::Stream stream);
@@ -55,6 +58,8 @@ class Primitive : public mx::Primitive {
   // What a GPU does for this op: a pure function of the arguments' shapes and dtypes.
   virtual gpu::Plan plan(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs) const = 0;
   void eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override;
+  // The inputs that a later op may want to take over: states that this one only reads.
+  virtual std::vector<int> state_inputs() const { return {}; }
 
  private:
   const char* name_;
@@ -65,11 +70,16 @@ void set_poison_outputs(bool on);
 
 void allocate(mx::array& out);
 
+// Says of a CPU evaluation that it runs when the stream gets there, for what it holds of states (ops/donation.h):
+// inputs and outputs by index.
+void note_states(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs,
+                 const std::vector<int>& state_inputs, const std::vector<int>& state_outputs, mx::Stream stream);
+
 // First thing in the eval of a primitive that donates. Each of its outputs holds the inputs, so none of them would
 // count as donatable; MLX drops them all right after this eval, and this drops the siblings' now.
 void release_sibling_inputs(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs);
 
-// out takes over in's buffer if nobody else can see it; otherwise gets a copy of it (made when the stream reaches it).
+// out takes over in's buffer if nobody else needs it; otherwise gets a copy of it (made when the stream reaches it).
 void donate_or_copy(const mx::array& in, mx::array& out, mx::Stream stream);
 
 cpu::DType kernel_dtype(mx::Dtype dtype);

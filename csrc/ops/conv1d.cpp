@@ -30,6 +30,7 @@ class Conv1d : public Primitive {
                                x.shape(2),
                                x.shape(2)};
     run_kernel(stream(), cpu::kernels().conv1d, x.dtype(), args);
+    note_states(inputs, outputs, {}, {1}, stream());
   }
 
   gpu::Plan plan(const std::vector<mx::array>& inputs, const std::vector<mx::array>&) const override {
@@ -64,7 +65,7 @@ mx::array conv_state(const char* op, const std::optional<mx::array>& state, int 
 std::pair<mx::array, mx::array> conv1d(const mx::array& x, const mx::array& weight,
                                        const std::optional<mx::array>& state, const std::optional<mx::array>& mask,
                                        mx::StreamOrDevice stream) {
-  const mx::Stream s = op_stream(kOp, stream);
+  const mx::Stream s = mx::to_stream(stream);
   check_float(kOp, "x", x);
   check_rank(kOp, "x", x, 3, "[B, T, C]");
   const int B = x.shape(0), T = x.shape(1), C = x.shape(2);

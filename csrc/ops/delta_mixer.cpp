@@ -41,6 +41,7 @@ class DeltaMixer : public Primitive {
                                    Dv,
                                    eps_};
     run_kernel(stream(), cpu::kernels().delta_mixer, y.dtype(), args);
+    note_states(inputs, outputs, {}, {1, 2}, stream());
   }
 
   gpu::Plan plan(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs) const override {
@@ -64,7 +65,7 @@ std::tuple<mx::array, mx::array, mx::array> delta_mixer(const mx::array& project
                                                         const std::optional<mx::array>& delta, int key_heads,
                                                         int key_dim, float eps, const std::optional<mx::array>& mask,
                                                         mx::StreamOrDevice stream) {
-  const mx::Stream s = op_stream(kOp, stream);
+  const mx::Stream s = mx::to_stream(stream);
   check_float(kOp, "projection", projection);
   check_rank(kOp, "projection", projection, 3, "[B, T, 2 Hk Dk + 2 Hv Dv + 2 Hv]");
   check_rank(kOp, "A_log", A_log, 1, "[Hv]");
@@ -76,6 +77,7 @@ std::tuple<mx::array, mx::array, mx::array> delta_mixer(const mx::array& project
   check_delta_heads(kOp, key_heads, Hv, A_log, dt_bias);
   const int C = 2 * key_heads * key_dim + Hv * Dv;
   check_shape(kOp, "projection", projection, {B, T, C + Hv * Dv + 2 * Hv});
+  if (on_gpu(s)) gpu::check_head_dims(kOp, {key_dim, Dv});
 
   std::vector<mx::array> inputs{contiguous(projection, s),
                                 conv_taps(kOp, conv_weight, C, s),

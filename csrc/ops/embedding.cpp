@@ -34,7 +34,7 @@ class Embedding : public Primitive {
 }  // namespace
 
 mx::array embedding(const mx::array& tokens, const Matrix& table, mx::Dtype dtype, mx::StreamOrDevice stream) {
-  const mx::Stream s = op_stream(kOp, stream);
+  const mx::Stream s = mx::to_stream(stream);
   if (!mx::issubdtype(tokens.dtype(), mx::integer) || tokens.size() == 0)
     fail(kOp, "tokens", "a non-empty array of integers", describe(tokens));
   if (!mx::issubdtype(dtype, mx::floating) || dtype == mx::float64)

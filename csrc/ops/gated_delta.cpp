@@ -36,6 +36,7 @@ class GatedDelta : public Primitive {
                                    q.shape(3),
                                    v.shape(3)};
     run_kernel(stream(), cpu::kernels().gated_delta, q.dtype(), args);
+    note_states(inputs, outputs, {}, {1}, stream());
   }
 
   gpu::Plan plan(const std::vector<mx::array>& inputs, const std::vector<mx::array>&) const override {
@@ -72,7 +73,7 @@ std::pair<mx::array, mx::array> gated_delta(const mx::array& q, const mx::array&
                                             const mx::array& a, const mx::array& b, const mx::array& A_log,
                                             const mx::array& dt_bias, const std::optional<mx::array>& state,
                                             const std::optional<mx::array>& mask, mx::StreamOrDevice stream) {
-  const mx::Stream s = op_stream(kOp, stream);
+  const mx::Stream s = mx::to_stream(stream);
   check_float(kOp, "q", q);
   check_rank(kOp, "q", q, 4, "[B, T, Hk, Dk]");
   check_rank(kOp, "v", v, 4, "[B, T, Hv, Dv]");
@@ -86,6 +87,7 @@ std::pair<mx::array, mx::array> gated_delta(const mx::array& q, const mx::array&
   check_same_dtype(kOp, "a", a, q.dtype());
   check_same_dtype(kOp, "b", b, q.dtype());
   check_delta_heads(kOp, Hk, Hv, A_log, dt_bias);
+  if (on_gpu(s)) gpu::check_head_dims(kOp, {Dk, Dv});
 
   std::vector<mx::array> inputs;
   for (const mx::array* input : {&q, &k, &v, &a, &b}) inputs.push_back(contiguous(*input, s));

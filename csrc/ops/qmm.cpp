@@ -2,6 +2,7 @@
 
 #include "cpu/kernels.h"
 #include "gpu/qmm.h"
+#include "ops/qmm_mlx.h"
 
 namespace mlx_delta {
 namespace {
@@ -82,7 +83,7 @@ int output_columns(const std::vector<Matrix>& segments, int K, bool swiglu) {
 mx::array qmm(const mx::array& x, const std::vector<Matrix>& segments, const std::optional<mx::array>& norm, float eps,
               const std::optional<mx::array>& residual, const std::optional<std::string>& activation,
               mx::StreamOrDevice stream) {
-  const mx::Stream s = op_stream(kOp, stream);
+  const mx::Stream s = mx::to_stream(stream);
   check_float(kOp, "x", x);
   if (x.ndim() == 0 || x.size() == 0) fail(kOp, "x", "non-empty [.., K]", describe(x));
   if (activation && *activation != "swiglu") fail(kOp, "activation", "'swiglu' or None", "'" + *activation + "'");
@@ -91,19 +92,22 @@ mx::array qmm(const mx::array& x, const std::vector<Matrix>& segments, const std
   mx::Shape shape = x.shape();
   shape.back() = output_columns(segments, K, swiglu);
 
-  std::vector<mx::array> inputs{contiguous(x, s)};
-  int norm_index = -1, residual_index = -1;
   if (norm) {
     check_shape(kOp, "norm", *norm, {K});
     check_float(kOp, "norm", *norm);
     check_positive(kOp, "eps", eps);
-    norm_index = push_optional(inputs, float_parameter(*norm, s));
   }
   if (residual) {
     check_shape(kOp, "residual", *residual, shape);
     check_same_dtype(kOp, "residual", *residual, x.dtype());
-    residual_index = push_optional(inputs, contiguous(*residual, s));
   }
+  const bool kernel = int(x.size()) / K <= gpu::kMaxQmmRows && segments.size() <= gpu::kMaxQmmSegments;
+  if (on_gpu(s) && !kernel) return qmm_mlx(x, segments, norm, eps, residual, swiglu, s);
+
+  std::vector<mx::array> inputs{contiguous(x, s)};
+  int norm_index = -1, residual_index = -1;
+  if (norm) norm_index = push_optional(inputs, float_parameter(*norm, s));
+  if (residual) residual_index = push_optional(inputs, contiguous(*residual, s));
   const int first_segment = int(inputs.size());
   for (const Matrix& segment : segments)
     for (mx::array& input : segment.inputs(s)) inputs.push_back(std::move(input));

@@ -105,10 +105,14 @@ def multiply_add(steps: int) -> int: ...
 def read_all(a: mx.array) -> int: ...
 
 class Launch:
-    """One kernel launch of a plan: ``source`` is the very text that MLX compiles, ``kernel`` its name in there."""
+    """One kernel launch of a plan: ``source`` is the very text that MLX compiles, ``kernel`` its name in there.
+
+    ``library`` is the name under which MLX keeps it compiled; it carries the hash of the text.
+    """
 
     kernel: str
     source: str
+    library: str
     buffers: list[tuple[str, int]]
     params: bytes
     threadgroups: list[int]
@@ -123,4 +127,25 @@ class Plan:
 
 def plan(result: mx.array) -> tuple[Plan, list[mx.array]]: ...
 def metal_source(file: str) -> str: ...
+def qmm_mlx(
+    x: mx.array,
+    segments: Sequence[Matrix],
+    *,
+    norm: mx.array | None = None,
+    eps: float = 1e-6,
+    residual: mx.array | None = None,
+    activation: str | None = None,
+    stream: Stream = None,
+) -> mx.array: ...
+def attention_mlx(
+    q: mx.array,
+    projection: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    *,
+    length: int,
+    scale: float,
+    start: mx.array | None = None,
+    stream: Stream = None,
+) -> mx.array: ...
 def set_poison_outputs(on: bool) -> None: ...

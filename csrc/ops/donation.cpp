@@ -1,0 +1,70 @@
+#include "ops/donation.h"
+
+#include <algorithm>
+#include <mutex>
+#include <unordered_map>
+
+namespace mlx_delta {
+namespace {
+
+struct Hold {
+  mx::Stream stream;
+  std::function<bool()> done;
+};
+
+// By memory. An entry outlives its memory at most as work that is done, which counts for nothing.
+struct Holds {
+  std::mutex mutex;
+  std::unordered_map<const void*, std::vector<Hold>> of;
+
+  void add(const mx::array& a, mx::Stream stream, const std::function<bool()>& done) {
+    constexpr size_t kMany = 4096;
+    if (of.size() > kMany)
+      for (auto entry = of.begin(); entry != of.end();) entry = prune(entry->second) == 0 ? of.erase(entry) : ++entry;
+    std::vector<Hold>& holds = of[a.data_shared_ptr().get()];
+    prune(holds);
+    holds.push_back({stream, done});
+  }
+
+  static size_t prune(std::vector<Hold>& holds) {
+    std::erase_if(holds, [](const Hold& hold) { return hold.done(); });
+    return holds.size();
+  }
+};
+
+Holds& holds() {
+  static Holds& all = *new Holds;  // never destroyed: streams may outlive static objects
+  return all;
+}
+
+}  // namespace
+
+void note_in_flight(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs,
+                    const std::vector<int>& state_inputs, const std::vector<int>& state_outputs, mx::Stream stream,
+                    std::function<bool()> done) {
+  const std::lock_guard lock(holds().mutex);
+  for (int i : state_inputs) holds().add(inputs[size_t(i)], stream, done);
+  // MLX evaluates one of the outputs, the one that has these inputs, and holds the others.
+  for (int i : state_outputs)
+    if (&outputs[size_t(i)].inputs() != &inputs) holds().add(outputs[size_t(i)], stream, done);
+}
+
+bool can_take_over(const mx::array& in, mx::Stream stream) {
+  if (in.offset() != 0 || !in.flags().row_contiguous) return false;
+  if (in.is_donatable()) return true;
+  const auto& memory = in.data_shared_ptr();
+  if (!memory->is_owned()) return false;
+  const long users = memory.use_count();  // first: what is in flight after this was so when they were counted
+  const std::lock_guard lock(holds().mutex);
+  const auto found = holds().of.find(memory.get());
+  if (found == holds().of.end()) return false;
+  const auto in_flight = std::count_if(found->second.begin(), found->second.end(),
+                                       [stream](const Hold& hold) { return hold.stream == stream && !hold.done(); });
+  if (users - in_flight > 1) return false;
+  // Nobody else needs the memory. Whether somebody else has the array only MLX knows, and it tells of arrays whose
+  // memory nobody holds: so the memory moves to a holder of its own, and those in flight keep an empty one.
+  const_cast<mx::array&>(in).set_data(mx::allocator::Data(std::move(*memory)));
+  return in.is_donatable();
+}
+
+}  // namespace mlx_delta

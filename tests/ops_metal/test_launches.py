@@ -1,0 +1,114 @@
+"""What one token of the 9B asks of a GPU: how many launches, and which bytes."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections import Counter
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from cases import CASES, quantized
+from conftest import ROOT
+from mlx_delta import _core
+from mlx_delta.config import ModelConfig
+from mlx_delta.model.cache import Cache
+from mlx_delta.model.layers import AttentionLayer, DeltaLayer, Mlp
+from mlx_delta.model.qwen3_5 import Network
+from mlx_delta.ops import Matrix
+
+TINY = {
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "vocab_size": 64,
+    "head_dim": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "linear_num_key_heads": 1,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 32,
+    "rope_parameters": {"rope_theta": 1e7, "partial_rotary_factor": 0.25, "mrope_section": [3, 3, 2]},
+}
+
+
+def nine_b_in_small() -> Network:
+    """The 9B's layers and their widths, 32 of them, each a few values wide."""
+    text = json.loads((ROOT / "bench" / "configs.json").read_text())["9B"]["text_config"]
+    config = ModelConfig.from_dict({"model_type": "qwen3_5", "text_config": {**text, **TINY}}, "9B in small").text
+    rng = np.random.default_rng(0)
+
+    def affine(N: int, bits: int) -> Matrix:
+        return quantized(rng, N, 64, bits)
+
+    def whole(N: int, K: int) -> Matrix:
+        return Matrix.plain(mx.zeros((N, K), mx.bfloat16))
+
+    mlp = Mlp(mx.ones(64), affine(64, 3), affine(64, 3), affine(64, 4))
+    heads, keys = config.num_attention_heads * 64, config.num_key_value_heads * 64
+    values = config.linear_num_value_heads
+    attention = AttentionLayer(
+        config=config,
+        norm=mx.ones(64),
+        qkv_proj=(affine(2 * heads, 5), affine(keys, 5), affine(keys, 5)),
+        q_norm=mx.ones(64),
+        k_norm=mx.ones(64),
+        o_proj=whole(64, heads),
+        mlp=mlp,
+    )
+    delta = DeltaLayer(
+        config=config,
+        norm=mx.ones(64),
+        in_proj=(affine(config.conv_dim, 5), affine(config.value_dim, 5), whole(values, 64), whole(values, 64)),
+        conv=mx.ones((config.conv_dim, 4)),
+        A_log=mx.zeros(values),
+        dt_bias=mx.zeros(values),
+        gated_norm=mx.ones(32),
+        out_proj=whole(64, config.value_dim),
+        mlp=mlp,
+    )
+    layers = tuple(delta if kind == "linear_attention" else attention for kind in config.layer_types)
+    return Network(config, mx.bfloat16, affine(64, 5), layers, mx.ones(64), affine(64, 6))
+
+
+def primitives(*arrays: mx.array) -> Counter[str]:
+    """How often each primitive is in the graph of arrays that have not been evaluated."""
+    dot = io.StringIO()
+    mx.export_to_dot(dot, *arrays)
+    return Counter(re.findall(r'label ?="(\w+)", ?shape=rectangle', dot.getvalue()))
+
+
+@pytest.fixture(scope="module")
+def token() -> Counter[str]:
+    """The primitives of one decode step, the sampling of its token included."""
+    network = nine_b_in_small()
+    cache = Cache.empty(network.config)
+    parameters = [leaf for layer in network.layers[:4] for leaf in vars(layer).values() if isinstance(leaf, mx.array)]
+    mx.eval(network(mx.array([[1, 2, 3]]), cache), *cache.arrays(), *parameters)
+    logits = network(mx.array([[4]]), cache)
+    return primitives(mx.argmax(logits[:, 0], axis=-1), *cache.arrays())
+
+
+def test_a_token_of_the_9b_takes_six_launches_a_layer_and_six(token: Counter[str]) -> None:
+    """By the plans of the 9B's own shapes, at a context of 16000, where attention is split and takes two."""
+    assert token["delta_mixer"] == 24
+    assert token["attention"] == token["attention_prepare"] == 8
+    large = ("9b-lm_head", "9b")  # 248320 rows take seconds to draw and are planned as others are
+    planned = {c.op: c for c in CASES if c.real or c.op == "embedding" if c.name not in large}
+    launches = 0
+    for name, count in token.items():
+        each = 1
+        if name in planned:
+            arguments = planned[name].arguments(mx.bfloat16)
+            each = len(_core.plan(planned[name].run(arguments)[0])[0].launches)
+        launches += count * each
+    assert launches <= 6 * 32 + 6, token
+
+
+def test_a_token_is_our_kernels_and_the_choice_of_the_token(token: Counter[str]) -> None:
+    ours = {"qmm", "embedding", "delta_mixer", "attention_prepare", "attention"}
+    assert token["qmm"] == 4 * 32 + 1
+    assert set(token) - ours <= {"ArgReduce", "Slice", "Squeeze", "Reshape"}, token  # the last three move no bytes
