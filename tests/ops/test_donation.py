@@ -7,7 +7,7 @@ from collections.abc import Callable
 import mlx.core as mx
 import pytest
 
-from cases import CASES, Arguments
+from mlx_delta.bench.cases import CASES, Arguments
 from mlx_delta import ops
 
 ROWS, HEADS, DIM = 8192, 2, 64

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from emulate import run_plan
 
-from cases import Arguments, normal, relative_rms
+from mlx_delta.bench.cases import Arguments, normal, relative_rms
 from mlx_delta import ops
 
 

@@ -7,7 +7,7 @@ import re
 import mlx.core as mx
 import pytest
 
-from cases import BOUNDS, CASES, DTYPES, Case, relative_rms
+from mlx_delta.bench.cases import BOUNDS, CASES, DTYPES, Case, relative_rms
 from mlx_delta import _core
 
 # More rows or tokens than our kernels take.
