@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 from collections import Counter
 
@@ -11,9 +10,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_delta.bench.cases import CASES, quantized
-from conftest import ROOT
 from mlx_delta import _core
+from mlx_delta.bench.cases import CASES, quantized
+from mlx_delta.bench.sizes import CONFIGS
 from mlx_delta.config import ModelConfig
 from mlx_delta.model.cache import Cache
 from mlx_delta.model.layers import AttentionLayer, DeltaLayer, Mlp
@@ -37,7 +36,7 @@ TINY = {
 
 def nine_b_in_small() -> Network:
     """The 9B's layers and their widths, 32 of them, each a few values wide."""
-    text = json.loads((ROOT / "bench" / "configs.json").read_text())["9B"]["text_config"]
+    text = CONFIGS["9B"]["text_config"]
     config = ModelConfig.from_dict({"model_type": "qwen3_5", "text_config": {**text, **TINY}}, "9B in small").text
     rng = np.random.default_rng(0)
 
