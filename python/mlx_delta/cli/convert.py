@@ -68,6 +68,9 @@ def convert(
             '{"bits": 4, "group_size": 32}, "*.lm_head": null}; null keeps a matrix whole.'
         ),
     ] = None,
+    keep_mtp: Annotated[
+        bool, typer.Option("--keep-mtp", help="Write the multi-token-prediction head too, in bfloat16.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the table of sizes, and write nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the output directory if it exists.")] = False,
 ) -> None:
@@ -107,6 +110,7 @@ def convert(
             awq_ratio=awq_ratio,
             fit=fit,
             overrides=q_overrides,
+            keep_mtp=keep_mtp,
             dry_run=dry_run,
             force=force,
             progress=show,

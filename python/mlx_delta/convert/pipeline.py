@@ -15,7 +15,7 @@ import mlx.core as mx
 from mlx_delta.checkpoint.components import COMPONENTS, component
 from mlx_delta.checkpoint.names import canonical_tensors
 from mlx_delta.checkpoint.source import Source, open_source
-from mlx_delta.checkpoint.tensors import Tensor, check_tensors, expected_shapes
+from mlx_delta.checkpoint.tensors import Tensor, check_tensors, expected_shapes, mtp_shapes
 from mlx_delta.convert.awq import FoldGain, clean_importance, fold_layer
 from mlx_delta.convert.errors import ConvertError
 from mlx_delta.convert.imatrix import Importance, check_importance, measured_channels, read_imatrix
@@ -82,6 +82,7 @@ def convert(
     awq_ratio: float | None = None,
     fit: bool = True,
     overrides: Path | str | None = None,
+    keep_mtp: bool = False,
     dry_run: bool = False,
     force: bool = False,
     progress: Callable[[Progress], None] | None = None,
@@ -94,7 +95,8 @@ def convert(
     exponent, ``awq`` False leaves them out), and each group's scale and bias are fitted to what is important; without
     one the fit takes all inputs as equal, and ``fit`` False is mx.quantize alone. ``overrides``: a JSON file, pattern
     to width, before the recipe's rules. ``quantize`` False writes the canonical tensors in bfloat16. ``dry_run``
-    reports what would be written. ``force`` replaces an existing ``out``. MTP tensors are dropped.
+    reports what would be written. ``force`` replaces an existing ``out``. ``keep_mtp`` writes the MTP head too,
+    in bfloat16 where no override says otherwise; else it is dropped.
 
     ``out`` appears whole, at the end, or not at all. Raises: ValueError (CheckpointError, ConfigError, ConvertError)
     naming the file, tensor or argument; OSError when the disk fails.
@@ -102,7 +104,7 @@ def convert(
     chosen = _choose(quantize, recipe, bits, group_size, imatrix, overrides)
     options = _Options(_awq_ratio(imatrix, awq, awq_ratio), awq and imatrix is not None, fit)
     checkpoint = open_source(Path(source))
-    tensors = _text_and_vision(checkpoint)
+    tensors = _wanted(checkpoint, keep_mtp)
     if overrides is not None:
         matrices = (name for name, tensor in tensors.items() if len(tensor.shape) == 2 and component(name) != "vision")
         chosen = with_overrides(chosen, Path(overrides), (name.removesuffix(".weight") for name in matrices))
@@ -181,16 +183,19 @@ def _awq_ratio(imatrix: Path | str | None, awq: bool, ratio: float | None) -> fl
     return ratio
 
 
-def _text_and_vision(checkpoint: Source) -> dict[str, Tensor]:
-    """The checked tensors to convert: the text model's in its own order, then the vision tower's by name."""
+def _wanted(checkpoint: Source, keep_mtp: bool) -> dict[str, Tensor]:
+    """The checked tensors to convert: the text model's in its own order, the vision tower's by name, the MTP head's."""
     tensors = canonical_tensors(checkpoint)
     quantized = [name for name in tensors if name.endswith(".scales")]
     if quantized or checkpoint.config.quantization:
         found = quantized[0] if quantized else "a quantization section in config.json"
         raise ConvertError(f"{checkpoint.path}: expected an unquantized checkpoint, found {found}")
-    check_tensors(tensors, checkpoint.config, checkpoint.path)
+    mtp = mtp_shapes(checkpoint.config) if keep_mtp else {}
+    if keep_mtp and not mtp:
+        raise ConvertError(f"{checkpoint.path}: --keep-mtp: expected mtp_num_hidden_layers in its config, found none")
+    check_tensors(tensors, checkpoint.config, checkpoint.path, keep_mtp)
     vision = sorted(name for name in tensors if name.startswith("vision_tower."))
-    return {name: tensors[name] for name in (*expected_shapes(checkpoint.config), *vision)}
+    return {name: tensors[name] for name in (*expected_shapes(checkpoint.config), *vision, *mtp)}
 
 
 def _importance(
@@ -273,7 +278,7 @@ def _config(checkpoint: Source, plans: Sequence[TensorPlan], recipe: Recipe) -> 
 
 
 def _bits_per_weight(plans: Sequence[TensorPlan]) -> float:
-    text = [p for p in plans if p.component != "vision"]
+    text = [p for p in plans if p.component not in ("vision", "mtp")]
     return 8 * sum(p.nbytes for p in text) / sum(math.prod(p.shape) for p in text)
 
 
