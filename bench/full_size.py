@@ -103,9 +103,8 @@ def write_checkpoint(size: str, out: Path) -> None:
 
 def _random(entries: Sequence[Entry], pool: np.ndarray) -> Iterator[tuple[str, mx.array]]:
     for entry in entries:
-        scale = 0.02 if len(entry.shape) == 1 else entry.shape[-1] ** -0.5
-        values = mx.array(pool * np.float32(scale)).astype(mx.bfloat16)
-        count = entry.nbytes // 2
+        scale, count = 0.02 if len(entry.shape) == 1 else entry.shape[-1] ** -0.5, entry.nbytes // 2
+        values = mx.array(pool[:count] * np.float32(scale)).astype(mx.bfloat16)
         yield entry.name, mx.tile(values, -(-count // _POOL))[:count].reshape(entry.shape)
 
 

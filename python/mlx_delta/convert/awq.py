@@ -83,6 +83,11 @@ def quantization_error(weight: mx.array, width: Quantization, scales: np.ndarray
     return float(fit_error(scaled, width, importance / scales**2).sum(dtype=np.float64))
 
 
+def weighted_error(weight: mx.array, width: Quantization, importance: np.ndarray) -> float:
+    """``quantization_error`` without scales, of evenly spaced rows of ``weight``."""
+    return quantization_error(_sample(weight), width, np.ones_like(importance), importance)
+
+
 def search_scales(
     matrices: Sequence[tuple[mx.array, Quantization]],
     importance: np.ndarray,
