@@ -115,7 +115,7 @@ def write_importance(size: str, file: Path) -> None:
     sums = {
         name.removesuffix(".weight"): np.exp(rng.normal(0, 1.5, shape[1]))
         for name, shape in expected_shapes(config).items()
-        if name.startswith("language_model.model.layers.") and name.endswith("_proj.weight")
+        if name.startswith("language_model.model.layers.") and ("_proj" in name)
     }
     write_imatrix(file, Calibration(sums, 1, 1, ("random",)), config, "gguf")
 

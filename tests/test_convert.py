@@ -194,7 +194,7 @@ def test_arguments_are_checked(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(ConvertError, match=r"--q-recipe unsloth needs an importance matrix: pass --imatrix-path"):
         convert(TINY, out, recipe="unsloth")
-    with pytest.raises(ConvertError, match=r"--q-recipe: expected unsloth, found best"):
+    with pytest.raises(ConvertError, match=r"--q-recipe: expected unsloth or auto, found best"):
         convert(TINY, out, recipe="best")
     with pytest.raises(ConvertError, match=r"--q-bits: expected one of .* found 7"):
         convert(TINY, out, bits=7)
