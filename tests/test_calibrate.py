@@ -44,6 +44,22 @@ def test_sums_are_their_formula(model: LanguageModel, chunks: list[list[int]]) -
     assert np.array_equal(run.sums[f"{LAYER}linear_attn.in_proj_qkv"], run.sums[f"{LAYER}linear_attn.in_proj_a"])
 
 
+def test_sums_are_those_of_hugging_face(model: LanguageModel, golden: Path) -> None:
+    """From its hidden states: what the first matrices of every layer read, and lm_head (the last is normed already)."""
+    stored = mx.load(str(golden / "model.safetensors"))
+    assert isinstance(stored, dict)
+    ids, hidden = stored["0.ids"].tolist(), np.array(stored["0.hidden"].astype(mx.float32), np.float64)
+    run = measure_importance(model, [ids])
+    last = hidden[-1].reshape(-1, hidden.shape[-1])
+    assert np.allclose(run.sums["language_model.lm_head"], (last**2).sum(0), rtol=1e-4)
+    for index, layer in enumerate(model.network.layers):
+        x = hidden[index].reshape(-1, hidden.shape[-1])
+        h = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * np.array(layer.norm, np.float64)
+        kind = "linear_attn.in_proj_b" if hasattr(layer, "in_proj") else "self_attn.k_proj"
+        found = run.sums[f"language_model.model.layers.{index}.{kind}"]
+        assert np.allclose(found, (h**2).sum(0), rtol=1e-4), index
+
+
 def test_both_formats_hold_the_means(model: LanguageModel, chunks: list[list[int]], tmp_path: Path) -> None:
     """The order of value heads is llama.cpp's in the file, and ours again once read."""
     run = measure_importance(model, chunks)
