@@ -124,6 +124,7 @@ def test_command_line(tiny: Path, golden: Path, tmp_path: Path) -> None:
         ([], "--q-recipe auto needs a size: pass --target-bpw"),
         (["--target-bpw", "4"], "needs the matrices' sensitivity: pass --text FILE"),
         (["--target-bpw", "4", "--q-bits", "3", *stored], "--q-bits: expected --target-bpw instead"),
+        (["--q-recipe", "unsloth", *stored], "--sensitivity: expected --q-recipe auto with it, found unsloth"),
         (
             ["--target-bpw", "4", "--q-recipe", "unsloth"],
             "--target-bpw: expected --q-recipe auto with it, found unsloth",

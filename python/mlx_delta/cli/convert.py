@@ -96,6 +96,9 @@ def convert(
     """
     from mlx_delta.convert.pipeline import convert as run
 
+    for name, value in (("--text", text), ("--sensitivity", sensitivity)):
+        if value and q_recipe != "auto":
+            raise ValueError(f"{name}: expected --q-recipe auto with it, found {q_recipe or 'no recipe'}")
     console = Console(stderr=True)
     columns = (
         TextColumn("converting"),
