@@ -21,7 +21,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from bench.random_model import CONFIGS
+from mlx_delta.bench.sizes import CONFIGS
 from mlx_delta.checkpoint.tensors import expected_shapes, mtp_shapes
 from mlx_delta.cli.demo import example_checkpoint
 from mlx_delta.config import ModelConfig
