@@ -16,6 +16,7 @@
 #include "ops/conv1d.h"
 #include "ops/delta_mixer.h"
 #include "ops/embedding.h"
+#include "ops/fit_affine.h"
 #include "ops/gated_delta.h"
 #include "ops/memory.h"
 #include "ops/qmm.h"
@@ -66,6 +67,9 @@ NB_MODULE(_core, m) {
       "rope_dim"_a, "rope_sections"_a, "eps"_a = 1e-6f, "positions"_a = nb::none(), "stream"_a = nb::none());
   m.def("attention", &attention, "q"_a, "projection"_a, "keys"_a, "values"_a, nb::kw_only(), "length"_a, "scale"_a,
         "start"_a = nb::none(), "stream"_a = nb::none());
+
+  m.def("fit_affine", &fit_affine, "weight"_a, "importance"_a, "bits"_a, "group_size"_a,
+        nb::call_guard<nb::gil_scoped_release>(), "Quantize an evaluated matrix by weighted least squares.");
 
   m.def("cpu_isa", [] { return cpu::kernels().isa; }, "The instruction set that the CPU kernels use.");
   m.def("cpu_isas", &cpu::available_isas, "Those that this machine runs, best first; MLX_DELTA_ISA forces one.");

@@ -37,6 +37,13 @@ NAMES = {
     "mlp.down_proj": "ffn_down",
 }
 
+MTP = {
+    "mtp.fc.weight": "eh_proj",
+    "mtp.norm.weight": "shared_head_norm",
+    "mtp.pre_fc_norm_embedding.weight": "enorm",
+    "mtp.pre_fc_norm_hidden.weight": "hnorm",
+}
+
 
 def stored() -> dict[str, np.ndarray]:
     """The tiny checkpoint's tensors in float32, under their official names."""
@@ -132,6 +139,8 @@ def _write(writer: GGUFWriter, name: str, array: np.ndarray, kind: str) -> None:
             module
         ) or f"{NAMES[stem]}.weight"
         full = f"blk.{number}.{short}"
+    elif name in MTP:
+        full = f"blk.8.nextn.{MTP[name]}.weight"
     else:
         return
     array = tiled(full.split(".", 2)[-1], array)

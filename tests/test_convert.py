@@ -143,6 +143,24 @@ def test_bf16_conversion_gives_the_golden_logits(bf16: ConvertReport) -> None:
     assert "quantization" not in json.loads((bf16.path / "config.json").read_text())
 
 
+def test_mtp_head_is_kept_when_asked_for(tmp_path: Path) -> None:
+    """Whole, its norms final; mlx-lm, which knows none, still loads the model; a head that is not there is an error."""
+    report = convert(TINY, tmp_path / "out", bits=4, keep_mtp=True)
+    source, found = open_source(TINY), mx.load(str(report.path / "model.safetensors"))
+    assert isinstance(found, dict)
+    stored = [name for name in source.tensors if name.startswith("mtp.")]
+    assert {name for name in found if name.startswith("mtp.")} == set(stored)
+    assert mx.array_equal(found["mtp.fc.weight"], source.load("mtp.fc.weight"))
+    shifted = (source.load("mtp.norm.weight").astype(mx.float32) + 1).astype(mx.bfloat16)
+    assert mx.array_equal(found["mtp.norm.weight"], shifted)
+    load_model(report.path)
+    plain = convert(TINY, tmp_path / "plain", bits=4)
+    assert plain.tensors == report.tensors - len(stored)
+    assert plain.bits_per_weight == report.bits_per_weight
+    with pytest.raises(CheckpointError, match=r"mtp\.layers\.0\.self_attn\.q_proj\.weight: expected .* found nothing"):
+        convert(edited(tmp_path / "in", {"intermediate_size": 640}, {"mlp": 640}, ("mtp.",)), tmp_path, keep_mtp=True)
+
+
 def test_uniform_width_loads_in_mlx_lm(tmp_path: Path) -> None:
     report = convert(TINY, tmp_path / "out", bits=8, group_size=32)
     section = json.loads((report.path / "config.json").read_text())["quantization"]
@@ -176,7 +194,7 @@ def test_arguments_are_checked(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(ConvertError, match=r"--q-recipe unsloth needs an importance matrix: pass --imatrix-path"):
         convert(TINY, out, recipe="unsloth")
-    with pytest.raises(ConvertError, match=r"--q-recipe: expected unsloth, found best"):
+    with pytest.raises(ConvertError, match=r"--q-recipe: expected unsloth or auto, found best"):
         convert(TINY, out, recipe="best")
     with pytest.raises(ConvertError, match=r"--q-bits: expected one of .* found 7"):
         convert(TINY, out, bits=7)
@@ -195,14 +213,14 @@ def test_k_must_be_whole_groups(tmp_path: Path) -> None:
         convert(path, tmp_path / "out", group_size=128)
 
 
-def edited(path: Path, text: dict[str, int], widths: dict[str, int]) -> Path:
-    """The tiny checkpoint with its MLPs made ``widths["mlp"]`` wide."""
+def edited(path: Path, text: dict[str, int], widths: dict[str, int], without: tuple[str, ...] = ()) -> Path:
+    """The tiny checkpoint with its MLPs made ``widths["mlp"]`` wide, ``without`` tensors of those prefixes."""
     path.mkdir()
     config = json.loads((TINY / "config.json").read_text())
     config["text_config"] |= text
     (path / "config.json").write_text(json.dumps(config))
     source = open_source(TINY)
-    arrays = {name: source.load(name) for name in source.tensors}
+    arrays = {name: source.load(name) for name in source.tensors if not name.startswith(without or "\0")}
     for name in arrays:
         if ".mlp.down_proj" in name:
             arrays[name] = mx.zeros((256, widths["mlp"]))

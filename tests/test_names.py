@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_delta.checkpoint.gguf_names import canonical_from_gguf, grouped_from_tiled
+from mlx_delta.checkpoint.gguf_names import (
+    canonical_from_gguf,
+    gguf_from_canonical,
+    grouped_from_tiled,
+    tiled_from_grouped,
+)
 from mlx_delta.checkpoint.names import canonical_tensors
 from mlx_delta.checkpoint.source import CheckpointError, open_source
 from mlx_delta.checkpoint.tensors import check_tensors, expected_shapes
@@ -180,7 +186,10 @@ def test_gguf_names_cover_the_model() -> None:
     known = expected_shapes(config)
     assert sum(name in known for name in names) == 8 + 6 + 6 + 6 + 2 + 8
     assert canonical_from_gguf("output.weight", 8) == "language_model.lm_head.weight"
-    assert canonical_from_gguf("blk.8.attn_q.weight", 8) is None
+    assert canonical_from_gguf("blk.8.attn_q.weight", 8) == "mtp.layers.0.self_attn.q_proj.weight"
+    assert canonical_from_gguf("blk.8.nextn.eh_proj.weight", 8) == "mtp.fc.weight"
+    for name in known:
+        assert canonical_from_gguf(gguf_from_canonical(name), 8) == name
     assert canonical_from_gguf("blk.0.surprise", 8) is None
 
 
@@ -189,4 +198,7 @@ def test_tiled_heads_become_grouped() -> None:
     text = ModelConfig.from_dir(TINY).text
     heads = np.arange(4).repeat(128)
     assert grouped_from_tiled(heads, text)[::128].tolist() == [0, 2, 1, 3]
+    six = replace(text, linear_num_value_heads=6)  # a ratio of 3, where the two orders are not each other's inverse
+    assert grouped_from_tiled(np.arange(6), six).tolist() == [0, 2, 4, 1, 3, 5]
+    assert tiled_from_grouped(grouped_from_tiled(np.arange(6), six), six).tolist() == list(range(6))
     assert grouped_from_tiled(np.stack([heads, heads]), text)[1, ::128].tolist() == [0, 2, 1, 3]

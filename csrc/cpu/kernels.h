@@ -13,6 +13,7 @@
 #include "cpu/conv1d.h"
 #include "cpu/delta_mixer.h"
 #include "cpu/embedding.h"
+#include "cpu/fit_affine.h"
 #include "cpu/gated_delta.h"
 #include "cpu/qmm.h"
 
@@ -25,6 +26,7 @@ struct Kernels {
   void (*conv1d)(DType, const Conv1dArgs&);
   void (*delta_mixer)(DType, const DeltaMixerArgs&);
   void (*embedding)(DType, const EmbeddingArgs&);
+  void (*fit_affine)(DType, const FitAffineArgs&);
   void (*gated_delta)(DType, const GatedDeltaArgs&);
   void (*qmm)(DType, const QmmArgs&);
   int64_t (*multiply_add)(int64_t steps);  // cpu/roof.cpp

@@ -8,6 +8,7 @@ void attention_prepare(DType, const AttentionPrepareArgs&);
 void conv1d(DType, const Conv1dArgs&);
 void delta_mixer(DType, const DeltaMixerArgs&);
 void embedding(DType, const EmbeddingArgs&);
+void fit_affine(DType, const FitAffineArgs&);
 void gated_delta(DType, const GatedDeltaArgs&);
 void qmm(DType, const QmmArgs&);
 int64_t multiply_add(int64_t);
@@ -22,6 +23,7 @@ const Kernels table{MLX_DELTA_STRING(MLX_DELTA_ISA),
                     &conv1d,
                     &delta_mixer,
                     &embedding,
+                    &fit_affine,
                     &gated_delta,
                     &qmm,
                     &multiply_add};

@@ -75,6 +75,7 @@ def model_config(metadata: Metadata, shapes: Mapping[str, tuple[int, ...]], path
             "mrope_section": value("rope.dimension_sections")[:3],
         },
         "tie_word_embeddings": tied,
+        "mtp_num_hidden_layers": metadata.get(f"{ARCHITECTURE}.nextn_predict_layers", 0),
         "eos_token_id": metadata.get("tokenizer.ggml.eos_token_id"),
     }
     raw = {

@@ -40,28 +40,36 @@ _GLOBAL = {
     "output_norm.weight": "language_model.model.norm.weight",
     "output.weight": "language_model.lm_head.weight",
 }
+# The MTP head's blocks have those of an attention layer, and in the first one what the head has once.
+_MTP = {
+    "nextn.eh_proj.weight": "mtp.fc.weight",
+    "nextn.enorm.weight": "mtp.pre_fc_norm_embedding.weight",
+    "nextn.hnorm.weight": "mtp.pre_fc_norm_hidden.weight",
+    "nextn.shared_head_norm.weight": "mtp.norm.weight",
+}
+_INVERSE = {canonical: name for names in (_BLOCK, _GLOBAL) for name, canonical in names.items()}
 
 
 def canonical_from_gguf(name: str, num_layers: int) -> str | None:
     """``blk.3.attn_q.weight`` -> ``language_model.model.layers.3.self_attn.q_proj.weight``.
 
-    None for a name of no tensor of the text model; blocks from ``num_layers`` on are the MTP head's.
+    Blocks from ``num_layers`` on are the MTP head's, ``mtp.layers.0`` and so on. None for a name of no tensor.
     """
     block = re.fullmatch(r"blk\.(\d+)\.(.+)", name)
     if block is None:
         return _GLOBAL.get(name)
-    suffix = _BLOCK.get(block[2])
-    if suffix is None or int(block[1]) >= num_layers:
-        return None
-    return f"language_model.model.layers.{int(block[1])}.{suffix}"
+    index, suffix = int(block[1]), _BLOCK.get(block[2])
+    if index >= num_layers:
+        return f"mtp.layers.{index - num_layers}.{suffix}" if suffix else _MTP.get(block[2])
+    return f"language_model.model.layers.{index}.{suffix}" if suffix else None
 
 
 def gguf_from_canonical(name: str) -> str:
-    """The inverse, for a name of the text model. Raises: StopIteration for any other."""
+    """The inverse: ``blk.3.attn_q.weight``. Raises: KeyError for a name that llama.cpp has no tensor of."""
     block = re.fullmatch(r"language_model\.model\.layers\.(\d+)\.(.+)", name)
     if block is None:
-        return next(short for short, canonical in _GLOBAL.items() if canonical == name)
-    return f"blk.{block[1]}." + next(short for short, suffix in _BLOCK.items() if suffix == block[2])
+        return _INVERSE[name]
+    return f"blk.{block[1]}.{_INVERSE[block[2]]}"
 
 
 def grouped_from_tiled(values: np.ndarray, text: TextConfig) -> np.ndarray:
@@ -69,6 +77,13 @@ def grouped_from_tiled(values: np.ndarray, text: TextConfig) -> np.ndarray:
     heads, keys = text.linear_num_value_heads, text.linear_num_key_heads
     tiled = values.reshape(*values.shape[:-1], heads // keys, keys, -1)
     return np.ascontiguousarray(tiled.swapaxes(-3, -2)).reshape(values.shape)
+
+
+def tiled_from_grouped(values: np.ndarray, text: TextConfig) -> np.ndarray:
+    """The inverse of ``grouped_from_tiled``."""
+    heads, keys = text.linear_num_value_heads, text.linear_num_key_heads
+    grouped = values.reshape(*values.shape[:-1], keys, heads // keys, -1)
+    return np.ascontiguousarray(grouped.swapaxes(-3, -2)).reshape(values.shape)
 
 
 def is_mtp(name: str, num_layers: int) -> bool:

@@ -1,6 +1,6 @@
 """A GGUF file as a checkpoint: canonical names, value heads in grouped order, config and tokenizer from its metadata.
 
-    names   by ``gguf_names``; the blocks of the MTP head are dropped
+    names   by ``gguf_names``
     heads   value heads are stored tiled: rows of v in attn_qkv, of attn_gate, ssm_alpha and ssm_beta, channels of v in
             ssm_conv1d, ssm_a, ssm_dt.bias, and columns of ssm_out are put back in grouped order
     values  ssm_a = -exp(A_log); norms are final (1 + w); the convolution is [C, 4]

@@ -17,6 +17,7 @@ from mlx_delta.checkpoint.source import CheckpointError
 from mlx_delta.config import ModelConfig, Quantization, TextConfig
 
 _SHOWN = 5  # problems listed in one error
+_MTP_NORMS = ("norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden")
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,23 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     shapes[f"{root}.norm.weight"] = (text.hidden_size,)
     if not text.tie_word_embeddings:
         shapes["language_model.lm_head.weight"] = (text.vocab_size, text.hidden_size)
+    return shapes
+
+
+def mtp_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor of the head that predicts the token after next: attention layers on [embedding, hidden state].
+
+    None where config.json has no ``mtp_num_hidden_layers``.
+    """
+    text = config.text
+    raw = config.raw.get("text_config", config.raw)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for index in range(int(raw.get("mtp_num_hidden_layers") or 0)):
+        for name, shape in {**_attention_shapes(text), **_common_shapes(text)}.items():
+            shapes[f"mtp.layers.{index}.{name}"] = shape
+    if shapes:
+        shapes["mtp.fc.weight"] = (text.hidden_size, 2 * text.hidden_size)
+        shapes |= {f"mtp.{norm}.weight": (text.hidden_size,) for norm in _MTP_NORMS}
     return shapes
 
 
@@ -96,13 +114,13 @@ def base_name(name: str) -> str:
     return name
 
 
-def check_tensors(tensors: Mapping[str, Tensor], config: ModelConfig, origin: Path) -> None:
-    """Every tensor of the text model is there with its shape and a dtype that fits, quantized or not.
+def check_tensors(tensors: Mapping[str, Tensor], config: ModelConfig, origin: Path, mtp: bool = False) -> None:
+    """Every tensor of the text model (and the MTP head) is there with its shape and a fitting dtype, quantized or not.
 
     Raises: CheckpointError with ``origin`` and the first few names: what was expected, what was found.
     """
     problems: list[str] = []
-    for name, shape in expected_shapes(config).items():
+    for name, shape in {**expected_shapes(config), **(mtp_shapes(config) if mtp else {})}.items():
         module = name.removesuffix(".weight")
         if f"{module}.scales" in tensors:
             problems += _quantized_problems(tensors, module, shape, config.module_quantization(module))

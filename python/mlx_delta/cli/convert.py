@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,7 +36,8 @@ def convert(
         str | None,
         typer.Option(
             help="'unsloth': gate/up N bits, down N+1, embedding, q/k/v and in_proj N+2, lm_head N+3, the rest "
-            "bfloat16; needs --imatrix-path. By default every matrix has --q-bits.",
+            "bfloat16; needs --imatrix-path. 'auto': each matrix as wide as its effect on predictions deserves, in "
+            "--target-bpw; needs --text. By default every matrix has --q-bits.",
             show_default="uniform",
         ),
     ] = None,
@@ -68,6 +70,21 @@ def convert(
             '{"bits": 4, "group_size": 32}, "*.lm_head": null}; null keeps a matrix whole.'
         ),
     ] = None,
+    target_bpw: Annotated[
+        float | None,
+        typer.Option(help="For 'auto': bits a weight of the text model, scales, biases and what stays whole included."),
+    ] = None,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(help="For 'auto': text, or a .jsonl of chats, to measure on, as `mlx-delta imatrix` takes it."),
+    ] = None,
+    sensitivity: Annotated[
+        Path | None,
+        typer.Option(help="For 'auto': JSON file of what was measured: read if it is there, else written."),
+    ] = None,
+    keep_mtp: Annotated[
+        bool, typer.Option("--keep-mtp", help="Write the multi-token-prediction head too, in bfloat16.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the table of sizes, and write nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the output directory if it exists.")] = False,
 ) -> None:
@@ -79,6 +96,9 @@ def convert(
     """
     from mlx_delta.convert.pipeline import convert as run
 
+    for name, value in (("--text", text), ("--sensitivity", sensitivity)):
+        if value and q_recipe != "auto":
+            raise ValueError(f"{name}: expected --q-recipe auto with it, found {q_recipe or 'no recipe'}")
     console = Console(stderr=True)
     columns = (
         TextColumn("converting"),
@@ -95,6 +115,9 @@ def convert(
             counts = f"{step.tensors}/{step.total_tensors}"
             bar.update(task, completed=step.nbytes, total=step.total_nbytes, visible=True, tensors=counts)
 
+        measured = None
+        if q_recipe == "auto":
+            measured = _sensitivity(source, text or [], imatrix_path, sensitivity, q_group_size, bar)
         report = run(
             source,
             out,
@@ -107,6 +130,9 @@ def convert(
             awq_ratio=awq_ratio,
             fit=fit,
             overrides=q_overrides,
+            target_bpw=target_bpw,
+            sensitivity=measured,
+            keep_mtp=keep_mtp,
             dry_run=dry_run,
             force=force,
             progress=show,
@@ -114,6 +140,39 @@ def convert(
     for warning in report.warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     Console().print(_table(report))
+
+
+def _sensitivity(
+    source: Path, text: Sequence[Path], imatrix: Path | None, file: Path | None, group_size: int, bar: Bar
+) -> dict[str, dict[int, float]] | None:
+    """What ``file`` has, or what running the model on ``text`` tells, kept in ``file``; None without either."""
+    from mlx_delta.calibrate.chunks import read_chunks
+    from mlx_delta.calibrate.sensitivity import CHUNKS, measure_sensitivity
+    from mlx_delta.convert.auto import read_sensitivity, write_sensitivity
+    from mlx_delta.convert.imatrix import read_imatrix
+    from mlx_delta.convert.write import atomic_file, check_output_file
+    from mlx_delta.load import load_model
+
+    if file is not None and file.is_file():
+        return read_sensitivity(file)
+    if not text:
+        return None
+    if file is not None:
+        check_output_file(file, force=False)
+    model = load_model(source, "float32")
+    chunks = read_chunks(text, model.tokenizer, limit=CHUNKS)
+    importance = {} if imatrix is None else read_imatrix(imatrix, model.config)
+    task = bar.add_task("measure", total=None, tensors="")
+
+    def show(done: int, total: int) -> None:
+        bar.update(task, completed=done, total=total, tensors=f"measuring, {done}/{total}")
+
+    found = measure_sensitivity(model, chunks, importance, group_size, progress=show)
+    if file is not None:
+        with atomic_file(file) as partial:
+            write_sensitivity(partial, found)
+    bar.remove_task(task)
+    return found
 
 
 def _table(report: ConvertReport) -> Table:

@@ -20,7 +20,9 @@ def evaluate(
         list[Path], typer.Option("--model", "-m", help="Model directory to judge; may be given several times.")
     ],
     reference: Annotated[Path, typer.Option("--reference", "-r", help="Model directory to compare with.")],
-    text: Annotated[Path, typer.Option("--text", "-t", help="UTF-8 text that neither was calibrated on.")],
+    text: Annotated[
+        Path, typer.Option("--text", "-t", help="UTF-8 text, or a .jsonl of chats, that neither was calibrated on.")
+    ],
     context: Annotated[int, typer.Option(help="Tokens a window; each starts from an empty cache.")] = 512,
     max_tokens: Annotated[int | None, typer.Option(help="Tokens of the text to use.", show_default="all of it")] = None,
     dtype: Annotated[
@@ -36,13 +38,15 @@ def evaluate(
 
     mlx-delta evaluate --model qwen3.5-9b-3bit --model qwen3.5-9b-4bit --reference Qwen3.5-9B --text heldout.txt
     """
+    from mlx_delta.calibrate.chunks import read_text
+    from mlx_delta.checkpoint.tokenizer import Tokenizer
     from mlx_delta.evaluate import evaluate as run
     from mlx_delta.evaluate import require_plotting, save_plot
     from mlx_delta.load import load_model
 
     if plot is not None:
         require_plotting()
-    content = _read(text)
+    content = read_text(text, Tokenizer.from_dir(reference).chat_template)
     whole = load_model(reference, dtype)
     with Bar(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("evaluating", total=None)
@@ -72,10 +76,3 @@ def evaluate(
             f"{each.reference_perplexity:.4f}",
         )
     Console().print(table)
-
-
-def _read(text: Path) -> str:
-    try:
-        return text.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{text}: expected UTF-8 text, found {error}") from error

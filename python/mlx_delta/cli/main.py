@@ -12,6 +12,7 @@ from mlx_delta.cli.convert import convert
 from mlx_delta.cli.demo import demo
 from mlx_delta.cli.evaluate import evaluate
 from mlx_delta.cli.generate import generate
+from mlx_delta.cli.imatrix import imatrix
 from mlx_delta.cli.info import info
 
 app = typer.Typer(
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo)
 app.command("convert")(convert)
+app.command("imatrix")(imatrix)
 app.command("generate")(generate)
 app.command("info")(info)
 app.command("evaluate")(evaluate)

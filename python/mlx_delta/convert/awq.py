@@ -79,8 +79,12 @@ def clean_importance(importance: np.ndarray) -> np.ndarray:
 
 def quantization_error(weight: mx.array, width: Quantization, scales: np.ndarray, importance: np.ndarray) -> float:
     """sum importance_k (w_nk - Q(w * s)_nk / s_k)^2 of ``weight`` [N, K] quantized as conversion does it."""
-    scaled = np.array(weight.astype(mx.float32)) * scales
-    return float(fit_error(scaled, width, importance / scales**2).sum(dtype=np.float64))
+    return fit_error(weight.astype(mx.float32) * mx.array(scales), width, importance / scales**2)
+
+
+def weighted_error(weight: mx.array, width: Quantization, importance: np.ndarray) -> float:
+    """``quantization_error`` without scales, of evenly spaced rows of ``weight``."""
+    return quantization_error(_sample(weight), width, np.ones_like(importance), importance)
 
 
 def search_scales(

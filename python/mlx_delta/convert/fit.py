@@ -18,19 +18,17 @@ without it, by 27 %.) So w * <ww> / (<ww> - E) is fitted in the end, which resto
 At last s is rounded to bfloat16, s and its neighbours are tried, and b follows from each by least squares before it is
 rounded too.
 
-Blocks of rows go through this in threads: numpy lets go of the interpreter lock, and a block stays in a core's cache.
+``fit`` is a CPU kernel (csrc/cpu/fit_affine.cpp) on all cores, and ``fit_reference`` the same in numpy.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
 
+from mlx_delta import _core
 from mlx_delta.config import Quantization
 
 # bits -> the narrowest range tried, as a part of the group's; what 4 x 4 ranges from there to all of it gained over
@@ -38,62 +36,47 @@ from mlx_delta.config import Quantization
 _NARROWEST = {2: 0.45, 3: 0.6, 4: 0.75, 5: 0.85, 6: 0.92, 8: 0.96}
 _RANGES = 4
 _ROUNDS = 3  # of alternation; more than these changed the error by less than 0.3 %
-_BLOCK = 1 << 16  # weights: float32 temporaries of a quarter MB
 _BFLOAT16_STEPS = (-1, 0, 1)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """MLX's affine form: packed uint32 [N, K * bits / 32], scales and biases bfloat16 [N, K / group]."""
+    """MLX's affine form: packed uint32 [N, K * bits / 32], scales and biases bfloat16 [N, K / group].
+
+    errors float32 [N, K / group]: what each group's sum_k h_k (w_k - s q_k - b)^2 came to.
+    """
 
     packed: mx.array
     scales: mx.array
     biases: mx.array
+    errors: mx.array
 
 
 def fit(weight: mx.array, width: Quantization, importance: np.ndarray | None = None) -> Fit:
     """Quantize ``weight`` [N, K], any float dtype, K a multiple of the group; importance float32 [K] (None: equal)."""
-    rows, columns = weight.shape
-    groups = columns // width.group_size
-    stored = _stored(weight)
-    packed = np.empty((rows, columns * width.bits // 32), np.uint32)
-    scales, biases = np.empty((rows, groups), np.uint16), np.empty((rows, groups), np.uint16)
-    weights = np.ones(columns, np.float32) if importance is None else importance
-
-    def work(part: slice) -> None:
-        w, h = _as_columns(_float32(stored[part]), weights, width.group_size)
-        q, s, b = _fit_block(w, h, width.bits)
-        packed[part] = pack(_as_rows(q, columns), width.bits)
-        scales[part], biases[part] = ((v.view(np.uint32) >> 16).reshape(-1, groups) for v in (s, b))
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(work, _blocks(rows, columns)):
-            pass
-    return Fit(mx.array(packed), mx.array(scales).view(mx.bfloat16), mx.array(biases).view(mx.bfloat16))
+    h = np.ones(weight.shape[1], np.float32) if importance is None else importance.astype(np.float32)
+    weight, weights = mx.contiguous(weight), mx.array(h)
+    mx.eval(weight, weights)
+    return Fit(*_core.fit_affine(weight, weights, width.bits, width.group_size))
 
 
-def fit_error(weight: np.ndarray, width: Quantization, importance: np.ndarray) -> np.ndarray:
-    """sum_n h_k (w_nk - s q_nk - b)^2, float32 [K], of a float32 matrix [N, K] as ``fit`` quantizes it."""
-    rows, columns = weight.shape
-
-    def work(part: slice) -> np.ndarray:
-        w, h = _as_columns(weight[part], importance, width.group_size)
-        q, s, b = _fit_block(w, h, width.bits)
-        return _as_rows(h * (w - s * q - b) ** 2, columns).sum(axis=0)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return np.sum(list(pool.map(work, _blocks(rows, columns))), axis=0)
+def fit_error(weight: mx.array, width: Quantization, importance: np.ndarray) -> float:
+    """sum_nk h_k (w_nk - s q_nk - b)^2 of ``weight`` as ``fit`` quantizes it."""
+    return float(np.array(fit(weight, width, importance).errors).sum(dtype=np.float64))
 
 
-def _as_columns(w: np.ndarray, importance: np.ndarray, group_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows [R, K] and importance [K] -> both [n, R * G]: one group a column, contiguous along groups."""
-    h = np.broadcast_to(importance.astype(np.float32), w.shape)
-    columns, weights = (np.ascontiguousarray(part.reshape(-1, group_size).T) for part in (w, h))
-    return columns, weights
-
-
-def _as_rows(columns: np.ndarray, count: int) -> np.ndarray:
-    return np.ascontiguousarray(columns.T).reshape(-1, count)
+def fit_reference(weight: mx.array, width: Quantization, importance: np.ndarray | None = None) -> Fit:
+    """``fit`` in numpy, all groups at once."""
+    matrix = np.array(weight.astype(mx.float32))
+    rows, columns = matrix.shape
+    h = np.broadcast_to(np.float32(1) if importance is None else importance.astype(np.float32), matrix.shape)
+    # A group is a column, so that every operation runs along rows, and its sums are additions of rows.
+    w, h = (np.ascontiguousarray(part.reshape(-1, width.group_size).T) for part in (matrix, h))
+    q, s, b = _fit_groups(w, h, width.bits)
+    errors = (h * (w - s * q - b) ** 2).sum(axis=0).reshape(rows, -1)
+    packed = pack(np.ascontiguousarray(q.T).reshape(rows, columns), width.bits)
+    scales, biases = (mx.array((v.view(np.uint32) >> 16).astype(np.uint16).reshape(rows, -1)) for v in (s, b))
+    return Fit(mx.array(packed), scales.view(mx.bfloat16), biases.view(mx.bfloat16), mx.array(errors))
 
 
 def pack(q: np.ndarray, bits: int) -> np.ndarray:
@@ -105,27 +88,8 @@ def pack(q: np.ndarray, bits: int) -> np.ndarray:
     return np.ascontiguousarray(stream).reshape(rows, -1).view(np.uint32)
 
 
-def _blocks(rows: int, columns: int) -> Iterator[slice]:
-    step = max(1, _BLOCK // columns)
-    return (slice(start, start + step) for start in range(0, rows, step))
-
-
-def _stored(weight: mx.array) -> np.ndarray:
-    """The matrix without a copy where numpy knows its dtype; bfloat16 as the upper halves of its float32 bits."""
-    if weight.dtype == mx.bfloat16:
-        return np.array(mx.contiguous(weight).view(mx.uint16), copy=False)
-    return np.array(mx.contiguous(weight.astype(mx.float32)), copy=False)
-
-
-def _float32(stored: np.ndarray) -> np.ndarray:
-    return (stored.astype(np.uint32) << 16).view(np.float32) if stored.dtype == np.uint16 else stored
-
-
-def _fit_block(w: np.ndarray, h: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(q [n, M], s [M], b [M]) of groups w [n, M] with importances h [n, M], float32; s and b are bfloat16 values.
-
-    A group is a column, so that every operation runs along rows of M, and its sums are additions of rows.
-    """
+def _fit_groups(w: np.ndarray, h: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(q [n, M], s [M], b [M]) of groups w [n, M] with importances h [n, M], float32; s and b are bfloat16 values."""
     top = np.float32(2**bits - 1)
     total = h.sum(axis=0)
     centre = np.multiply(w, h).sum(axis=0) / total

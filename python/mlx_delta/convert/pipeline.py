@@ -15,7 +15,8 @@ import mlx.core as mx
 from mlx_delta.checkpoint.components import COMPONENTS, component
 from mlx_delta.checkpoint.names import canonical_tensors
 from mlx_delta.checkpoint.source import Source, open_source
-from mlx_delta.checkpoint.tensors import Tensor, check_tensors, expected_shapes
+from mlx_delta.checkpoint.tensors import Tensor, check_tensors, expected_shapes, mtp_shapes
+from mlx_delta.convert.auto import Sensitivity, auto
 from mlx_delta.convert.awq import FoldGain, clean_importance, fold_layer
 from mlx_delta.convert.errors import ConvertError
 from mlx_delta.convert.imatrix import Importance, check_importance, measured_channels, read_imatrix
@@ -82,27 +83,34 @@ def convert(
     awq_ratio: float | None = None,
     fit: bool = True,
     overrides: Path | str | None = None,
+    target_bpw: float | None = None,
+    sensitivity: Sensitivity | None = None,
+    keep_mtp: bool = False,
     dry_run: bool = False,
     force: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> ConvertReport:
     """Convert a checkpoint to a new directory ``out`` that MLX, mlx-lm and this package load.
 
-    source: a directory of safetensors, or a .gguf file.
-    recipe: None (all linear layers and the embedding at ``bits``, 4 by default) or "unsloth" (base ``bits``, 3 by
-    default; needs ``imatrix``). With an ``imatrix`` the AWQ folds are searched and applied (``awq_ratio`` fixes their
-    exponent, ``awq`` False leaves them out), and each group's scale and bias are fitted to what is important; without
-    one the fit takes all inputs as equal, and ``fit`` False is mx.quantize alone. ``overrides``: a JSON file, pattern
-    to width, before the recipe's rules. ``quantize`` False writes the canonical tensors in bfloat16. ``dry_run``
-    reports what would be written. ``force`` replaces an existing ``out``. MTP tensors are dropped.
+    source: a directory of safetensors, or a .gguf file. ``quantize`` False writes the canonical tensors in bfloat16.
+    recipe: None (all linear layers and the embedding at ``bits``, 4 by default); "unsloth" (base ``bits``, 3 by
+    default; needs ``imatrix``); "auto" (widths by ``sensitivity``, as calibrate.sensitivity measures it, such that the
+    text model takes ``target_bpw`` bits a weight). overrides: a JSON file, pattern to width, before the recipe's rules.
+    imatrix: with one the AWQ folds are searched and applied (``awq_ratio`` fixes their exponent, ``awq`` False leaves
+    them out), and each group's scale and bias are fitted to what is important; without one the fit takes all inputs as
+    equal. ``fit`` False is mx.quantize alone.
+    ``keep_mtp`` writes the MTP head too, in bfloat16 where no override says otherwise; else it is dropped. ``dry_run``
+    reports what would be written. ``force`` replaces an existing ``out``.
 
     ``out`` appears whole, at the end, or not at all. Raises: ValueError (CheckpointError, ConfigError, ConvertError)
     naming the file, tensor or argument; OSError when the disk fails.
     """
-    chosen = _choose(quantize, recipe, bits, group_size, imatrix, overrides)
+    chosen = _choose(quantize, recipe, bits, group_size, imatrix, overrides, target_bpw)
     options = _Options(_awq_ratio(imatrix, awq, awq_ratio), awq and imatrix is not None, fit)
     checkpoint = open_source(Path(source))
-    tensors = _text_and_vision(checkpoint)
+    tensors = _wanted(checkpoint, keep_mtp)
+    if recipe == "auto":
+        chosen = _auto(tensors, sensitivity, target_bpw, group_size)
     if overrides is not None:
         matrices = (name for name, tensor in tensors.items() if len(tensor.shape) == 2 and component(name) != "vision")
         chosen = with_overrides(chosen, Path(overrides), (name.removesuffix(".weight") for name in matrices))
@@ -155,13 +163,17 @@ def _choose(
     group_size: int,
     imatrix: Path | str | None,
     overrides: Path | str | None,
+    target: float | None,
 ) -> Recipe:
-    given = {"--q-recipe": recipe, "--q-bits": bits, "--imatrix-path": imatrix, "--q-overrides": overrides}
+    given: dict[str, object] = {"--q-recipe": recipe, "--q-bits": bits, "--imatrix-path": imatrix}
+    given |= {"--q-overrides": overrides, "--target-bpw": target}
     if not quantize:
         for name, value in given.items():
             if value is not None:
                 raise ConvertError(f"{name}: expected --quantize with it, found {value} alone")
         return Recipe((), None)
+    if target is not None and recipe != "auto":
+        raise ConvertError(f"--target-bpw: expected --q-recipe auto with it, found {recipe or 'no recipe'}")
     chosen = choose(recipe, bits, group_size)
     if recipe == "unsloth" and imatrix is None:
         raise ConvertError(
@@ -169,6 +181,14 @@ def _choose(
             "(make one with llama.cpp's llama-imatrix)"
         )
     return chosen
+
+
+def _auto(tensors: Mapping[str, Tensor], sensitivity: Sensitivity | None, target: float | None, group: int) -> Recipe:
+    if target is None:
+        raise ConvertError("--q-recipe auto needs a size: pass --target-bpw, bits a weight of the text model")
+    if sensitivity is None:
+        raise ConvertError("--q-recipe auto needs the matrices' sensitivity: pass --text FILE, to measure it on")
+    return auto(tensors.values(), sensitivity, target, group)
 
 
 def _awq_ratio(imatrix: Path | str | None, awq: bool, ratio: float | None) -> float | None:
@@ -181,16 +201,19 @@ def _awq_ratio(imatrix: Path | str | None, awq: bool, ratio: float | None) -> fl
     return ratio
 
 
-def _text_and_vision(checkpoint: Source) -> dict[str, Tensor]:
-    """The checked tensors to convert: the text model's in its own order, then the vision tower's by name."""
+def _wanted(checkpoint: Source, keep_mtp: bool) -> dict[str, Tensor]:
+    """The checked tensors to convert: the text model's in its own order, the vision tower's by name, the MTP head's."""
     tensors = canonical_tensors(checkpoint)
     quantized = [name for name in tensors if name.endswith(".scales")]
     if quantized or checkpoint.config.quantization:
         found = quantized[0] if quantized else "a quantization section in config.json"
         raise ConvertError(f"{checkpoint.path}: expected an unquantized checkpoint, found {found}")
-    check_tensors(tensors, checkpoint.config, checkpoint.path)
+    mtp = mtp_shapes(checkpoint.config) if keep_mtp else {}
+    if keep_mtp and not mtp:
+        raise ConvertError(f"{checkpoint.path}: --keep-mtp: expected mtp_num_hidden_layers in its config, found none")
+    check_tensors(tensors, checkpoint.config, checkpoint.path, keep_mtp)
     vision = sorted(name for name in tensors if name.startswith("vision_tower."))
-    return {name: tensors[name] for name in (*expected_shapes(checkpoint.config), *vision)}
+    return {name: tensors[name] for name in (*expected_shapes(checkpoint.config), *vision, *mtp)}
 
 
 def _importance(
@@ -273,7 +296,7 @@ def _config(checkpoint: Source, plans: Sequence[TensorPlan], recipe: Recipe) -> 
 
 
 def _bits_per_weight(plans: Sequence[TensorPlan]) -> float:
-    text = [p for p in plans if p.component != "vision"]
+    text = [p for p in plans if p.component not in ("vision", "mtp")]
     return 8 * sum(p.nbytes for p in text) / sum(math.prod(p.shape) for p in text)
 
 

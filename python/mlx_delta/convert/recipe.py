@@ -23,7 +23,7 @@ from mlx_delta.convert.write import Entry
 
 WIDTHS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
-RECIPES = ("unsloth",)
+RECIPES = ("unsloth", "auto")
 _KEPT_DTYPE = (".A_log", ".dt_bias")
 
 
@@ -110,6 +110,7 @@ def uniform(bits: int, group_size: int) -> Recipe:
 def choose(recipe: str | None, bits: int | None, group_size: int) -> Recipe:
     """The recipe of that name (None: uniform) at base ``bits`` (None: 3 for unsloth, 4 for uniform).
 
+    "auto" has no base, and no rules before the model is known: ``auto.auto`` makes them.
     Raises: ConvertError for an unknown name, width or group size.
     """
     if recipe is not None and recipe not in RECIPES:
@@ -118,6 +119,10 @@ def choose(recipe: str | None, bits: int | None, group_size: int) -> Recipe:
         raise ConvertError(f"--q-bits: expected one of {', '.join(map(str, WIDTHS))}, found {bits}")
     if group_size not in GROUP_SIZES:
         raise ConvertError(f"--q-group-size: expected one of {', '.join(map(str, GROUP_SIZES))}, found {group_size}")
+    if recipe == "auto":
+        if bits is not None:
+            raise ConvertError(f"--q-bits: expected --target-bpw instead with --q-recipe auto, found {bits}")
+        return Recipe((), None)
     if recipe is None:
         return uniform(bits or 4, group_size)
     return unsloth(bits or 3, group_size)

@@ -1,4 +1,4 @@
-"""Output: one safetensors file written as a stream, in a directory that appears whole or not at all."""
+"""Output that appears whole or not at all: a safetensors file written as a stream, in a new directory; one file."""
 
 from __future__ import annotations
 
@@ -93,6 +93,35 @@ def _raw_bytes(array: mx.array) -> memoryview:
     """The array's bytes, row-major and little-endian, without a copy. (bfloat16 has no buffer format of its own.)"""
     flat = mx.contiguous(array).reshape(-1).view(mx.uint8)
     return memoryview(flat)  # type: ignore[arg-type]  # mlx's stubs do not declare the buffer it has
+
+
+@contextmanager
+def atomic_file(file: Path, force: bool = False) -> Iterator[Path]:
+    """A hidden path beside ``file`` to write to, renamed to ``file`` when the block ends well.
+
+    Raises: ConvertError when ``file`` exists and ``force`` is not given, or is a directory; OSError naming the file.
+    """
+    check_output_file(file, force)
+    partial = _sibling(file, "partial")
+    try:
+        with _named_errors(file):
+            yield partial
+            with partial.open("rb") as stream:
+                os.fsync(stream.fileno())
+            partial.replace(file)
+            _sync_directory(file.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def check_output_file(file: Path, force: bool) -> None:
+    """Before a long run: ``file`` can be created. Raises: ConvertError."""
+    if not file.parent.is_dir():
+        raise ConvertError(f"{file}: expected a directory {file.parent}, found none")
+    if file.is_dir():
+        raise ConvertError(f"{file}: expected a file to write, found a directory")
+    if file.exists() and not force:
+        raise ConvertError(f"{file}: expected a new file, found it there already (--force replaces it)")
 
 
 @contextmanager

@@ -77,16 +77,21 @@ class Network:
         return self.logits(x[:, -1:] if last_only else x)
 
     def matrices(self) -> Iterator[tuple[str, Matrix]]:
-        """Every weight matrix that decoding a token reads whole, by component."""
-        for layer in self.layers:
+        """Every weight matrix that decoding a token reads whole, by its canonical module name."""
+        for index, layer in enumerate(self.layers):
+            root = f"{_ROOT}.layers.{index}"
             if isinstance(layer, DeltaLayer):
-                yield from zip(("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"), layer.in_proj, strict=True)
-                yield "out_proj", layer.out_proj
+                for name, matrix in zip(("qkv", "z", "b", "a"), layer.in_proj, strict=True):
+                    yield f"{root}.linear_attn.in_proj_{name}", matrix
+                yield f"{root}.linear_attn.out_proj", layer.out_proj
             else:
-                yield from zip(("q_proj", "k_proj", "v_proj"), layer.qkv_proj, strict=True)
-                yield "o_proj", layer.o_proj
-            yield from (("gate_proj", layer.mlp.gate), ("up_proj", layer.mlp.up), ("down_proj", layer.mlp.down))
-        yield "lm_head", self.lm_head
+                for name, matrix in zip("qkv", layer.qkv_proj, strict=True):
+                    yield f"{root}.self_attn.{name}_proj", matrix
+                yield f"{root}.self_attn.o_proj", layer.o_proj
+            for name, matrix in (("gate", layer.mlp.gate), ("up", layer.mlp.up), ("down", layer.mlp.down)):
+                yield f"{root}.mlp.{name}_proj", matrix
+        tied = self.lm_head is self.embed_tokens
+        yield f"{_ROOT}.embed_tokens" if tied else "language_model.lm_head", self.lm_head
 
     @property
     def bytes_per_token(self) -> int:

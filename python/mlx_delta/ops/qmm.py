@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import mlx.core as mx
 
 from mlx_delta import _core
 from mlx_delta.ops.matrix import Matrix, dense
+
+# Called with (x, matrices, norm, eps) before each product.
+Observer = Callable[[mx.array, Sequence[Matrix], mx.array | None, float], None]
+_observer: Observer | None = None
+
+
+@contextmanager
+def observed_products(observer: Observer) -> Iterator[None]:
+    """Within the block ``observer`` sees what every ``qmm`` is given: how calibration learns what matrices read."""
+    global _observer
+    outer, _observer = _observer, observer
+    try:
+        yield
+    finally:
+        _observer = outer
 
 
 def qmm(
@@ -41,6 +57,8 @@ def qmm(
     Raises: ValueError naming the argument, what was expected and what was found.
     """
     matrices = [s if isinstance(s, Matrix) else Matrix.plain(s) for s in segments]
+    if _observer is not None:
+        _observer(x, matrices, norm, eps)
     return _core.qmm(x, matrices, norm=norm, eps=eps, residual=residual, activation=activation, stream=stream)
 
 

@@ -1,0 +1,48 @@
+#include "ops/fit_affine.h"
+
+#include "cpu/kernels.h"
+#include "mlx/allocator.h"
+
+namespace mlx_delta {
+namespace {
+
+constexpr const char* kOp = "fit_affine";
+
+mx::array allocated(mx::Shape shape, mx::Dtype dtype) {
+  size_t size = mx::size_of(dtype);
+  for (const auto n : shape) size *= size_t(n);
+  return mx::array(mx::allocator::malloc(size), std::move(shape), dtype);
+}
+
+void check_ready(const char* argument, const mx::array& a) {
+  if (!a.is_available() || !a.flags().row_contiguous) fail(kOp, argument, "an evaluated, contiguous array", "another");
+}
+
+}  // namespace
+
+std::tuple<mx::array, mx::array, mx::array, mx::array> fit_affine(const mx::array& weight, const mx::array& importance,
+                                                                  int bits, int group_size) {
+  check_float(kOp, "weight", weight);
+  check_rank(kOp, "weight", weight, 2, "[N, K]");
+  const int rows = weight.shape(0), cols = weight.shape(1);
+  if (bits < 2 || bits > 8 || bits == 7) fail(kOp, "bits", "2, 3, 4, 5, 6 or 8", std::to_string(bits));
+  if (group_size != 32 && group_size != 64 && group_size != 128)
+    fail(kOp, "group_size", "32, 64 or 128", std::to_string(group_size));
+  if (cols % group_size != 0)
+    fail(kOp, "weight", "K a multiple of the group size " + std::to_string(group_size), describe(weight));
+  check_same_dtype(kOp, "importance", importance, mx::float32);
+  check_shape(kOp, "importance", importance, {cols});
+  check_ready("weight", weight);
+  check_ready("importance", importance);
+  const int groups = cols / group_size;
+  mx::array packed = allocated({rows, cols * bits / 32}, mx::uint32);
+  mx::array scales = allocated({rows, groups}, mx::bfloat16), biases = allocated({rows, groups}, mx::bfloat16);
+  mx::array errors = allocated({rows, groups}, mx::float32);
+  cpu::kernels().fit_affine(
+      kernel_dtype(weight.dtype()),
+      {weight.data<void>(), importance.data<float>(), packed.data<uint32_t>(), scales.data<cpu::bf16>(),
+       biases.data<cpu::bf16>(), errors.data<float>(), rows, cols, bits, group_size});
+  return {packed, scales, biases, errors};
+}
+
+}  // namespace mlx_delta

@@ -1,0 +1,69 @@
+"""Calibration text as chunks of tokens: plain text as it stands, chats through the model's own template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any
+
+from mlx_delta.chat.template import render
+from mlx_delta.checkpoint.tokenizer import Tokenizer
+
+CONTEXT = 512  # tokens a chunk, llama.cpp's own
+
+
+def read_chunks(
+    files: Sequence[Path], tokenizer: Tokenizer, context: int = CONTEXT, limit: int | None = None
+) -> list[list[int]]:
+    """Chunks of ``context`` tokens each, from each file in turn, so that the first ``limit`` are a mix of all.
+
+    A .jsonl file has a conversation a line, {"messages": [..], "tools": [..]}, rendered by the chat template, or
+    {"text": ".."}; any other file is UTF-8 text, in which written-out special tokens count as such. Files are cut
+    one by one, without regard to lines; what is left at the end of each, less than a chunk, is dropped.
+    Raises: ValueError naming the argument or the file (and line); OSError.
+    """
+    if context < 2:
+        raise ValueError(f"--context: expected at least 2 tokens, found {context}")
+    if limit is not None and limit < 1:
+        raise ValueError(f"--max-chunks: expected at least 1, found {limit}")
+    texts = [_chunks(file, tokenizer, context) for file in files]
+    chunks = [chunk for chunk in chain.from_iterable(zip_longest(*texts)) if chunk is not None]
+    return chunks[:limit]
+
+
+def _chunks(file: Path, tokenizer: Tokenizer, context: int) -> list[list[int]]:
+    ids = tokenizer.encode(read_text(file, tokenizer.chat_template))
+    if len(ids) < context:
+        raise ValueError(f"{file}: expected at least a chunk of {context} tokens, found {len(ids)}")
+    return [ids[start : start + context] for start in range(0, len(ids) - context + 1, context)]
+
+
+def read_text(file: Path, chat_template: str | None = None) -> str:
+    """The text of ``file``, its conversations (.jsonl) rendered. Raises: ValueError naming the file (and line)."""
+    try:
+        content = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: expected UTF-8 text, found {error}") from error
+    if file.suffix != ".jsonl":
+        return content
+    lines = enumerate(content.splitlines(), start=1)
+    return "".join(_rendered(line, chat_template, f"{file}:{number}") for number, line in lines if line.strip())
+
+
+def _rendered(line: str, chat_template: str | None, origin: str) -> str:
+    try:
+        entry: Any = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{origin}: expected JSON, found {error}") from error
+    if isinstance(entry, dict) and isinstance(entry.get("text"), str):
+        return entry["text"]
+    if not isinstance(entry, dict) or not isinstance(entry.get("messages"), list):
+        raise ValueError(f'{origin}: expected an object with "messages" or "text", found {line:.60}')
+    if chat_template is None:
+        raise ValueError(f"{origin}: expected a model with a chat template, found none")
+    try:
+        return render(chat_template, entry["messages"], tools=entry.get("tools"), add_generation_prompt=False)
+    except ValueError as error:
+        raise ValueError(f"{origin}: {error}") from error

@@ -1,0 +1,86 @@
+"""``mlx-delta imatrix``: a calibration run, written as llama.cpp's importance matrix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from mlx_delta.cli.errors import reported_errors
+
+if TYPE_CHECKING:
+    from mlx_delta.calibrate.importance import Progress
+
+
+@reported_errors()
+def imatrix(
+    model: Annotated[Path, typer.Option("--model", "-m", help="Model directory to run; unquantized is best.")],
+    text: Annotated[
+        list[Path],
+        typer.Option(
+            "--text",
+            "-t",
+            help='UTF-8 text, or a .jsonl file of chats: {"messages": [..], "tools": [..]} a line. May be given '
+            "several times; their chunks take turns.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--output", "-o", help="File to create.")],
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--format", help="gguf, or dat, llama.cpp's older one.", show_default="by the file's name, or gguf"
+        ),
+    ] = None,
+    context: Annotated[int, typer.Option(help="Tokens a chunk; each starts from an empty cache.")] = 512,
+    max_chunks: Annotated[int | None, typer.Option(help="Chunks to run.", show_default="all of the text")] = None,
+    dtype: Annotated[str, typer.Option(help="Activations: float32, float16 or bfloat16.")] = "float32",
+    force: Annotated[bool, typer.Option("--force", help="Replace the output file if it exists.")] = False,
+) -> None:
+    """Measure what every matrix of a model reads on calibration text, for `mlx-delta convert --imatrix-path`.
+
+    The file is llama.cpp's: llama-quantize takes it too. An interrupted run goes on where it was when started again.
+
+    mlx-delta imatrix --model Qwen3.5-9B --text calibration.txt --text chats.jsonl -o imatrix.gguf
+    """
+    from mlx_delta.calibrate.chunks import read_chunks
+    from mlx_delta.calibrate.importance import measure_importance
+    from mlx_delta.convert.imatrix import FORMATS, write_imatrix
+    from mlx_delta.convert.write import atomic_file, check_output_file
+    from mlx_delta.load import load_model
+
+    chosen = form or ("dat" if out.suffix == ".dat" else "gguf")
+    if chosen not in FORMATS:
+        raise ValueError(f"--format: expected {' or '.join(FORMATS)}, found {chosen}")
+    check_output_file(out, force)
+    loaded = load_model(model, dtype)
+    chunks = read_chunks(text, loaded.tokenizer, context, max_chunks)
+    state = out.with_name(f"{out.name}.progress")
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("chunks of {task.fields[context]} tokens"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    try:
+        with Bar(*columns, console=console) as bar:
+            task = bar.add_task("imatrix", total=len(chunks), context=context)
+
+            def show(step: Progress) -> None:
+                bar.update(task, completed=step.chunks)
+
+            names = [str(file) for file in text]
+            run = measure_importance(loaded, chunks, names, state=state, progress=show)
+    except KeyboardInterrupt:
+        if state.is_file():
+            console.print(f"{state} keeps what is done: the same command goes on from there", soft_wrap=True)
+        raise
+    with atomic_file(out, force) as partial:
+        write_imatrix(partial, run, loaded.config, chosen)
+    state.unlink(missing_ok=True)
+    Console().print(f"{out}: {len(run.sums)} matrices, {run.chunks} chunks, {run.tokens:,} tokens", soft_wrap=True)
