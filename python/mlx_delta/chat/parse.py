@@ -78,6 +78,11 @@ class OutputParser:
         """Whether the output is inside thoughts now."""
         return self._thinking
 
+    @property
+    def calling(self) -> bool:
+        """Whether the output is inside a tool call now, or what may become one."""
+        return self._calling
+
     def push(self, text: str) -> list[Event]:
         """The events that this piece completes."""
         self._buffer += text
