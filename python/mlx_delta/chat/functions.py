@@ -152,9 +152,9 @@ def _docstring(text: str) -> tuple[str, dict[str, str]]:
     """What a docstring says of the function, and of each parameter."""
     sections = list(_SECTION.finditer(text))
     found = {}
-    for section, after in zip(sections, [*sections[1:], None], strict=True):
+    for section, end in zip(sections, [*(after.start() for after in sections[1:]), len(text)], strict=False):
         if section[1] in ("Args", "Arguments", "Parameters"):
-            body = text[section.end() : after.start() if after else len(text)]
+            body = text[section.end() : end]
             found.update({match[2]: " ".join(match[3].split()) for match in _GOOGLE.finditer(body)})
     sphinx = list(_SPHINX.finditer(text))
     found.update({match[1]: " ".join(match[2].split()) for match in sphinx})
