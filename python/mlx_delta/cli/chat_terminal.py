@@ -201,5 +201,3 @@ def write_whole(path: Path, text: str) -> None:
         except BaseException:
             Path(out.name).unlink(missing_ok=True)
             raise
-
-

@@ -18,6 +18,7 @@ from mlx_delta.checkpoint.tokenizer import Tokenizer
 # Between two parts of a document: a blank, or a new line and its indentation. Free white space lets a model that is
 # kept from anything else write blanks for ever.
 _LAYOUT = {"whitespace_flexible": True, "whitespace_pattern": r"\n[ ]{0,32}|[ ]?"}
+_PRIVATE = "\U000f0000"  # a character for private use
 
 
 class JsonGrammar:
@@ -64,7 +65,15 @@ class JsonGrammar:
 
 @lru_cache(maxsize=4)
 def _vocabulary(tokenizer: Tokenizer) -> Any:
-    """llguidance's form of a tokenizer, which takes a second to build for 248k tokens."""
+    """llguidance's form of a tokenizer, which takes a second to build for 248k tokens.
+
+    Added tokens get names that no text has. Under their own, llguidance would spell a string such as "<think>", where a
+    document must have it, with the token of that name, and then refuse that token.
+    """
     from llguidance import LLTokenizer
 
-    return LLTokenizer(tokenizer.to_json(), n_vocab=tokenizer.vocab_size, eos_token=list(tokenizer.eos_token_ids))
+    content = json.loads(tokenizer.to_json())
+    for token in content["added_tokens"]:
+        token |= {"content": f"{_PRIVATE}{token['id']}", "special": True}
+    eos = list(tokenizer.eos_token_ids)
+    return LLTokenizer(json.dumps(content), n_vocab=tokenizer.vocab_size, eos_token=eos)
