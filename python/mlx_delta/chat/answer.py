@@ -133,8 +133,8 @@ class Answer:
         if self._grammar is None or self._parser.thinking or self._parser.calling:
             return None
         if self._called or self.tool_calls:  # nothing but more calls
-            more = {self._call_token, self._tokenizer.token_id("</tool_call>")} - {None}
-            return {*more, *self._tokenizer.encode("\n"), *self._tokenizer.eos_token_ids}
+            more = self._tokenizer.encode("\n</tool_call><tool_call>")
+            return {*more, *self._tokenizer.eos_token_ids}
         allowed = self._grammar.allowed()
         if not self._in_document and self._may_call and self._call_token is not None:
             allowed = allowed.copy()

@@ -71,7 +71,7 @@ def load_functions(path: Path) -> dict[str, Function]:
         spec.loader.exec_module(module)
     except Exception as error:
         raise ValueError(f"{path}: expected Python that runs, found {type(error).__name__}: {error}") from error
-    functions = {
+    functions: dict[str, Function] = {
         name: value
         for name, value in vars(module).items()
         if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -197,7 +196,7 @@ def write_whole(path: Path, text: str) -> None:
         try:
             out.write(text)
             out.close()
-            os.replace(out.name, path)
+            Path(out.name).replace(path)
         except BaseException:
             Path(out.name).unlink(missing_ok=True)
             raise

@@ -1,4 +1,4 @@
-"""A conversation's turns: a question, the answer, the tools it calls, until the model is done; prints nothing itself."""
+"""A conversation's turns: a question, the answer, the tools it calls, until the model is done; prints nothing."""
 
 from __future__ import annotations
 

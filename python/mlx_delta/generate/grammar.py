@@ -17,7 +17,7 @@ from mlx_delta.checkpoint.tokenizer import Tokenizer
 
 # Between two parts of a document: a blank, or a new line and its indentation. Free white space lets a model that is
 # kept from anything else write blanks for ever.
-_LAYOUT = {"whitespace_flexible": True, "whitespace_pattern": r"\n[ ]{0,32}|[ ]?"}
+_LAYOUT: Any = {"whitespace_flexible": True, "whitespace_pattern": r"\n[ ]{0,32}|[ ]?"}
 _PRIVATE = "\U000f0000"  # a character for private use
 
 
