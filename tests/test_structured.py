@@ -98,7 +98,7 @@ def test_tools_or_a_document(model: LanguageModel) -> None:
     assert [call.name for call in called.tool_calls] == ["search"]
     assert not called.text
     assert called.finish_reason == "tool_calls"
-    wild = {"tools": [SEARCH], "temperature": 9.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": 40}
+    wild = {"tools": [SEARCH], "temperature": 60.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": 40}
     texts = [
         model.chat(COUNT, **wild, seed=seed, json_schema={"const": "x"}, enable_thinking=False).text
         for seed in range(12)
