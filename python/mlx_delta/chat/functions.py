@@ -23,7 +23,7 @@ Function = Callable[..., Any]
 
 _TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
 _SECTION = re.compile(r"^(Args|Arguments|Parameters|Returns?|Raises|Yields|Examples?):\s*$", re.MULTILINE)
-_GOOGLE = re.compile(r"^(\s+)\*{0,2}(\w+)\s*(?:\([^)]*\))?:\s*(.*(?:\n\1\s+\S.*)*)", re.MULTILINE)
+_GOOGLE = re.compile(r"^([ \t]+)\*{0,2}(\w+)[ \t]*(?:\([^)]*\))?:[ \t]*(.*(?:\n\1[ \t]+\S.*)*)", re.MULTILINE)
 _SPHINX = re.compile(r"^\s*:param\s+(?:[\w\[\], |.]+\s)?(\w+):\s*(.*(?:\n\s+[^:\s].*)*)", re.MULTILINE)
 
 
@@ -78,8 +78,11 @@ def load_functions(path: Path) -> dict[str, Function]:
     }
     if not functions:
         raise ValueError(f"{path}: expected typed functions to offer as tools, found none")
-    for function in functions.values():
-        function_tool(function)
+    try:
+        for function in functions.values():
+            function_tool(function)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     return functions
 
 

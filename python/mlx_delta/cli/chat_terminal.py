@@ -72,6 +72,7 @@ class ChatTerminal:
             try:
                 line = self._reader.read("> ").strip()
             except KeyboardInterrupt:
+                self._console.print()
                 self._say("Ctrl-D or /exit leaves")
                 continue
             except EOFError:

@@ -6,7 +6,7 @@ import json
 import sys
 
 from markdown_it import MarkdownIt
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.live import Live
 from rich.markdown import Markdown
 from rich.segment import Segment
@@ -16,6 +16,8 @@ from mlx_delta.chat.result import ChatEvent, ChatResult
 from mlx_delta.chat.tools import ToolCall
 
 _RESULT_LINES = 6  # of a tool's result that are shown
+# What a terminal would obey: a model's output is shown, whatever it is.
+_CONTROLS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"}
 _MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("strikethrough").enable("table")
 
 
@@ -56,20 +58,22 @@ class TerminalView:
     def show(self, event: ChatEvent) -> None:
         if event.thinking:
             self._end_text()
-            self._console.print(Text(event.thinking, style="dim italic"), end="", soft_wrap=True)
+            self._console.print(Text(event.thinking.translate(_CONTROLS), style="dim italic"), end="", soft_wrap=True)
             self._thinking = True
         if event.text:
             self._end_thinking()
             self._markdown = self._markdown or MarkdownStream(self._console)
-            self._markdown.push(event.text)
+            self._markdown.push(event.text.translate(_CONTROLS))
         if event.tool_call is not None:
             self._end_text()
             self._end_thinking()
-            self._console.print(Text(f"▸ {format_call(event.tool_call)}", style="cyan"), soft_wrap=True)
+            self._console.print(
+                Text(f"▸ {format_call(event.tool_call)}".translate(_CONTROLS), style="cyan"), soft_wrap=True
+            )
         if event.warning is not None:
             self._end_text()
             self._end_thinking()
-            self._console.print(Text(f"warning: {event.warning}", style="yellow"), soft_wrap=True)
+            self._console.print(Text(f"warning: {event.warning}".translate(_CONTROLS), style="yellow"), soft_wrap=True)
 
     def end(self, result: ChatResult) -> None:
         self._end_text()
@@ -83,7 +87,7 @@ class TerminalView:
         self._console.print(Text(f"[{', '.join(parts)}]", style="dim"), soft_wrap=True)
 
     def tool_result(self, call: ToolCall, text: str) -> None:
-        self._console.print(Text(f"◂ {_head(text)}", style="dim cyan"), soft_wrap=True)
+        self._console.print(Text(f"◂ {_head(text)}".translate(_CONTROLS), style="dim cyan"), soft_wrap=True)
 
     def _end_thinking(self) -> None:
         if self._thinking:
@@ -109,37 +113,59 @@ class MarkdownStream:
     def push(self, text: str) -> None:
         self._source += text
         if "\n" in text:
-            cut = finished_length(self._source)
-            if cut:
-                done, self._source = self._source[:cut], self._source[cut:]
-                self._print(done)
+            self._print_finished()
 
     def finish(self) -> None:
         """The rest, for good."""
+        self._source += "\n"
+        self._print_finished()
         rest, self._source = self._source, ""
         self._live.stop()
         if rest.strip():
             self._print(rest)
 
+    def _print_finished(self) -> None:
+        while cut := finished_length(self._source):
+            done, self._source = self._source[:cut], self._source[cut:]
+            self._print(done)
+
     def _print(self, source: str) -> None:
-        self._console.print(self._block(source))
+        self._console.print(_Block(source, after_another=self._printed))
         self._printed = True
 
     def _tail(self) -> RenderableType:
-        return _LastLines(self._block(self._source)) if self._source.strip() else Text("")
-
-    def _block(self, source: str) -> RenderableType:
-        markdown = _ModelMarkdown(source)
-        return Group(Text(""), markdown) if self._printed else markdown
+        return _Block(self._source, after_another=self._printed, cropped=True) if self._source.strip() else Text("")
 
 
 def finished_length(source: str) -> int:
-    """How many characters of growing markdown belong to blocks that no further text can change."""
+    """How many characters of growing markdown its first block has, if no further text can change it; else 0."""
     whole = source[: source.rfind("\n") + 1]
     starts = [token.map[0] for token in _MARKDOWN.parse(whole) if token.level == 0 and token.map and token.nesting >= 0]
     if len(starts) < 2:
         return 0
-    return sum(map(len, whole.splitlines(keepends=True)[: starts[-1]]))
+    return sum(len(line) + 1 for line in whole.split("\n")[: starts[1]])
+
+
+class _Block:
+    """A block of markdown without blank lines around it, or one before it when it comes after another.
+
+    cropped: to as many of the last lines as fit the screen, for a live display that is longer is not redrawn in place.
+    """
+
+    def __init__(self, source: str, *, after_another: bool, cropped: bool = False) -> None:
+        self._markdown = _ModelMarkdown(source)
+        self._after_another = after_another
+        self._cropped = cropped
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        lines = console.render_lines(self._markdown, options.update(height=None), pad=False)
+        shown = [i for i, line in enumerate(lines) if any(segment.text.strip() for segment in line)]
+        lines = lines[shown[0] : shown[-1] + 1] if shown else []
+        if self._after_another:
+            lines.insert(0, [])
+        for line in lines[-max(1, console.size.height - 2) :] if self._cropped else lines:
+            yield from line
+            yield Segment.line()
 
 
 class _ModelMarkdown(Markdown):
@@ -152,19 +178,6 @@ class _ModelMarkdown(Markdown):
             for child in token.children or ():
                 if child.type == "softbreak":
                     child.type = "hardbreak"
-
-
-class _LastLines:
-    """As many of the last lines as fit the screen: a longer live display would not be redrawn in place."""
-
-    def __init__(self, renderable: RenderableType) -> None:
-        self._renderable = renderable
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        lines = console.render_lines(self._renderable, options.update(height=None), pad=False)
-        for line in lines[-max(1, console.size.height - 2) :]:
-            yield from line
-            yield Segment.line()
 
 
 def _head(text: str) -> str:
