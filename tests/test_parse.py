@@ -47,6 +47,7 @@ CASES: list[tuple[str, bool, str, str, list[ToolCall], int]] = [
     ("a <b> </b> 1 < 2 <tool> <thin <function <", False, "a <b> </b> 1 < 2 <tool> <thin <function <", "", [], 0),
     ("Use <tool_call> or <function=f>, hm\n</think>\nok", True, "ok", "Use <tool_call> or <function=f>, hm", [], 1),
     ("<tool_call>\n<function=no>\n</function>\n</tool_call>", False, "", "", [ToolCall("no", {})], 1),
+    ("9\n</parameter>\n</function>\n</tool_call>", False, "9\n</parameter>\n</function>\n", "", [], 1),
     # malformed: all of it is text
     ('<tool_call>\n{"name": "add"}\n</tool_call>', False, '<tool_call>\n{"name": "add"}\n</tool_call>', "", [], 1),
     (

@@ -134,6 +134,8 @@ class OutputParser:
             return True
         if tag[0] in ("<think>", "</think>"):
             self._switch(thinking=tag[0] == "<think>")
+        elif not self._fresh:  # a call's own closing tag comes right after it
+            events.append(self._plain("", "a closing tag without a call: '</tool_call>'"))
         self._buffer = self._buffer[tag.end() :]
         return True
 
