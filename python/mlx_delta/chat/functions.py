@@ -94,7 +94,7 @@ def run_call(functions: Mapping[str, Function], call: ToolCall) -> str:
     try:
         inspect.signature(function).bind(**call.arguments)
         value = function(**_as_declared(function, call.arguments))
-    except Exception as error:  # whatever it is, the model can do something about it
+    except (Exception, SystemExit) as error:  # whatever it is, the model can do something about it
         return f"error: {type(error).__name__}: {error}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 

@@ -65,7 +65,7 @@ class JsonGrammar:
 
 @lru_cache(maxsize=4)
 def _vocabulary(tokenizer: Tokenizer) -> Any:
-    """llguidance's form of a tokenizer, which takes a second to build for 248k tokens.
+    """llguidance's form of a tokenizer, built once: 152k tokens take 3 seconds, a mask of them then 0.04 ms.
 
     Added tokens get names that no text has. Under their own, llguidance would spell a string such as "<think>", where a
     document must have it, with the token of that name, and then refuse that token.
