@@ -75,5 +75,5 @@ def _vocabulary(tokenizer: Tokenizer) -> Any:
     content = json.loads(tokenizer.to_json())
     for token in content["added_tokens"]:
         token |= {"content": f"{_PRIVATE}{token['id']}", "special": True}
-    eos = list(tokenizer.eos_token_ids)
+    eos = list(tokenizer.eos_token_ids) or None
     return LLTokenizer(json.dumps(content), n_vocab=tokenizer.vocab_size, eos_token=eos)
