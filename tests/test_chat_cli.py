@@ -15,7 +15,7 @@ import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from rich.console import Console
@@ -251,6 +251,29 @@ def test_ctrl_c_ends_the_answer_alone(
         assert "the question is taken back" in shown
     assert bool(kept) == (think == "off" or after == 5)
     assert conversation.messages[-1]["content"].endswith("6 7")
+
+
+class FailingView(TerminalView):
+    """Fails, or gets a second Ctrl-C, while the end of the answer is shown."""
+
+    errors: ClassVar[list[BaseException]] = []
+
+    def end(self, result: ChatResult) -> None:
+        if self.errors:
+            raise self.errors.pop()
+        super().end(result)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("broken"), OSError("gone")])
+def test_the_screen_is_left_in_order(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    monkeypatch.setattr(FailingView, "errors", [error])
+    monkeypatch.setattr("mlx_delta.cli.chat_terminal.TerminalView", FailingView)
+    conversation, shown = chat(model, "/think off", "Count to 7.", "/reset", "Count to 7.")
+    assert ("interrupted" if isinstance(error, KeyboardInterrupt) else f"error: {error}") in shown
+    assert shown.count("1 2 3 4 5 6 7") == 1  # rich refuses a second live display, had the first been left
+    assert len(conversation.messages) == 2
 
 
 def test_errors_take_the_question_back(model: LanguageModel) -> None:

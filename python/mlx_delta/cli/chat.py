@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from mlx_delta.cli.errors import reported_errors
 
@@ -82,7 +83,9 @@ def chat(
     }
     piped = not sys.stdin.isatty()
     question = _piped_question() if piped else ""
-    conversation = Conversation(load_model(model, dtype), options, functions, system=system)
+    with Console(stderr=True).status(f"loading {model}"):
+        loaded = load_model(model, dtype)
+    conversation = Conversation(loaded, options, functions, system=system)
     if not piped:
         ChatTerminal(conversation, run_tools=yes).run()
         return

@@ -92,7 +92,11 @@ class ChatTerminal:
     def _answer(self, question: str) -> None:
         messages = self._conversation.messages
         before = len(messages)
-        outcome = self._conversation.answer(question, TerminalView(self._console), self._may_run)
+        view = TerminalView(self._console)
+        try:
+            outcome = self._conversation.answer(question, view, self._may_run)
+        finally:
+            view.close()
         if outcome == "interrupted" and len(messages) == before:
             self._say("nothing was said yet: the question is taken back")
 

@@ -86,6 +86,12 @@ class TerminalView:
             parts.append("interrupted")
         self._console.print(Text(f"[{', '.join(parts)}]", style="dim"), soft_wrap=True)
 
+    def close(self) -> None:
+        """Leave the screen in order when an answer could not be shown to its end."""
+        if self._markdown is not None:
+            self._markdown.abandon()
+            self._markdown = None
+
     def tool_result(self, call: ToolCall, text: str) -> None:
         self._console.print(Text(f"◂ {_head(text)}".translate(_CONTROLS), style="dim cyan"), soft_wrap=True)
 
@@ -123,6 +129,10 @@ class MarkdownStream:
         self._live.stop()
         if rest.strip():
             self._print(rest)
+
+    def abandon(self) -> None:
+        """What is not printed yet is not."""
+        self._live.stop()
 
     def _print_finished(self) -> None:
         while cut := finished_length(self._source):
