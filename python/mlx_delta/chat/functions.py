@@ -120,8 +120,6 @@ def _schema(hint: Any, where: str) -> dict[str, Any]:
         return {"type": _TYPES[hint]}
     if hint is Any:
         return {}
-    if origin is typing.Annotated:
-        return _schema(arguments[0], where)
     if origin is typing.Literal:
         return _choices(arguments)
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
