@@ -14,7 +14,7 @@ from mlx_delta.chat.request import ChatSettings
 from mlx_delta.chat.result import ChatEvent, ChatResult, Usage
 from mlx_delta.checkpoint.tokenizer import Tokenizer
 from mlx_delta.generate.sample import Sampler, SamplingParams
-from test_parse import CASES, FRAGMENTS, TOOLS, assert_no_tag_leaks
+from test_parse import ADD_CALL, ADDED, CASES, FRAGMENTS, TOOLS, assert_no_tag_leaks
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +104,21 @@ def test_random_tokens(tokenizer: Tokenizer) -> None:
         ids = [rng.choice(rng.choice(pools)) for _ in range(rng.randrange(1, 40))]
         ids = [token for token in ids if token not in tokenizer.eos_token_ids]
         answer(tokenizer, ids, rng.random() < 0.5)
+
+
+@pytest.mark.parametrize("schema", [None, {"type": "integer"}])
+def test_a_call_among_thoughts_is_left_alone(tokenizer: Tokenizer, schema: dict[str, Any] | None) -> None:
+    """Neither the budget nor what follows thoughts breaks into a call that begins before they are closed."""
+    settings = ChatSettings(tools=TOOLS, thinking_budget=6, json_schema=schema)
+    state = Answer(tokenizer, settings, Sampler(SamplingParams(), tokenizer.vocab_size), thinking=True)
+    for token in tokenizer.encode(f"I add.\n{ADD_CALL}"):
+        allowed = state._allowed()
+        assert allowed is None or token in allowed
+        state.push(token)
+    result = state.result(Usage())
+    assert result.tool_calls == [ADDED]
+    assert result.thinking == "I add."
+    assert state.thinking_tokens <= len(tokenizer.encode("I add.\n<tool_call>"))
 
 
 def test_broken_characters_wait_and_end_as_replacement(tokenizer: Tokenizer, cutter: Cutter) -> None:

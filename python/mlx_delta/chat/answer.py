@@ -73,7 +73,7 @@ class Answer:
         self.token_ids.append(token)
         if likelihood is not None:
             self.logprobs.append(self._logprob(likelihood))
-        was_thinking = self._parser.thinking
+        was_thinking = self._parser.thinking and not self._parser.calling
         self.thinking_tokens += was_thinking
         piece = self._detokenizer.push(token)
         self._tail = (self._tail + piece)[-1:]
@@ -111,7 +111,9 @@ class Answer:
         return self._settings.tool_choice not in ("none", "auto", "required")
 
     def _steer(self, was_thinking: bool) -> None:
-        """Begin to force what has to come next, if anything."""
+        """Begin to force what has to come next, if anything; never inside a call, which ends thoughts by itself."""
+        if self._parser.calling:
+            return
         heads = [f"<tool_call>\n<function={name}>\n" for name in self._settings.forced_names if self._must_call]
         budget = self._settings.thinking_budget
         if self._parser.thinking:
