@@ -118,6 +118,13 @@ def test_calls() -> None:
     call = ToolCall("forecast", coerce_arguments(written, schema))
     assert run_call({"forecast": forecast}, call) == "Bern 3 FAHRENHEIT [6, 12] long"
 
+    def units(one: Unit | None, many: list[Unit], mixed: Unit | int) -> str:
+        return repr([one, many, mixed])
+
+    values = {"one": "c", "many": ["f", "c"], "mixed": "c"}  # of several types, the value is left as it is
+    expected = repr([Unit.CELSIUS, [Unit.FAHRENHEIT, Unit.CELSIUS], "c"])
+    assert run_call({"units": units}, ToolCall("units", values)) == expected
+
     def echo(x: tuple[int, ...]) -> dict[str, Any]:
         return {"é": x, "kind": type(x).__name__}
 

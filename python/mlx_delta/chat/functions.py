@@ -106,11 +106,15 @@ def _as_declared(function: Function, arguments: Mapping[str, Any]) -> dict[str, 
 
 
 def _convert(value: Any, hint: Any) -> Any:
-    origin = typing.get_origin(hint) or hint
+    origin, arguments = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        options = [option for option in arguments if option is not type(None)]
+        return value if value is None or len(options) > 1 else _convert(value, options[0])
     if isinstance(origin, type) and issubclass(origin, enum.Enum):
         return origin(value)
-    if origin in (tuple, set, frozenset) and isinstance(value, list):
-        return origin(value)
+    if isinstance(value, list):
+        items = [_convert(item, arguments[0]) for item in value] if arguments else value
+        return origin(items) if origin in (tuple, set, frozenset) else items
     return value
 
 
