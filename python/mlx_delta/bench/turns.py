@@ -1,4 +1,4 @@
-"""What a session computes again: ``python -m bench.chat [--model DIR]``, ten turns with tools and thinking.
+"""What a session computes again: ``python -m mlx_delta.bench.turns [--model DIR]``, ten turns with tools and thinking.
 
 prefilled: tokens of the prompt that were computed. new: those beyond the longest beginning that it shares with what the
 session had seen, which is the least that any cache could do.
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_delta import create_tool_definition, load_model
 from mlx_delta.chat.request import ChatSettings, Prompt, common_prefix
-from mlx_delta.load import LanguageModel
+from mlx_delta.chat.tools import create_tool_definition
+from mlx_delta.example import example_checkpoint
+from mlx_delta.load import LanguageModel, load_model
 
-TINY = Path(__file__).resolve().parent.parent / "examples" / "tiny"
 SAID = ("Search for velvet cloud.", "What is 12 + 30?", "Hello, I am Ada.", "Count to 7.", "Search for valley.")
 TOOLS = [
     create_tool_definition("search", "Search the web", {"query": {"type": "string"}}, ["query"]),
@@ -62,7 +62,7 @@ def ten_turns(model: LanguageModel) -> Iterator[Step]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=TINY, help="model directory (default: the tiny example)")
+    parser.add_argument("--model", type=Path, default=example_checkpoint(), help="default: the tiny example")
     steps = list(ten_turns(load_model(parser.parse_args().model)))
     print("turn  after            prompt  prefilled  new   share")
     for step in steps:
