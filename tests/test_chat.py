@@ -314,3 +314,4 @@ def test_no_template_is_an_error(model: LanguageModel, monkeypatch: pytest.Monke
 
 def test_public_names() -> None:
     assert mlx_delta.create_tool_definition is create_tool_definition
+    assert mlx_delta.function_tool.__module__ == "mlx_delta.chat.functions"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = ["demo", "convert", "generate", "info", "evaluate", "bench"]
+COMMANDS = ["demo", "convert", "chat", "generate", "info", "evaluate", "bench"]
 MLX_DELTA = [sys.executable, "-m", "mlx_delta.cli.main"]
 ENVIRONMENT = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1"}
 

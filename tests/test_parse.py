@@ -1,8 +1,10 @@
 """The output parser and tool arguments: streams kept apart, whatever the pieces, and no tag in the text."""
 
+import codecs
 import json
 import random
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,7 @@ CASES: list[tuple[str, bool, str, str, list[ToolCall], int]] = [
     ("a <b> </b> 1 < 2 <tool> <thin <function <", False, "a <b> </b> 1 < 2 <tool> <thin <function <", "", [], 0),
     ("Use <tool_call> or <function=f>, hm\n</think>\nok", True, "ok", "Use <tool_call> or <function=f>, hm", [], 1),
     ("<tool_call>\n<function=no>\n</function>\n</tool_call>", False, "", "", [ToolCall("no", {})], 1),
+    ("9\n</parameter>\n</function>\n</tool_call>", False, "9\n</parameter>\n</function>\n", "", [], 1),
     # malformed: all of it is text
     ('<tool_call>\n{"name": "add"}\n</tool_call>', False, '<tool_call>\n{"name": "add"}\n</tool_call>', "", [], 1),
     (
@@ -106,41 +109,64 @@ def test_cases(output: str, thinking: bool, text: str, thoughts: str, calls: lis
     assert sum(event.warning is not None for event in events) == warnings
 
 
+def pieces(output: bytes, cuts: Sequence[int]) -> list[str]:
+    """As a detokenizer gives them: a character shows once its last byte is there."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    parts = [decoder.decode(output[a:b]) for a, b in zip([0, *cuts], [*cuts, None], strict=True)]
+    return [*parts, decoder.decode(b"", final=True)]
+
+
+def assert_no_tag_leaks(events: list[Event]) -> None:
+    for event in events:
+        if event.warning is None:  # with one, it is a broken call or tag, shown whole
+            assert not re.search(r"</?(think|tool_call)>|<function=", event.text or "")
+            assert not re.search(r"</?think>|</?tool_call>", event.thinking or "")
+
+
 @pytest.mark.parametrize(("output", "thinking"), [case[:2] for case in CASES])
 def test_pieces_do_not_matter(output: str, thinking: bool) -> None:
-    whole = parse([output], thinking)
-    assert parse(list(output), thinking) == whole
-    for i in range(1, len(output)):
-        assert parse([output[:i], output[i:]], thinking) == whole
+    """Split at every byte: in two, in three at random, and into single bytes."""
+    whole, data = parse([output], thinking), output.encode()
+    assert parse(pieces(data, range(1, len(data))), thinking) == whole
+    for cut in range(1, len(data)):
+        assert parse(pieces(data, [cut]), thinking) == whole
     rng = random.Random(output)
     for _ in range(20):
-        cuts = sorted(rng.sample(range(len(output) + 1), k=min(5, len(output))))
-        assert parse([output[a:b] for a, b in zip([0, *cuts], [*cuts, None], strict=True)], thinking) == whole
+        cuts = sorted(rng.sample(range(len(data) + 1), k=min(5, len(data))))
+        assert parse(pieces(data, cuts), thinking) == whole
+
+
+FRAGMENTS = [
+    *re.findall(r"<[^>]*>|[^<]+", WRITE_CALL),
+    ADD_CALL,
+    NOW_CALL,
+    "<think>",
+    "text ",
+    "\n",
+    "<",
+    "</",
+    "<tool_",
+    "a > b",
+    "é🦙",
+    '{"x": 1}',
+]
 
 
 def test_random_outputs_leak_nothing() -> None:
+    """3,000 outputs of fragments, whole, in equal pieces and (every fourth) split in two at every byte of it."""
     rng = random.Random(1)
-    parts = [
-        *re.findall(r"<[^>]*>|[^<]+", WRITE_CALL),
-        ADD_CALL,
-        NOW_CALL,
-        "<think>",
-        "text ",
-        "\n",
-        "<",
-        "a > b",
-        '{"x": 1}',
-    ]
-    for _ in range(3000):
-        output = "".join(rng.choice(parts) for _ in range(rng.randrange(1, 12)))
-        thinking = rng.random() < 0.5
+    tried = 0
+    for number in range(3000):
+        output = "".join(rng.choice(FRAGMENTS) for _ in range(rng.randrange(1, 12)))
+        thinking, data = rng.random() < 0.5, output.encode()
         whole = parse([output], thinking)
+        assert_no_tag_leaks(whole)
         size = rng.randrange(1, 9)
-        assert parse([output[i : i + size] for i in range(0, len(output), size)], thinking) == whole
-        for event in whole:
-            if event.warning is None:
-                assert not re.search(r"</?(think|tool_call)>|<function=", event.text or ""), output
-                assert not re.search(r"</?think>|</?tool_call>", event.thinking or ""), output
+        splits = [range(size, len(data), size), *([cut] for cut in range(1, len(data)) if number % 4 == 0)]
+        for cuts in splits:
+            assert parse(pieces(data, cuts), thinking) == whole, output
+        tried += 1 + len(splits)
+    assert tried > 49_000
 
 
 def test_text_streams_at_once() -> None:

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mlx_delta.chat.functions import function_tool as function_tool
     from mlx_delta.chat.request import ChatSettings as ChatSettings
     from mlx_delta.chat.tools import create_tool_definition as create_tool_definition
     from mlx_delta.config import ModelConfig as ModelConfig
@@ -22,9 +23,18 @@ _PUBLIC = {
     "ModelConfig": "mlx_delta.config",
     "convert": "mlx_delta.convert.pipeline",
     "create_tool_definition": "mlx_delta.chat.tools",
+    "function_tool": "mlx_delta.chat.functions",
     "load_model": "mlx_delta.load",
 }
-__all__ = ["ChatSettings", "LanguageModel", "ModelConfig", "convert", "create_tool_definition", "load_model"]
+__all__ = [
+    "ChatSettings",
+    "LanguageModel",
+    "ModelConfig",
+    "convert",
+    "create_tool_definition",
+    "function_tool",
+    "load_model",
+]
 
 
 def __getattr__(name: str) -> Any:

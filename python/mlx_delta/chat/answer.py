@@ -2,7 +2,8 @@
 
 What is forced (the end of thoughts that are over budget, the head of a call that must be made) is a set of token
 sequences, of which the answer has to follow one: a single one leaves no choice, several tools' heads leave the model
-to choose the tool and nothing else.
+to choose the tool and nothing else. A schema binds the text alone: thoughts are free, and where tools may be called
+the first token chooses between a call and the document.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from mlx_delta.chat.tools import ToolCall
 from mlx_delta.checkpoint.tokenizer import Tokenizer
 from mlx_delta.generate.decode import Likelihood, Steps
 from mlx_delta.generate.detokenize import Detokenizer
-from mlx_delta.generate.sample import Sampler
+from mlx_delta.generate.grammar import JsonGrammar
+from mlx_delta.generate.sample import Allowed, Sampler
 from mlx_delta.generate.stop import StopStrings
 
 _CLOSE = "</think>\n\n"
@@ -49,14 +51,19 @@ class Answer:
         self._tail = ""  # the end of the output as written
         self._forced: list[list[int]] = []  # what the output may go on with; [] leaves it free
         self._must_call = bool(settings.forced_names)
+        self._call_token = tokenizer.token_id("<tool_call>")
+        self._called = False  # a call has begun: no document comes any more
+        self._grammar = None if settings.schema is None else JsonGrammar(tokenizer, settings.schema)
+        self._in_document = False
         self._banned: frozenset[int] = frozenset()  # as the sampler has it
         self._steer(was_thinking=False)
         self._ban()
 
     def steer(self, steps: Steps, row: int) -> None:
         """Before the row's next token is used: see that it may be, and that the one after it will be."""
-        if self._forced:
-            steps.restrict(row, {path[0] for path in self._forced})
+        allowed = self._allowed()
+        if allowed is not None:
+            steps.restrict(row, allowed)
         self._ban()
 
     def push(self, token: int, likelihood: Likelihood | None = None) -> list[ChatEvent]:
@@ -66,14 +73,17 @@ class Answer:
         self.token_ids.append(token)
         if likelihood is not None:
             self.logprobs.append(self._logprob(likelihood))
-        was_thinking = self._parser.thinking
+        was_thinking = self._parser.thinking and not self._parser.calling
         self.thinking_tokens += was_thinking
         piece = self._detokenizer.push(token)
         self._tail = (self._tail + piece)[-1:]
         calls = len(self.tool_calls)
-        events = self._events(self._parser.push(piece))
+        self._note_document(token)
+        events = self._events(self._parse(piece))
         if self.finish_reason is None and len(self.tool_calls) > calls and self._named:
             self.finish_reason = "tool_calls"  # the one call that was asked for is there
+        if self.finish_reason is None and self._in_document and self._grammar and self._grammar.done:
+            return events + self._end("stop")
         if self.finish_reason is None and len(self.token_ids) == self._settings.max_new_tokens:
             return events + self._end("length")
         if self._forced:
@@ -101,7 +111,9 @@ class Answer:
         return self._settings.tool_choice not in ("none", "auto", "required")
 
     def _steer(self, was_thinking: bool) -> None:
-        """Begin to force what has to come next, if anything."""
+        """Begin to force what has to come next, if anything; never inside a call, which ends thoughts by itself."""
+        if self._parser.calling:
+            return
         heads = [f"<tool_call>\n<function={name}>\n" for name in self._settings.forced_names if self._must_call]
         budget = self._settings.thinking_budget
         if self._parser.thinking:
@@ -109,26 +121,63 @@ class Answer:
                 return
             close = _CLOSE if self._tail == "\n" else "\n" + _CLOSE
         else:
-            close = "\n\n" if was_thinking else ""  # the template's own way from thoughts to a call
-            if not heads:
+            close = "\n\n" if was_thinking else ""  # the template's own way on from thoughts
+            if not heads and self._grammar is None:
                 return
         self._must_call = False
-        self._forced = [self._tokenizer.encode(close + head) for head in heads or [""]]
+        self._called = self._called or bool(heads)
+        self._forced = [path for path in (self._tokenizer.encode(close + head) for head in heads or [""]) if path]
+
+    def _allowed(self) -> Allowed | None:
+        """What the next token has to be one of; None leaves it free."""
+        if self._forced:
+            return {path[0] for path in self._forced}
+        if self._grammar is None or self._parser.thinking or self._parser.calling:
+            return None
+        if self._called or self.tool_calls:  # nothing but more calls
+            more = self._tokenizer.encode("\n</tool_call><tool_call>")
+            return {*more, *self._tokenizer.eos_token_ids}
+        allowed = self._grammar.allowed()
+        if not self._in_document and self._may_call and self._call_token is not None:
+            allowed = allowed.copy()
+            allowed[self._call_token] = True
+        return allowed
+
+    @property
+    def _may_call(self) -> bool:
+        return bool(self._settings.tools) and self._settings.tool_choice != "none"
+
+    def _note_document(self, token: int) -> None:
+        """Where the answer writes a document, this token is part of it."""
+        if self._grammar is None or self._forced or self._parser.thinking or self._parser.calling:
+            return
+        if token == self._call_token and not self._in_document:
+            self._called = True
+        elif not self._called and not self.tool_calls:
+            self._in_document = True
+            self._grammar.push(token)
+
+    def _parse(self, piece: str) -> list[Event]:
+        """A document is text, whatever tags its strings hold."""
+        if self._in_document:
+            return [Event(text=piece)] if piece else []
+        return self._parser.push(piece)
 
     def _ban(self) -> None:
         """Keep the sampler from ids that must not come now: a call, or the end before the call that must be made."""
-        call = self._tokenizer.token_id("<tool_call>")
-        banned = set() if call is None else {call}
+        banned = set() if self._call_token is None else {self._call_token}
         if self._must_call:  # and not yet: thoughts end by their own tag first
             banned |= set(self._tokenizer.eos_token_ids)
-        elif self._settings.tool_choice != "none":
+        elif self._may_call or (self._grammar is None and self._settings.tool_choice != "none"):
             banned = set()
+        if self._grammar is not None and self._parser.thinking:
+            banned |= set(self._tokenizer.eos_token_ids)  # the document is still to come
         if banned != self._banned:
             self._sampler.ban(banned)
             self._banned = frozenset(banned)
 
     def _end(self, reason: str) -> list[ChatEvent]:
-        events = self._events(self._parser.push(self._detokenizer.finish()) + self._parser.finish())
+        events = self._events(self._parse(self._detokenizer.finish()) + self._parser.finish())
         if self.finish_reason is None:  # else the last of it held a stop string
             held = self._stops.finish()
             if held:

@@ -38,6 +38,8 @@ class ChatMethods:
         thinking_budget: int | None = None,
         tool_choice: str = "auto",
         logprobs: int | None = None,
+        json_schema: Mapping[str, Any] | None = None,
+        response_format: Mapping[str, Any] | None = None,
         strict: bool = False,
         template_variables: Mapping[str, Any] | None = None,
     ) -> ChatResult:
@@ -50,6 +52,9 @@ class ChatMethods:
         stop: strings that end the answer's text before them; not looked for in thoughts and calls.
         enable_thinking: None leaves it to the template. thinking_budget: tokens after which thoughts are ended.
         seed: makes a run repeatable. logprobs: tell each token's log probability, and of so many of the likeliest.
+        json_schema: the text is a JSON document that follows it; thoughts and tool calls stay free. response_format:
+        the same as OpenAI's clients say it (text, json_object, json_schema). Both need llguidance (the extra
+        "structured"), and the model is not told: say in a message what to write.
         strict: give the template the messages as they are; else ``developer`` counts as system, and system messages
         merge into one at the beginning. template_variables: further ones for the template.
 
@@ -72,6 +77,8 @@ class ChatMethods:
             thinking_budget=thinking_budget,
             tool_choice=tool_choice,
             logprobs=logprobs,
+            json_schema=json_schema,
+            response_format=response_format,
             strict=strict,
             template_variables=template_variables,
         ).result()
@@ -95,6 +102,8 @@ class ChatMethods:
         thinking_budget: int | None = None,
         tool_choice: str = "auto",
         logprobs: int | None = None,
+        json_schema: Mapping[str, Any] | None = None,
+        response_format: Mapping[str, Any] | None = None,
         strict: bool = False,
         template_variables: Mapping[str, Any] | None = None,
     ) -> ChatStream:
@@ -116,6 +125,8 @@ class ChatMethods:
             thinking_budget=thinking_budget,
             tool_choice=tool_choice,
             logprobs=logprobs,
+            json_schema=json_schema,
+            response_format=response_format,
             strict=strict,
             template_variables=template_variables or {},
         )

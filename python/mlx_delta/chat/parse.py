@@ -78,6 +78,11 @@ class OutputParser:
         """Whether the output is inside thoughts now."""
         return self._thinking
 
+    @property
+    def calling(self) -> bool:
+        """Whether the output is inside a tool call now, or what may become one."""
+        return self._calling
+
     def push(self, text: str) -> list[Event]:
         """The events that this piece completes."""
         self._buffer += text
@@ -129,6 +134,8 @@ class OutputParser:
             return True
         if tag[0] in ("<think>", "</think>"):
             self._switch(thinking=tag[0] == "<think>")
+        elif not self._fresh:  # a call's own closing tag comes right after it
+            events.append(self._plain("", "a closing tag without a call: '</tool_call>'"))
         self._buffer = self._buffer[tag.end() :]
         return True
 

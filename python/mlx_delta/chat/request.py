@@ -37,6 +37,8 @@ class ChatSettings:
     thinking_budget: int | None = None
     tool_choice: str = "auto"
     logprobs: int | None = None
+    json_schema: Mapping[str, Any] | None = None
+    response_format: Mapping[str, Any] | None = None
     strict: bool = False
     template_variables: Mapping[str, Any] = field(default_factory=dict)
 
@@ -48,12 +50,22 @@ class ChatSettings:
         if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
             raise ValueError(f"logprobs: expected 0 to {MAX_LOGPROBS}, found {self.logprobs}")
         StopStrings(self.stop)
+        if self.json_schema is not None and self.response_format is not None:
+            raise ValueError("response_format: expected json_schema or response_format, found both")
+        _ = self.schema
         names = list(parameter_schemas(self.tools or ()))
         if self.tool_choice == "required" and not names:
             raise ValueError("tool_choice: expected tools to choose from, found none")
         if self.tool_choice not in ("none", "auto", "required", *names):
             choices = ", ".join(["none", "auto", "required", *names])
             raise ValueError(f"tool_choice: expected one of {choices}, found {self.tool_choice!r}")
+
+    @property
+    def schema(self) -> Mapping[str, Any] | None:
+        """What the answer's text has to follow, or None where it is free."""
+        if self.response_format is None:
+            return self.json_schema
+        return _schema_of(self.response_format)
 
     @property
     def forced_names(self) -> tuple[str, ...]:
@@ -114,6 +126,22 @@ class Prompt:
             lasting = min(stable, common_prefix(ids, tokenizer.encode(after)))
         tail = text[len(closed) :] if text.startswith(closed) else text
         return cls(ids, tail.rfind("<think>") > tail.rfind("</think>"), stable, lasting)
+
+
+def _schema_of(response_format: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """OpenAI's form, and llama.cpp's, which has the schema beside the type."""
+    kind = response_format.get("type") if isinstance(response_format, Mapping) else response_format
+    if kind == "text":
+        return None
+    if kind not in ("json_object", "json_schema"):
+        raise ValueError(f"response_format: expected type text, json_object or json_schema, found {kind!r:.80}")
+    inner = response_format.get("json_schema", response_format)
+    schema = inner.get("schema") if isinstance(inner, Mapping) else None
+    if schema is None and kind == "json_object":
+        return {"type": "object"}
+    if not isinstance(schema, Mapping):
+        raise ValueError(f"response_format: expected a schema, an object, in json_schema, found {schema!r:.80}")
+    return schema
 
 
 def template_of(tokenizer: Tokenizer) -> str:

@@ -99,6 +99,10 @@ class Tokenizer:
         """Text of ``ids``, with U+FFFD for bytes that are not UTF-8; unknown ids (padding) give nothing."""
         return self._backend.decode(list(ids), skip_special_tokens=skip_special)
 
+    def to_json(self) -> str:
+        """tokenizer.json, as read."""
+        return self._backend.to_str()
+
     def token_id(self, content: str) -> int | None:
         """The id of the token whose vocabulary entry is exactly ``content``, such as ``"</think>"``."""
         return self._backend.token_to_id(content)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mlx_delta.cli.bench import app as bench
+from mlx_delta.cli.chat import chat
 from mlx_delta.cli.convert import convert
 from mlx_delta.cli.demo import demo
 from mlx_delta.cli.evaluate import evaluate
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.command("demo")(demo)
 app.command("convert")(convert)
 app.command("imatrix")(imatrix)
+app.command("chat")(chat)
 app.command("generate")(generate)
 app.command("info")(info)
 app.command("evaluate")(evaluate)

@@ -6,13 +6,13 @@ waits for Python.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
 
-from mlx_delta.generate.sample import Sampler
+from mlx_delta.generate.sample import Allowed, Sampler
 from mlx_delta.model.cache import Cache
 from mlx_delta.model.qwen3_5 import Network
 
@@ -64,7 +64,7 @@ class Steps:
             self.likelihoods = _likelihoods(logits[:, : self._samplers[0].vocab_size], ids, self._logprobs)
         return ids
 
-    def restrict(self, row: int, allowed: Collection[int]) -> None:
+    def restrict(self, row: int, allowed: Allowed) -> None:
         """The row's next token, chosen already but not used, is chosen again among ``allowed`` alone."""
         sampler = self._samplers[row]
         sampler.forget()

@@ -16,6 +16,7 @@ import mlx.core as mx
 import numpy as np
 
 _GREEDY_BELOW = 1e-5  # logits / temperature would leave float32's range; the draw is all but certain anyway
+Allowed = Collection[int] | np.ndarray  # ids, or a mask: bool [>= vocab_size]
 _BLOCK = 128  # columns per block in _top_k; 64 to 256 are alike for a vocabulary of 248k
 
 
@@ -78,7 +79,7 @@ class Sampler:
         if not params.greedy:
             self._key = mx.random.key(secrets.randbits(63) if params.seed is None else params.seed)
 
-    def sample(self, logits: mx.array, allowed: Collection[int] | None = None) -> mx.array:
+    def sample(self, logits: mx.array, allowed: Allowed | None = None) -> mx.array:
         """logits [B, V] (any float dtype, V >= vocab_size) -> the next tokens [B] int32, lazily.
 
         allowed: the only ids to choose from, banned or not.
@@ -87,7 +88,7 @@ class Sampler:
             raise ValueError(f"logits: expected shape [B, >= {self.vocab_size}], found {list(logits.shape)}")
         logits = logits[:, : self.vocab_size]
         if allowed is not None:
-            logits = mx.where(_membership(list(allowed), self.vocab_size), logits, -mx.inf)
+            logits = mx.where(_allowed_mask(allowed, self.vocab_size), logits, -mx.inf)
         elif self._banned is not None:
             logits = mx.where(self._banned, -mx.inf, logits)
         if self._penalized:
@@ -114,6 +115,13 @@ class Sampler:
         """The tokens sampled last are not used: they do not count as generated."""
         if self._penalized:
             self._generated = self._before
+
+
+def _allowed_mask(allowed: Allowed, vocab_size: int) -> mx.array:
+    """[1, vocab_size] bool"""
+    if isinstance(allowed, np.ndarray):
+        return mx.array(allowed[None, :vocab_size])
+    return _membership(list(allowed), vocab_size)
 
 
 def _membership(prompt: Sequence[int] | Sequence[Sequence[int]], vocab_size: int) -> mx.array:
