@@ -70,10 +70,13 @@ class Library:
         includes: Iterable[str | Path] = (),
         replaced_headers: Mapping[str, str] | None = None,
         filename: str = "kernel.metal",
+        shim: Sequence[Path] = (),
     ) -> None:
-        """text: the Metal source. includes, replaced_headers, filename: see ``source.flatten``."""
+        """text: the Metal source. includes, replaced_headers, filename: see ``source.flatten``. shim: directories whose
+        <metal_stdlib.h> and parts of it come before this emulator's."""
         flat = source.flatten(text, [Path(i) for i in includes], replaced_headers, filename)
         self._source = source.parse(compiler.preprocess(flat))
+        self._shim = tuple(shim)
         self._binaries: dict[tuple[object, ...], compiler.Binary] = {}
 
     @property
@@ -161,7 +164,9 @@ class Library:
         key = (name, tuple(sorted((i, repr(value)) for i, value in constants.items())), instrumented, excess)
         if key not in self._binaries:
             code = self._code([name], constants)
-            self._binaries[key] = compiler.build(code, instrumented=instrumented, excess_precision=excess)
+            self._binaries[key] = compiler.build(
+                code, instrumented=instrumented, excess_precision=excess, shim=self._shim
+            )
         return self._binaries[key]
 
     def _code(self, names: Sequence[str], constants: Constants) -> str:
