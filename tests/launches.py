@@ -29,10 +29,10 @@ class Zeros(np.random.Generator):
         super().__init__(np.random.PCG64())
 
     def standard_normal(self, size: object = None, *_: object, **__: object) -> np.ndarray:  # type: ignore[override]
-        return np.zeros(size, np.float32)  # type: ignore[call-overload, no-any-return]
+        return np.zeros(size, np.float32)  # type: ignore[call-overload]
 
     def integers(self, low: int, *_: object, size: object, dtype: type = np.int64, **__: object) -> np.ndarray:  # type: ignore[override]
-        return np.full(size, low, dtype)  # type: ignore[call-overload, no-any-return]
+        return np.full(size, low, dtype)  # type: ignore[call-overload]
 
 
 @cache
