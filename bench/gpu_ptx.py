@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import subprocess
 import sys
@@ -95,7 +96,8 @@ def write_lines(path: Path, rows: list[Row]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
         for row in rows:
-            file.write(json.dumps({**asdict(row), "commit": git.stdout.strip()}) + "\n")
+            error = row.error if math.isfinite(row.error) else None  # JSON has no NaN
+            file.write(json.dumps({**asdict(row), "error": error, "commit": git.stdout.strip()}) + "\n")
     Path(file.name).replace(path)
 
 

@@ -16,24 +16,19 @@ import numpy as np
 
 import nvptx
 from bench import gpu_ptx_format as form
-from cases import BOUNDS, CASES, DTYPES, Case
+from bench.gpu_ptx_peers import peers
 from launches import Zeros, threads_of
 from mlx_delta import _core, ops
+from mlx_delta.bench.cases import BOUNDS, CASES, DTYPES, Case
 
 LARGE = 64 << 10  # bytes: inputs from here on are recipes
 BITS = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32}
-# mlx needs minutes to dequantize 248320 rows.
-BY_THE_CPU_KERNEL = {"qmm-9b-lm_head"}
 
 
 def write_folder(out: Path, patterns: Sequence[str], dtypes: Sequence[str]) -> form.Manifest:
     """The folder ``out``, whole or not at all. Raises ValueError where no case matches, FileExistsError."""
     if out.exists():
         raise FileExistsError(f"{out}: expected a folder that does not exist yet, found one")
-    wanted = list(selected(patterns, dtypes))
-    if not wanted:
-        expected = f"expected part of the name of a case with a kernel, such as {CASES[0].id}"
-        raise ValueError(f"--filter {' '.join(patterns)}: {expected}; found none")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=out.name) as temporary:
         folder = Path(temporary) / "out"
@@ -41,13 +36,21 @@ def write_folder(out: Path, patterns: Sequence[str], dtypes: Sequence[str]) -> f
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             kernels: dict[str, Future[form.Kernel]] = {}
             cases = []
-            for case, dtype in wanted:
+            for case, dtype in selected(patterns, dtypes):
                 record, launches = write_case(folder, case, dtype)
                 cases.append(record)
                 for launch in launches:
                     if launch.kernel not in kernels:
                         kernels[launch.kernel] = pool.submit(write_kernel, folder, launch)
-            manifest = form.Manifest(form.FORMAT, {n: k.result() for n, k in kernels.items()}, cases)
+            compiled = {name: kernel.result() for name, kernel in kernels.items()}
+        for peer in peers(patterns):
+            np.savez_compressed(folder / peer.case.file, allow_pickle=False, **peer.arrays)
+            compiled |= {name: write_ptx(folder, peer.compile(name)) for name in peer.kernels}
+            cases.append(peer.case)
+        if not cases:
+            expected = f"expected part of the name of a case with a kernel, such as {CASES[0].id}"
+            raise ValueError(f"--filter {' '.join(patterns)}: {expected}; found none")
+        manifest = form.Manifest(form.FORMAT, compiled, cases)
         form.write_manifest(folder, manifest)
         folder.rename(out)
     return manifest
@@ -69,7 +72,11 @@ def selected(patterns: Sequence[str], dtypes: Sequence[str]) -> Iterator[tuple[C
 def write_kernel(folder: Path, launch: _core.Launch) -> form.Kernel:
     sizes = {len(launch.buffers): len(launch.params)}
     kernel = nvptx.compile_kernel(launch.source, launch.kernel, threads=threads_of(launch), constant_bytes=sizes)
-    file = f"{zlib.crc32(launch.source.encode()):08x}.ptx"
+    return write_ptx(folder, kernel)
+
+
+def write_ptx(folder: Path, kernel: nvptx.Kernel) -> form.Kernel:
+    file = f"{zlib.crc32(kernel.ptx.encode()):08x}.ptx"
     (folder / file).write_text(kernel.ptx)
     loads = {str(width): count for width, count in sorted(nvptx.read_ptx(kernel.ptx).loads.items())}
     return form.Kernel(file, nvptx.ARCHITECTURE, loads)
@@ -89,7 +96,7 @@ def write_case(folder: Path, case: Case, dtype: str) -> tuple[form.Case, list[_c
         inputs.append(form.Input(name_of(array.dtype), bits.size, recipe))
         if recipe is None:
             arrays[f"input{i}"] = bits
-    by_cpu = case.id in BY_THE_CPU_KERNEL
+    by_cpu = case.every > 1  # the reference would take minutes
     expected = case.run(arguments) if by_cpu else case.reference(arguments)
     takes_over = {output: source for output, source, _ in plan.in_place}
     outputs = []

@@ -65,7 +65,7 @@ class CudaDevice:
         context = self._call("cuDevicePrimaryCtxRetain", self._device)
         self._call("cuCtxSetCurrent", context)
         self._stream = self._call("cuStreamCreate", driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
-        self.name = self._call("cuDeviceGetName", 128, self._device).decode().rstrip("\0")
+        self.name = self._call("cuDeviceGetName", 128, self._device).split(b"\0")[0].decode()
         version = self._call("cuDriverGetVersion")
         self.driver = f"CUDA {version // 1000}.{version % 1000 // 10}"
         self.cache_bytes = self._attribute("CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE")

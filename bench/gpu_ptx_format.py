@@ -113,9 +113,13 @@ class Manifest:
     cases: list[Case]
 
 
+def itemsize(dtype: str) -> int:
+    """Bytes of a value."""
+    return np.dtype(NUMPY[dtype]).itemsize
+
+
 def generate(recipe: Recipe, dtype: str, count: int) -> np.ndarray:
     """The array of a recipe: uint32 words, or floats as their bits. Raises FormatError if it is not what it was."""
-    size = np.dtype(NUMPY[dtype]).itemsize
     if dtype == "uint32":
         array = hashed((count + 1) // 2, recipe.seed).view(np.uint32)[:count]
     else:
@@ -124,7 +128,7 @@ def generate(recipe: Recipe, dtype: str, count: int) -> np.ndarray:
         sums = parts.astype(np.int32).sum(1) - 2 * 65535
         values = sums.astype(np.float32) * np.float32(recipe.deviation / 37837.0) + np.float32(recipe.mean)
         array = encode(values, METAL[dtype])
-    assert array.nbytes == count * size
+    assert array.nbytes == count * itemsize(dtype)
     crc = zlib.crc32(array.data)
     if recipe.crc not in (-1, crc):
         raise FormatError(f"a generated {dtype} array of {count}: expected checksum {recipe.crc:08x}, found {crc:08x}")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.gpu_ptx_device import Device, Function
-from bench.gpu_ptx_format import NUMPY, Case, Kernel, Manifest, generate, relative_rms
+from bench.gpu_ptx_format import Case, Kernel, Manifest, generate, itemsize, relative_rms
 
 COPY_BYTES = 512 << 20
 MAX_SETS = 64
@@ -53,7 +53,7 @@ class Buffers:
         self.outputs = []
         for output in case.outputs:
             if output.takes_over is None:
-                size = output.count * np.dtype(NUMPY[output.dtype]).itemsize
+                size = output.count * itemsize(output.dtype)
                 self.outputs.append(self._new(np.full(size, 255, np.uint8)))
             else:
                 self.outputs.append(self.inputs[output.takes_over])

@@ -9,8 +9,8 @@ from functools import cache
 import mlx.core as mx
 import numpy as np
 
-from cases import CASES, DTYPES, Case
 from mlx_delta import _core
+from mlx_delta.bench.cases import CASES, DTYPES, Case
 
 
 @dataclass(frozen=True)

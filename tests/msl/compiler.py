@@ -13,6 +13,8 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import threading
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +38,12 @@ KERNEL += ["-ftrivial-auto-var-init=pattern"]
 # An instrumented kernel keeps the accesses that its source has, but for what any optimiser removes.
 INSTRUMENTED = ["-fno-vectorize", "-fno-slp-vectorize", "-fno-unroll-loops"]
 INSTRUMENTED += ["-fsanitize=array-bounds,shift-exponent,integer-divide-by-zero"]  # handled by checker.cpp
-WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Wno-unknown-pragmas", "-Wno-c++17-extensions"]
+# Metal is C++14 before version 4, which macOS 26 has.
+WARNINGS = ["-std=c++14", "-Wall", "-Wextra", "-Wconversion", "-Wno-unknown-pragmas"]
+
+
+# One a result, so that of two threads that need it the second waits.
+_locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
 
 class CompileError(RuntimeError):
@@ -140,15 +147,16 @@ def build(code: str, *, instrumented: bool, excess_precision: bool, shim: Sequen
     key = cache_key(code, *flags, str(instrumented), *(files_hash(folder) for folder in shim))
     library = cache_directory() / f"{key}.so"
     lines = cache_directory() / f"{key}.json"
-    if not library.exists():
-        with tempfile.TemporaryDirectory(dir=cache_directory()) as folder:
-            work = Path(folder)
-            objects = [_kernel_object(code, flags, instrumented, work), *_runtime_objects()]
-            linked = work / "kernel.so"
-            check_run([*find_compiler().link, *map(str, objects), "-o", str(linked)])
-            if instrumented:
-                (work / "sites.json").replace(lines)
-            linked.replace(library)
+    with _locks[key]:
+        if not library.exists():
+            with tempfile.TemporaryDirectory(dir=cache_directory()) as folder:
+                work = Path(folder)
+                objects = [_kernel_object(code, flags, instrumented, work), *_runtime_objects()]
+                linked = work / "kernel.so"
+                check_run([*find_compiler().link, *map(str, objects), "-o", str(linked)])
+                if instrumented:
+                    (work / "sites.json").replace(lines)
+                linked.replace(library)
     if not instrumented:
         return Binary(library, ())
     return Binary(library, tuple(instrument.SourceLine(*site) for site in json.loads(lines.read_text())))

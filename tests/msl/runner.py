@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ from .arguments import Buffer, Size
 
 Constants: TypeAlias = "Mapping[int, bool | int | float]"
 ORDERS = ("forward", "reverse")
+
+# How often each kernel has run: what a report of tests counts.
+launched: Counter[str] = Counter()
 
 # What a kernel's attribute gives, in C++.
 BUILTINS = {
@@ -139,6 +143,7 @@ class Library:
         if count_bytes:
             launch.traffic = counts
         library.msl_launch(ctypes.byref(launch))
+        launched[name] += 1
 
         if launch.findings_count:
             raw = launch.findings[: launch.findings_count]
@@ -151,10 +156,22 @@ class Library:
         }
         return Result(arrays, traffic)
 
+    def compile(
+        self,
+        name: str,
+        *,
+        constants: Constants | None = None,
+        excess_precision: bool = False,
+        check: bool = False,
+        count_bytes: bool = False,
+    ) -> None:
+        """What ``launch`` with these options does first; for several threads at a time to do ahead of it."""
+        self._binary(name, constants or {}, check or count_bytes, excess_precision)
+
     def strict_compile(
         self, name: str | None = None, constants: Constants | None = None, flags: Sequence[str] = ()
     ) -> list[compiler.Diagnostic]:
-        """What clang says with real address spaces, -Wall -Wextra -Wconversion and ``flags``.
+        """What clang says with real address spaces, C++14, -Wall -Wextra -Wconversion and ``flags``.
 
         name: the kernel to compile; all of them if None.
         """

@@ -28,6 +28,8 @@ CONSTANT_SPACE = 4
 FLAGS = shlex.split(
     "-x c++ -std=c++17 -ffreestanding -S -O3 -w -nostdinc++ -fno-exceptions -fno-rtti -fno-threadsafe-statics"
     " -fno-strict-aliasing -fno-math-errno -ffp-contract=fast -Xclang -cl-single-precision-constant"
+    # 64-bit integers are long in Metal and on the CPU, but long long for this target
+    " -U__INT64_TYPE__ -D__INT64_TYPE__=long -U__UINT64_TYPE__ '-D__UINT64_TYPE__=unsigned long'"
 )
 # Metal's compiler inlines every function, and kernels count on it: arrays passed by reference stay in registers.
 INLINE = "#pragma clang attribute push(__attribute__((always_inline)), apply_to = function)"
@@ -75,6 +77,11 @@ def find_clang() -> tuple[str, ...]:
     return (host.system_clang(),)
 
 
+def kernels_of(text: str) -> list[str]:
+    """The names that a host can launch."""
+    return sorted(parsed(text).instances)
+
+
 @functools.cache
 def parsed(text: str) -> source.Source:
     return source.parse(host.preprocess(source.flatten(text)))
@@ -88,8 +95,9 @@ def compile_kernel(
     constant_bytes: Mapping[int, int],
     constants: Mapping[int, object] | None = None,
     architecture: str = ARCHITECTURE,
+    rename: str = "",
 ) -> Kernel:
-    """The kernel that a host launches as ``name``, as PTX.
+    """The kernel that a host launches as ``name``, as PTX, where it is named ``rename`` if given.
 
     threads: of a threadgroup, which the register allocation is bounded by. constant_bytes: the size of each `constant`
         argument by its buffer index. constants: function constants by index.
@@ -99,10 +107,10 @@ def compile_kernel(
     code = source_of(text, name, constant_bytes, constants or {})
     flags = [*FLAGS, "--target=nvptx64-nvidia-cuda", f"-march={architecture}", f"-DMSL_CONSTANT_SPACE={CONSTANT_SPACE}"]
     flags += [f"--cuda-feature=+{PTX_VERSION}"]
-    ptx = bounded(compiled(code, tuple(flags)), name, threads)
+    ptx = bounded(compiled(code, tuple(flags)), name, rename or name, threads)
     in_constant = tuple(p.index for p in parameters if p.kind == "buffer" and is_constant(p))
     buffers = tuple(sorted(p.index for p in parameters if p.kind == "buffer" and not is_constant(p)))
-    return Kernel(name, ptx, buffers, in_constant)
+    return Kernel(rename or name, ptx, buffers, in_constant)
 
 
 def is_constant(parameter: source.Parameter) -> bool:
@@ -139,10 +147,10 @@ def source_of(text: str, name: str, constant_bytes: Mapping[int, int], constants
     return "\n".join(["#include <entry.h>", "#include <metal_stdlib.h>", INLINE, body, INLINE_END, *symbols, entry, ""])
 
 
-def bounded(ptx: str, name: str, threads: int) -> str:
-    """The PTX with its entry under the kernel's name, and with the threads that a launch has at most."""
-    ptx = re.sub(rf"\b{name}_entry\b", name, ptx)
-    entry = re.compile(rf"(\.visible \.entry {name}\([^)]*\))")
+def bounded(ptx: str, name: str, final: str, threads: int) -> str:
+    """The PTX with its entry under its final name, and with the threads that a launch has at most."""
+    ptx = re.sub(rf"\b{name}_entry\b", final, ptx)
+    entry = re.compile(rf"(\.visible \.entry {final}\([^)]*\))")
     bound, count = entry.subn(rf"\1\n.maxntid {threads}, 1, 1", ptx)
     if count != 1:
         raise host.CompileError(f"kernel '{name}': expected one entry in the PTX, found {count}")

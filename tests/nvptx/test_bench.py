@@ -1,9 +1,13 @@
-"""bench.gpu_ptx without a GPU: what it writes is enough to run, on a device that runs the Metal text, not the PTX."""
+"""bench.gpu_ptx without a GPU: what it writes is enough to run, on a device that runs the Metal text on the shim.
+
+What is left to a GPU is the driver, and what the compiler makes of the shim's instructions.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +16,22 @@ from bench import gpu_ptx, gpu_ptx_run
 from bench.gpu_ptx_compile import write_folder
 from bench.gpu_ptx_device import CudaDevice, DeviceError, Function
 from bench.gpu_ptx_format import FormatError, Manifest, Recipe, generate, read_manifest
+from bench.gpu_ptx_peers import Source, peers
 
 from launches import specialisations
 from msl import Library
-from nvptx import constant_symbol
 
-FILTERS = ("delta_mixer-b2t1", "qmm-mixed", "attention-b1t1h4", "attention_prepare-b2t7", "conv1d-b1t1c8192")
+PEERS = ("mlx-lm-delta_mixer", "mlx-qmm-9b-down")
+FILTERS = (*PEERS, "delta_mixer-b2t1", "qmm-mixed", "attention-b1t1h4", "attention_prepare-b2t7", "conv1d-b1t1c8192")
+
+
+@cache
+def texts_of_peers() -> dict[str, Source]:
+    """The kernels that are not ours, by name."""
+    return {kernel: source for peer in peers(PEERS) for kernel, source in peer.kernels.items()}
+
+
+CPU = (Path(__file__).parent / "cpu", Path(__file__).parent / "shim")
 
 
 class Emulator:
@@ -28,7 +42,7 @@ class Emulator:
     def __init__(self) -> None:
         self._memory: dict[int, np.ndarray] = {}
         self._next = 1 << 20
-        self._constants: dict[str, bytes] = {}
+        self._constants: dict[tuple[str, int], bytes] = {}
 
     def load(self, ptx: str, kernel: str) -> Function:
         assert f".visible .entry {kernel}(" in ptx
@@ -36,7 +50,7 @@ class Emulator:
 
     def set_constant(self, function: Function, symbol: str, value: bytes) -> None:
         assert f"{symbol}[{len(value)}]" in function.module
-        self._constants[function.handle] = value
+        self._constants[function.handle, int(symbol.rsplit("_", 1)[1])] = value
 
     def allocate(self, nbytes: int) -> int:
         address, self._next = self._next, self._next + nbytes + 256
@@ -58,11 +72,17 @@ class Emulator:
     def launch(
         self, function: Function, threadgroups: Sequence[int], threads: Sequence[int], buffers: Sequence[int]
     ) -> None:
-        launch = specialisations()[function.handle].launch
-        arrays = [self._memory[address] for address in buffers]
-        assert constant_symbol(len(buffers)) in function.module
-        given = [*arrays, self._constants[function.handle]]
-        Library(launch.source).launch(function.handle, given, threadgroups=threadgroups, threadgroup=threads)
+        name = function.handle
+        if name in texts_of_peers():
+            text, name = texts_of_peers()[name].text, texts_of_peers()[name].name
+        else:
+            text = specialisations()[name].launch.source
+        given = {i: self._constants[function.handle, i] for i in range(31) if (function.handle, i) in self._constants}
+        free = [i for i in range(31) if i not in given]
+        given |= dict(zip(free, (self._memory[address] for address in buffers), strict=False))
+        Library(text, shim=CPU).launch(
+            name, [given[i] for i in sorted(given)], threadgroups=threadgroups, threadgroup=threads
+        )
 
     def synchronize(self) -> None: ...
 
@@ -97,28 +117,31 @@ def test_every_case_is_right(
     assert run(monkeypatch, folder, "--out", results) == 0, capsys.readouterr().out
     rows = [json.loads(line) for line in results.read_text().splitlines()]
     assert {row["case"].split("-")[0] for row in rows} == {
-        "attention", "attention_prepare", "conv1d", "delta_mixer", "qmm"
+        "attention", "attention_prepare", "conv1d", "delta_mixer", "mlx", "qmm"
     }  # fmt: skip
     assert all(row["error"] <= row["bound"] for row in rows)
     timed = [row for row in rows if row["us"] is not None]
-    assert [row["case"] for row in timed] == ["conv1d-b1t1c8192"]
+    assert sorted(row["case"].split("-b")[0] for row in timed) == ["conv1d", "mlx-lm-delta_mixer", "mlx-qmm-9b-down"]
     assert timed[0]["gbs"] == pytest.approx(timed[0]["bytes"] / 0.5e-3 / 1e9)  # two sets in a millisecond
     assert timed[0]["share"] == pytest.approx(100 * timed[0]["gbs"] / timed[0]["copy_gbs"])
     assert sum(timed[0]["loads"][0].values()) > 0
 
 
+@pytest.mark.parametrize("last_output", [0x3F, 0xFF], ids=["value", "nan"])
 def test_a_wrong_result_is_named(
-    folder: Path, emulator: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    last_output: int, folder: Path, emulator: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     launch = Emulator.launch
 
     def wrong(self: Emulator, *arguments: object) -> None:
         launch(self, *arguments)  # type: ignore[arg-type]
-        self._memory[max(self._memory)][:4] = 0x3F  # in the last output
+        self._memory[max(self._memory)][:4] = last_output
 
     monkeypatch.setattr(Emulator, "launch", wrong)
-    assert run(monkeypatch, folder, "--filter", "qmm-mixed", "--out", folder.parent / "wrong.jsonl") == 1
+    out = folder.parent / "wrong.jsonl"
+    assert run(monkeypatch, folder, "--filter", "qmm-mixed", "--out", out) == 1
     assert "WRONG: error" in capsys.readouterr().out
+    assert "NaN" not in out.read_text()
 
 
 def test_recipes_stay_what_they_are() -> None:

@@ -11,6 +11,7 @@ import pytest
 from launches import specialisations, threads_of
 from nvptx import Kernel, compile_kernel, read_ptx
 from nvptx.compiler import constant_symbol
+from report import report
 
 THREADGROUP_MEMORY = 32 << 10  # of an Apple GPU
 
@@ -29,7 +30,7 @@ def compile_one(name: str) -> Kernel:
     return compile_kernel(launch.source, name, threads=threads_of(launch), constant_bytes=sizes)
 
 
-@pytest.mark.parametrize("name", specialisations())
+@pytest.mark.parametrize("name", specialisations(), ids=str)
 def test_compiles(name: str, kernels: dict[str, Future[Kernel]]) -> None:
     kernel = kernels[name].result()
     entry = read_ptx(kernel.ptx)
@@ -44,3 +45,9 @@ def test_compiles(name: str, kernels: dict[str, Future[Kernel]]) -> None:
     assert entry.local == 0, "thread memory: an array that is indexed by a value the compiler does not know"
     assert entry.calls == ()
     assert entry.loads
+    if specialisations()[name].case.real:
+        widths = ", ".join(f"{count} of {width}" for width, count in sorted(entry.loads.items()))
+        report(
+            "Loads of device memory in the 9B's kernels, by bytes a thread (PTX; NVIDIA's compiler)",
+            f"{specialisations()[name].case.id:44}{name.split('_b')[0]:20}{widths}",
+        )

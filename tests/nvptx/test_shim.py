@@ -32,6 +32,9 @@ SIMD = {
     "xor": "simd_shuffle_xor(x[i], 11)",
     "down": "simd_shuffle_down(x[i], 3)",
     "up": "simd_shuffle_up(x[i], 9)",
+    "fill_up": "simd_shuffle_and_fill_up(x[i], x[i ^ 3], ushort(5))",
+    "fill_down": "simd_shuffle_and_fill_down(x[i], x[i ^ 3], ushort(7))",
+    "quad_sum": "quad_sum(x[i])",
     "short": "float(simd_shuffle_xor(ushort(i), 1))",
 }
 

@@ -45,14 +45,22 @@ inline T from_xor(T value, uint mask) {
 namespace metal {
 
 // The same balanced tree as the emulator's, so that both add in one order.
-#define MSL_REDUCE(name, combined)                               \
-  template <class T>                                             \
-  inline T simd_##name(T a) {                                    \
-    for (uint mask = msl::kSimdWidth / 2; mask > 0; mask /= 2) { \
-      const T b = msl::from_xor(a, mask);                        \
-      a = T(combined);                                           \
-    }                                                            \
-    return a;                                                    \
+#define MSL_REDUCE(name, combined)                     \
+  template <uint width, class T>                       \
+  inline T reduce_##name(T a) {                        \
+    for (uint mask = width / 2; mask > 0; mask /= 2) { \
+      const T b = msl::from_xor(a, mask);              \
+      a = T(combined);                                 \
+    }                                                  \
+    return a;                                          \
+  }                                                    \
+  template <class T>                                   \
+  inline T simd_##name(T value) {                      \
+    return reduce_##name<msl::kSimdWidth>(value);      \
+  }                                                    \
+  template <class T>                                   \
+  inline T quad_##name(T value) {                      \
+    return reduce_##name<4>(value);                    \
   }
 MSL_REDUCE(sum, a + b)
 MSL_REDUCE(product, a* b)
@@ -92,20 +100,36 @@ inline T simd_shuffle_up(T value, ushort n) {
   return msl::from_lane(value, lane < n ? lane : lane - n);
 }
 
+// The lanes that a shift leaves empty take `fill` from the other end.
+template <class T>
+inline T simd_shuffle_and_fill_up(T value, T fill, ushort n) {
+  const uint from = (msl::lane() - n) % msl::kSimdWidth;
+  const T other = msl::from_lane(fill, from);
+  value = msl::from_lane(value, from);
+  return msl::lane() < n ? other : value;
+}
+template <class T>
+inline T simd_shuffle_and_fill_down(T value, T fill, ushort n) {
+  const uint from = (msl::lane() + n) % msl::kSimdWidth;
+  const T other = msl::from_lane(fill, from);
+  value = msl::from_lane(value, from);
+  return msl::lane() + n >= msl::kSimdWidth ? other : value;
+}
+
 // Of the lanes below this one, or up to it.
-#define MSL_PREFIX(name, identity, op)                            \
-  template <class T>                                              \
-  inline T simd_prefix_inclusive_##name(T value) {                \
-    for (uint n = 1; n < msl::kSimdWidth; n *= 2) {               \
-      const T other = simd_shuffle_up(value, ushort(n));          \
-      if (msl::lane() >= n) value = T(other op value);            \
-    }                                                             \
-    return value;                                                 \
-  }                                                               \
-  template <class T>                                              \
-  inline T simd_prefix_exclusive_##name(T value) {                \
+#define MSL_PREFIX(name, identity, op)                               \
+  template <class T>                                                 \
+  inline T simd_prefix_inclusive_##name(T value) {                   \
+    for (uint n = 1; n < msl::kSimdWidth; n *= 2) {                  \
+      const T other = simd_shuffle_up(value, ushort(n));             \
+      if (msl::lane() >= n) value = T(other op value);               \
+    }                                                                \
+    return value;                                                    \
+  }                                                                  \
+  template <class T>                                                 \
+  inline T simd_prefix_exclusive_##name(T value) {                   \
     value = simd_shuffle_up(simd_prefix_inclusive_##name(value), 1); \
-    return msl::lane() == 0 ? T(identity) : value;                \
+    return msl::lane() == 0 ? T(identity) : value;                   \
   }
 MSL_PREFIX(sum, 0, +)
 MSL_PREFIX(product, 1, *)
