@@ -43,7 +43,7 @@ class Moved:
     """Bytes of one case.
 
     whole: what the op has to move. least: the same with fewer rows, as is all that follows. touched: of inputs and
-    outputs, each once. streamed: inputs that no cache keeps, once for each threadgroup that reads them, the others once,
+    outputs, each once. streamed: inputs that no cache keeps, for each threadgroup that reads them, the others once,
     and what is written as often as it is. repeated: accesses to weights, states and the KV cache, above one a byte.
     scratch: written and read between launches.
     """
