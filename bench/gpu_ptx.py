@@ -19,8 +19,8 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from bench.gpu_ptx_device import CudaDevice, DeviceError
-from bench.gpu_ptx_format import FormatError, read_manifest
+from bench.gpu_ptx_device import CudaDevice
+from bench.gpu_ptx_format import read_manifest
 from bench.gpu_ptx_run import Row, run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,7 +31,7 @@ def main() -> int:
     args = parser().parse_args()
     try:
         return compile_folder(args) if args.command == "compile" else run_folder(args)
-    except (DeviceError, FormatError, ValueError, OSError) as error:
+    except (ImportError, OSError, RuntimeError, ValueError) as error:  # those of the device and of clang among them
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -36,13 +36,17 @@ def write_folder(out: Path, patterns: Sequence[str], dtypes: Sequence[str]) -> f
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             kernels: dict[str, Future[form.Kernel]] = {}
             cases = []
-            for case, dtype in selected(patterns, dtypes):
-                record, launches = write_case(folder, case, dtype)
-                cases.append(record)
-                for launch in launches:
-                    if launch.kernel not in kernels:
-                        kernels[launch.kernel] = pool.submit(write_kernel, folder, launch)
-            compiled = {name: kernel.result() for name, kernel in kernels.items()}
+            try:
+                for case, dtype in selected(patterns, dtypes):
+                    record, launches = write_case(folder, case, dtype)
+                    cases.append(record)
+                    for launch in launches:
+                        if launch.kernel not in kernels:
+                            kernels[launch.kernel] = pool.submit(write_kernel, folder, launch)
+                compiled = {name: kernel.result() for name, kernel in kernels.items()}
+            except BaseException:
+                pool.shutdown(cancel_futures=True)  # or an interrupt would wait for all of them
+                raise
         for peer in peers(patterns):
             np.savez_compressed(folder / peer.case.file, allow_pickle=False, **peer.arrays)
             compiled |= {name: write_ptx(folder, peer.compile(name)) for name in peer.kernels}
