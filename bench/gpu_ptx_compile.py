@@ -19,7 +19,7 @@ from bench import gpu_ptx_format as form
 from bench.gpu_ptx_peers import peers
 from launches import Zeros, threads_of
 from mlx_delta import _core, ops
-from mlx_delta.bench.cases import BOUNDS, CASES, DTYPES, Case
+from mlx_delta.bench.cases import BOUNDS, CASES, DTYPES, Case, cases_of
 
 LARGE = 64 << 10  # bytes: inputs from here on are recipes
 BITS = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32}
@@ -62,8 +62,8 @@ def write_folder(out: Path, patterns: Sequence[str], dtypes: Sequence[str]) -> f
 
 def selected(patterns: Sequence[str], dtypes: Sequence[str]) -> Iterator[tuple[Case, str]]:
     """Small cases in each dtype, the 9B's in bfloat16, those without a kernel left out."""
-    for case in CASES:
-        if not any(pattern in case.id for pattern in patterns):
+    for case in cases_of("9B"):
+        if case.name.endswith("-m512") or not any(pattern in case.id for pattern in patterns):
             continue
         for name in ["bfloat16"] if case.real else dtypes:
             try:
