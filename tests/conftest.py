@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ahead import compile_ahead as compile_ahead  # a fixture
 from mlx_delta import _core
 from report import lines
 

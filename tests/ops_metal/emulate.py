@@ -33,16 +33,16 @@ def run_plan(results: list[mx.array], **options: Any) -> tuple[list[mx.array], _
     return run_and_count(results, None, **options)
 
 
-def counted(results: list[mx.array]) -> Counter[str]:
-    """Bytes that an op's kernels move, and the number of "launches".
+def counted(results: list[mx.array]) -> tuple[list[mx.array], Counter[str]]:
+    """What the GPU kernels make of an op, bytes that they move, and the number of "launches".
 
     "touched": of inputs and outputs, each once. "streamed": inputs of CACHED bytes or more, as often as threadgroups
     read them, smaller ones once, and all that is written to outputs. "repeated": accesses to inputs of LARGE bytes or
     more, above one a byte. "scratch": what launches leave for one another, written and read.
     """
     traffic: Counter[str] = Counter()
-    run_and_count(results, traffic, count_bytes=True)
-    return traffic
+    found, _ = run_and_count(results, traffic, count_bytes=True)
+    return found, traffic
 
 
 def run_and_count(

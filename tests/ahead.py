@@ -1,4 +1,4 @@
-"""Compiles ahead, on all cores, what the tests of this folder are going to launch one kernel at a time."""
+"""Compiles ahead, on all cores, what tests/ops_metal is going to launch one kernel at a time."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from emulate import library
 
 from launches import specialisations
-from msl import CompileError, SourceError
+from msl import CompileError, Library, SourceError
 
 HALF = (mx.float16, mx.bfloat16)
 
@@ -27,7 +26,7 @@ def compile_ahead(request: pytest.FixtureRequest) -> Iterator[None]:
 
     def compile_one(name: str, source: str, options: dict[str, Any]) -> None:
         with suppress(CompileError, SourceError):
-            library(source).compile(name, **options)
+            Library(source).compile(name, **options)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for options in ({}, {"check": True}, {"excess_precision": True}):
