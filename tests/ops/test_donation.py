@@ -7,8 +7,8 @@ from collections.abc import Callable
 import mlx.core as mx
 import pytest
 
-from cases import CASES, Arguments
 from mlx_delta import ops
+from mlx_delta.bench.cases import CASES, Arguments
 
 ROWS, HEADS, DIM = 8192, 2, 64
 LAYERS = 2  # few: of a long token MLX lets only the last part be in flight

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from emulate import run_plan
 
-from cases import Arguments, normal, relative_rms
 from mlx_delta import ops
+from mlx_delta.bench.cases import Arguments, normal, relative_rms
 
 
 def draw(T: int, Dk: int, Dv: int, *, Hk: int = 1, Hv: int = 2, B: int = 1) -> Arguments:

@@ -7,8 +7,8 @@ import re
 import mlx.core as mx
 import pytest
 
-from cases import BOUNDS, CASES, DTYPES, Case, relative_rms
 from mlx_delta import _core
+from mlx_delta.bench.cases import BOUNDS, CASES, DTYPES, Case, relative_rms
 
 # More rows or tokens than our kernels take.
 WIDE_QMM = [c for c in CASES if c.op == "qmm" and c.arguments(mx.float32)["x"].shape[0] > 16]

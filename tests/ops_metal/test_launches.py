@@ -11,9 +11,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from cases import CASES, quantized
 from conftest import ROOT
 from mlx_delta import _core
+from mlx_delta.bench.cases import CASES, quantized
 from mlx_delta.config import ModelConfig
 from mlx_delta.model.cache import Cache
 from mlx_delta.model.layers import AttentionLayer, DeltaLayer, Mlp
