@@ -6,9 +6,18 @@ from pathlib import Path
 
 import pytest
 
+from ahead import compile_ahead as compile_ahead  # a fixture
 from mlx_delta import _core
+from report import lines
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    stats = terminalreporter.stats.values()
+    reports = [one for group in stats for one in group if isinstance(one, pytest.TestReport)]
+    for line in lines(reports):
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,6 +13,8 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import threading
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +38,12 @@ KERNEL += ["-ftrivial-auto-var-init=pattern"]
 # An instrumented kernel keeps the accesses that its source has, but for what any optimiser removes.
 INSTRUMENTED = ["-fno-vectorize", "-fno-slp-vectorize", "-fno-unroll-loops"]
 INSTRUMENTED += ["-fsanitize=array-bounds,shift-exponent,integer-divide-by-zero"]  # handled by checker.cpp
-WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Wno-unknown-pragmas", "-Wno-c++17-extensions"]
+# Metal is C++14 before version 4, which macOS 26 has.
+WARNINGS = ["-std=c++14", "-Wall", "-Wextra", "-Wconversion", "-Wno-unknown-pragmas"]
+
+
+# One a result, so that of two threads that need it the second waits.
+_locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
 
 class CompileError(RuntimeError):
@@ -85,25 +92,28 @@ def find_compiler() -> Compiler:
     features = set(cpu.read_text().split()) if cpu.is_file() else set()
     if platform.machine() != "x86_64" or not {"avx2", "fma", "f16c"} <= features:
         raise CompileError(f"expected x86_64 Linux with AVX2, FMA and F16C, found {platform.platform()}")
-    command: list[str] = shlex.split(os.environ.get("MSL_CXX", ""))
-    link: list[str] = []
-    zig = importlib.util.find_spec("ziglang")
-    if not command and zig is not None and zig.origin is not None:
-        binary = str(Path(zig.origin).parent / "zig")
-        command, link = (
-            [binary, "c++"],
-            [binary, "ld.lld", "-shared", "-Bsymbolic"],
-        )  # zig's own link step would build a C++ library first
-    if not command:
-        names = ["clang++", *(f"clang++-{version}" for version in range(30, 18, -1))]
-        found = next((path for path in map(shutil.which, names) if path), None)
-        if found is None:
-            raise CompileError(
-                "no clang found: pip install ziglang, or set MSL_CXX to a clang++ of version 19 or later"
-            )
-        command = [found]
-    version = _run([*command, "--version"]).stdout.split("\n")[0]
+    command, link = shlex.split(os.environ.get("MSL_CXX", "")), []
+    if not command and (zig := find_zig()):
+        # zig's own link step would build a C++ library first
+        command, link = [str(zig), "c++"], [str(zig), "ld.lld", "-shared", "-Bsymbolic"]
+    command = command or [system_clang()]
+    version = run([*command, "--version"]).stdout.split("\n")[0]
     return Compiler(tuple(command), tuple(link or [*command, "-shared", "-nostdlib", "-Wl,-Bsymbolic"]), version)
+
+
+def find_zig() -> Path | None:
+    """The binary of PyPI's ziglang, where that is installed."""
+    package = importlib.util.find_spec("ziglang")
+    return Path(package.origin).parent / "zig" if package is not None and package.origin else None
+
+
+def system_clang() -> str:
+    """The newest clang++ on PATH."""
+    names = ["clang++", *(f"clang++-{version}" for version in range(30, 18, -1))]
+    found = next((path for path in map(shutil.which, names) if path), None)
+    if found is None:
+        raise CompileError("no clang found: pip install ziglang, or set MSL_CXX to a clang++ of version 19 or later")
+    return found
 
 
 def cache_directory() -> Path:
@@ -116,32 +126,37 @@ def cache_directory() -> Path:
 
 def preprocess(text: str) -> str:
     """Expands the macros of a source, which must include nothing."""
-    target = cache_directory() / f"{_key('preprocess', text)}.i"
+    target = cache_directory() / f"{cache_key('preprocess', text)}.i"
     if not target.exists():
         with tempfile.TemporaryDirectory(dir=cache_directory()) as folder:
             plain, expanded = Path(folder) / "kernel.cpp", Path(folder) / "kernel.i"
             plain.write_text(text)
             metal = ["-D__METAL__=1", f"-D__METAL_VERSION__={METAL_VERSION}"]
-            _check([*find_compiler().compile, *COMMON, *metal, "-w", "-E", str(plain), "-o", str(expanded)])
+            check_run([*find_compiler().compile, *COMMON, *metal, "-w", "-E", str(plain), "-o", str(expanded)])
             expanded.replace(target)
     return target.read_text()
 
 
-def build(code: str, *, instrumented: bool, excess_precision: bool) -> Binary:
-    """Compiles a rewritten kernel with its entry points into a library, or finds it in the cache."""
+def build(code: str, *, instrumented: bool, excess_precision: bool, shim: Sequence[Path] = ()) -> Binary:
+    """Compiles a rewritten kernel with its entry points into a library, or finds it in the cache.
+
+    shim: directories whose headers come before those of the shim.
+    """
     flags = [*KERNEL, *half_flags(excess_precision), "-O2", *(INSTRUMENTED if instrumented else [])]
-    key = _key(code, *flags, str(instrumented))
+    flags += [f"-I{folder}" for folder in shim]
+    key = cache_key(code, *flags, str(instrumented), *(files_hash(folder) for folder in shim))
     library = cache_directory() / f"{key}.so"
     lines = cache_directory() / f"{key}.json"
-    if not library.exists():
-        with tempfile.TemporaryDirectory(dir=cache_directory()) as folder:
-            work = Path(folder)
-            objects = [_kernel_object(code, flags, instrumented, work), *_runtime_objects()]
-            linked = work / "kernel.so"
-            _check([*find_compiler().link, *map(str, objects), "-o", str(linked)])
-            if instrumented:
-                (work / "sites.json").replace(lines)
-            linked.replace(library)
+    with _locks[key]:
+        if not library.exists():
+            with tempfile.TemporaryDirectory(dir=cache_directory()) as folder:
+                work = Path(folder)
+                objects = [_kernel_object(code, flags, instrumented, work), *_runtime_objects()]
+                linked = work / "kernel.so"
+                check_run([*find_compiler().link, *map(str, objects), "-o", str(linked)])
+                if instrumented:
+                    (work / "sites.json").replace(lines)
+                linked.replace(library)
     if not instrumented:
         return Binary(library, ())
     return Binary(library, tuple(instrument.SourceLine(*site) for site in json.loads(lines.read_text())))
@@ -163,7 +178,7 @@ def diagnose(code: str, flags: Sequence[str]) -> list[Diagnostic]:
             "-isystem",
             str(SHIM),
         ]
-        result = _run([*command, "-S", "-emit-llvm", str(path), "-o", str(path.with_suffix(".ll"))])
+        result = run([*command, "-S", "-emit-llvm", str(path), "-o", str(path.with_suffix(".ll"))])
     found = re.findall(r"^(.+?):(\d+):(\d+): (warning|error|fatal error): (.*)$", result.stderr, re.M)
     diagnostics = sorted(
         {Diagnostic(file, int(line), int(column), kind, text) for file, line, column, kind, text in found}
@@ -178,15 +193,15 @@ def _kernel_object(code: str, flags: list[str], instrumented: bool, work: Path) 
     source.write_text(code)
     command = [*find_compiler().compile, *flags, "-w", f"-I{SHIM}"]
     if not instrumented:
-        _check([*command, "-c", str(source), "-o", str(target)])
+        check_run([*command, "-c", str(source), "-o", str(target)])
         return target
     ir = work / "kernel.ll"
-    _check([*command, "-S", "-emit-llvm", str(source), "-o", str(ir)])
+    check_run([*command, "-S", "-emit-llvm", str(source), "-o", str(ir)])
     text, sites = instrument.instrument(ir.read_text(), SHIM)
     ir.write_text(text)
     (work / "sites.json").write_text(json.dumps([[s.file, s.line, s.column] for s in sites]))
     as_is = ["-fPIC", "-O1", "-w", "-fno-sanitize=all", "-Xclang", "-disable-llvm-passes"]
-    _check([*find_compiler().compile, *as_is, "-c", str(ir), "-o", str(target)])
+    check_run([*find_compiler().compile, *as_is, "-c", str(ir), "-o", str(target)])
     return target
 
 
@@ -195,12 +210,12 @@ def _runtime_objects() -> list[Path]:
     flags = [*COMMON, "-O2"]
     objects = []
     for name in RUNTIME:
-        target = cache_directory() / f"{Path(name).stem}-{_key(name, *flags)}.o"
+        target = cache_directory() / f"{Path(name).stem}-{cache_key(name, *flags)}.o"
         objects.append(target)
         if not target.exists():
             with tempfile.TemporaryDirectory(dir=cache_directory()) as folder:
                 built = Path(folder) / "runtime.o"
-                _check([*find_compiler().compile, *flags, "-c", str(SHIM / name), "-o", str(built)])
+                check_run([*find_compiler().compile, *flags, "-c", str(SHIM / name), "-o", str(built)])
                 built.replace(target)
     return objects
 
@@ -208,22 +223,26 @@ def _runtime_objects() -> list[Path]:
 @functools.cache
 def _environment_hash() -> str:
     """Of what every result depends on: the compiler, the shim, and how kernels are instrumented."""
-    files = [*sorted(SHIM.iterdir()), HERE / "instrument.py"]
-    content = b"".join(path.read_bytes() for path in files if path.is_file())
+    content = files_hash(SHIM).encode() + (HERE / "instrument.py").read_bytes()
     return hashlib.sha256(find_compiler().version.encode() + content).hexdigest()
 
 
-def _key(*parts: str) -> str:
+def files_hash(folder: Path) -> str:
+    """Of the contents of a folder's files."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.iterdir()))).hexdigest()
+
+
+def cache_key(*parts: str) -> str:
     return hashlib.sha256("\0".join((_environment_hash(), *parts)).encode()).hexdigest()[:20]
 
 
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
     cache = str(cache_directory() / "zig")
     environment = {"ZIG_LOCAL_CACHE_DIR": cache, "ZIG_GLOBAL_CACHE_DIR": cache, **os.environ}
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
-def _check(command: list[str]) -> None:
-    result = _run(command)
+def check_run(command: list[str]) -> None:
+    result = run(command)
     if result.returncode:
         raise CompileError(f"{' '.join(command[:2])} failed:\n{result.stderr[:8000]}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ from .arguments import Buffer, Size
 
 Constants: TypeAlias = "Mapping[int, bool | int | float]"
 ORDERS = ("forward", "reverse")
+
+# How often each kernel has run: what a report of tests counts.
+launched: Counter[str] = Counter()
 
 # What a kernel's attribute gives, in C++.
 BUILTINS = {
@@ -70,10 +74,13 @@ class Library:
         includes: Iterable[str | Path] = (),
         replaced_headers: Mapping[str, str] | None = None,
         filename: str = "kernel.metal",
+        shim: Sequence[Path] = (),
     ) -> None:
-        """text: the Metal source. includes, replaced_headers, filename: see ``source.flatten``."""
+        """text: the Metal source. includes, replaced_headers, filename: see ``source.flatten``. shim: directories whose
+        <metal_stdlib.h> and parts of it come before this emulator's."""
         flat = source.flatten(text, [Path(i) for i in includes], replaced_headers, filename)
         self._source = source.parse(compiler.preprocess(flat))
+        self._shim = tuple(shim)
         self._binaries: dict[tuple[object, ...], compiler.Binary] = {}
 
     @property
@@ -136,6 +143,7 @@ class Library:
         if count_bytes:
             launch.traffic = counts
         library.msl_launch(ctypes.byref(launch))
+        launched[name] += 1
 
         if launch.findings_count:
             raw = launch.findings[: launch.findings_count]
@@ -148,10 +156,22 @@ class Library:
         }
         return Result(arrays, traffic)
 
+    def compile(
+        self,
+        name: str,
+        *,
+        constants: Constants | None = None,
+        excess_precision: bool = False,
+        check: bool = False,
+        count_bytes: bool = False,
+    ) -> None:
+        """What ``launch`` with these options does first; for several threads at a time to do ahead of it."""
+        self._binary(name, constants or {}, check or count_bytes, excess_precision)
+
     def strict_compile(
         self, name: str | None = None, constants: Constants | None = None, flags: Sequence[str] = ()
     ) -> list[compiler.Diagnostic]:
-        """What clang says with real address spaces, -Wall -Wextra -Wconversion and ``flags``.
+        """What clang says with real address spaces, C++14, -Wall -Wextra -Wconversion and ``flags``.
 
         name: the kernel to compile; all of them if None.
         """
@@ -161,7 +181,9 @@ class Library:
         key = (name, tuple(sorted((i, repr(value)) for i, value in constants.items())), instrumented, excess)
         if key not in self._binaries:
             code = self._code([name], constants)
-            self._binaries[key] = compiler.build(code, instrumented=instrumented, excess_precision=excess)
+            self._binaries[key] = compiler.build(
+                code, instrumented=instrumented, excess_precision=excess, shim=self._shim
+            )
         return self._binaries[key]
 
     def _code(self, names: Sequence[str], constants: Constants) -> str:

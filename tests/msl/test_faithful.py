@@ -2,77 +2,32 @@
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlx_kernels import NO_BATCH, QUANTIZED, generated_source, include_directory, mlx_source
 from msl import Library, Output
 from msl.arrays import decode, encode, rounded
 
-KERNELS = Path("mlx/backend/metal/kernels")
 RNG = np.random.default_rng(1)
-# Three headers are not emulated: bfloat functions made of builtins of Apple's compiler (the shim has the functions),
-# logging, and complex numbers, whose members are qualified with address spaces.
-COMPLEX = """
-template <class T>
-struct complex_t {
-  T real, imag;
-  constexpr complex_t(T r, T i = 0) : real(r), imag(i) {}
-};
-typedef complex_t<float> complex64_t;
-"""
-REPLACED = {
-    str(KERNELS / "bf16_math.h"): "",
-    str(KERNELS / "logging.h"): "",
-    str(KERNELS / "complex.h"): COMPLEX,
-}
 # The rounding of one store.
 EPSILON = {"float": 1e-6, "half": 2.0**-11, "bfloat": 2.0**-8}
 
 
-def include_directory() -> Path:
-    """Where MLX's kernel headers are: an unpacked mlx-metal wheel, or the installed mlx, which ships them too."""
-    root = Path(__file__).resolve().parents[2]
-    candidates = [Path(p) / "include" for p in mx.__path__] if hasattr(mx, "__path__") else []
-    candidates.append(Path(mx.__file__).parent / "include")
-    for wheel in (os.environ.get("MLX_METAL_WHEEL"), root / "build" / "mlx-metal"):
-        if wheel:
-            candidates[:0] = [Path(wheel) / "mlx" / "include", Path(wheel) / "include"]
-    for path in candidates:
-        if (path / KERNELS / "quantized.h").is_file():
-            return path
-    pytest.skip(
-        "MLX's kernel headers are in none of " + ", ".join(map(str, candidates)) + "; unpack the wheel mlx-metal and "
-        "set MLX_METAL_WHEEL to the directory"
-    )
+@pytest.fixture(scope="module", autouse=True)
+def headers_are_here() -> None:
+    try:
+        include_directory()
+    except FileNotFoundError as missing:
+        pytest.skip(str(missing))
 
 
-def replaced_headers() -> dict[str, str]:
-    """MLX's headers that need another text here.
-
-    The tile loader's is its own, but for a copy of a struct between address spaces, which clang rejects: the elements
-    are copied instead.
-    """
-    loader = KERNELS / "steel" / "gemm" / "loader.h"
-    to, from_ = (
-        r"\*\(\(threadgroup ReadVector\*\)\(&dst\[(.*?)\]\)\)",
-        r"\*\(\(const device ReadVector\*\)\(&src\[(.*?)\]\)\)",
-    )
-    copy = r"for (int e = 0; e < vec_size; e++) dst[\1 + e] = src[\2 + e];"
-    text, count = re.subn(rf"{to} =\s*{from_};", copy, (include_directory() / loader).read_text())
-    assert count == 1, "the tile loader has changed"
-    return {**REPLACED, str(loader): text}
-
-
-def mlx_library(headers: list[str], instance: str) -> Library:
-    includes = "".join(f'#include "{KERNELS / header}"\n' for header in headers)
-    text = f'{includes}template [[host_name("kernel")]] [[kernel]] decltype({instance}) {instance};\n'
-    return Library(text, includes=[include_directory()], replaced_headers=replaced_headers())
+def mlx_library(headers: Sequence[str], instance: str) -> Library:
+    return Library(mlx_source(headers, instance))
 
 
 def quantized(n: int, k: int, bits: int, dtype: str) -> tuple[list[np.ndarray], np.ndarray]:
@@ -82,10 +37,6 @@ def quantized(n: int, k: int, bits: int, dtype: str) -> tuple[list[np.ndarray], 
     exact = [mx.array(decode(part)) for part in (scales, biases)]
     dense = np.array(mx.dequantize(w, *exact, group_size=64, bits=bits))
     return [np.array(w), scales, biases], dense
-
-
-UNUSED = [np.int32(0), *[np.zeros(4, np.int32)], np.zeros(4, np.int64)]
-NO_BATCH = [*UNUSED, *UNUSED, np.zeros(4, np.int64), np.zeros(4, np.int64)]
 
 
 @pytest.mark.parametrize(
@@ -98,9 +49,7 @@ NO_BATCH = [*UNUSED, *UNUSED, np.zeros(4, np.int64), np.zeros(4, np.int64)]
     ],
 )
 def test_quantized_matvec(kernel: str, bits: int, dtype: str, n: int, k: int) -> None:
-    library = mlx_library(
-        ["utils.h", "steel/gemm/gemm.h", "quantized_utils.h", "quantized.h"], f"{kernel}<{dtype}, 64, {bits}, false>"
-    )
+    library = mlx_library(QUANTIZED, f"{kernel}<{dtype}, 64, {bits}, false>")
     weights, dense = quantized(n, k, bits, dtype)
     x = RNG.standard_normal((2, k)).astype(np.float32)
     results = []
@@ -119,7 +68,7 @@ def test_quantized_matvec(kernel: str, bits: int, dtype: str, n: int, k: int) ->
 @pytest.mark.parametrize(("bits", "dtype"), [(3, "float"), (4, "half")])
 def test_quantized_matmul_with_simdgroup_matrices(bits: int, dtype: str) -> None:
     library = mlx_library(
-        ["utils.h", "steel/gemm/gemm.h", "quantized_utils.h", "quantized.h"],
+        QUANTIZED,
         f"affine_qmm_t<{dtype}, 64, {bits}, false, false>",
     )
     m, n, k = 33, 40, 128
@@ -163,20 +112,6 @@ def test_softmax(dtype: str) -> None:
     np.testing.assert_allclose(decode(y), wanted, rtol=EPSILON[dtype])
 
 
-def exported_source(path: Path, function: Callable[..., object], *arguments: mx.array) -> str:
-    """The Metal source that mx.fast generates for a call. Only a Mac runs it, but any machine can export it."""
-    mx.export_function(str(path), function, *arguments)
-    match = re.search(rb"template <typename.*?>;\n", path.read_bytes(), re.S)
-    assert match is not None
-    return match[0].decode()
-
-
-def generated_library(source: str) -> Library:
-    """A generated source follows MLX's own utilities, as on a Mac."""
-    text = f'#include "{KERNELS / "utils.h"}"\n{source}'
-    return Library(text, includes=[include_directory()], replaced_headers=REPLACED)
-
-
 def test_kernel_that_mlx_generates(tmp_path: Path) -> None:
     kernel = mx.fast.metal_kernel(
         name="rotate",
@@ -198,7 +133,7 @@ def test_kernel_that_mlx_generates(tmp_path: Path) -> None:
         return kernel(inputs=[x, w], template=template, output_shapes=[x.shape], output_dtypes=[x.dtype], **shape)[0]
 
     arguments = (mx.zeros((64,), mx.float16), mx.zeros((4,)))
-    library = generated_library(exported_source(tmp_path / "kernel.mlxfn", call, *arguments))
+    library = Library(generated_source(tmp_path / "kernel.mlxfn", call, *arguments))
     (name,) = library.kernels
     assert "rotate" in name
     x = RNG.standard_normal(64).astype(np.float16)
@@ -226,7 +161,7 @@ def test_the_gated_delta_kernels_of_mlx_lm(packed: bool, tmp_path: Path, monkeyp
     values = (q, k, v, g, beta, state)
     arguments = [mx.array(x) for x in values]
     function = theirs.gated_delta_kernel if packed else theirs.gated_delta_kernel_unpacked
-    library = generated_library(exported_source(tmp_path / "kernel.mlxfn", function, *arguments))
+    library = Library(generated_source(tmp_path / "kernel.mlxfn", function, *arguments))
     wanted = [np.array(x) for x in theirs.gated_delta_ops(*arguments)]
     grid, group = ((32, d // 8, heads), (32, 2)) if packed else ((32, d, heads), (32, 4))
     for options in ({"check": True}, {"order": "reverse"}):

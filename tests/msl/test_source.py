@@ -130,6 +130,11 @@ def test_a_strict_compile_finds_a_float_that_becomes_a_bfloat_unasked() -> None:
     assert strict_compile(text.replace("y[i] * float(n)", "bfloat(float(y[i]) * float(n))")) == []
 
 
+def test_a_strict_compile_finds_what_only_a_later_metal_has() -> None:
+    (diagnostic,) = strict_compile(STRICT % "  if constexpr (sizeof(n) == 4) y[i] = half(n);")
+    assert "C++17" in diagnostic.message
+
+
 def test_templates_are_compiled_strictly_as_they_are_instantiated() -> None:
     text = CONSTANTS.replace("float(x[i % uint(width)])", "x[i % uint(width)]")
     diagnostics = Library(text).strict_compile(constants={0: False, 1: 4})

@@ -11,9 +11,10 @@ import numpy as np
 
 from mlx_delta import _core
 from mlx_delta.bench.cases import Case
-from msl import Library, Output
+from msl import Library, Output, Traffic
 
 LARGE = 2 << 20  # bytes: weights and states; a group's scale and bias are read by the two threads that share it
+CACHED = 128 << 10  # bytes: less is what all threadgroups read, activations and norms, and stays in caches
 _BITS = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32}
 
 
@@ -27,14 +28,26 @@ def to_numpy(array: mx.array) -> np.ndarray:
     return np.array(mx.contiguous(array).view(_BITS[array.dtype.size]))
 
 
-def run_plan(
-    results: list[mx.array], *, traffic: Counter[str] | None = None, **options: Any
-) -> tuple[list[mx.array], _core.Plan]:
-    """What the GPU kernels make of an op that has not been evaluated, and the plan.
+def run_plan(results: list[mx.array], **options: Any) -> tuple[list[mx.array], _core.Plan]:
+    """What the GPU kernels make of an op that has not been evaluated, and the plan. options: of Library.launch."""
+    return run_and_count(results, None, **options)
 
-    traffic: with ``count_bytes``, adds to "unique" the bytes touched in inputs and outputs, each once, and to "large"
-        those read of large inputs, as often as they are. options: of Library.launch.
+
+def counted(results: list[mx.array]) -> tuple[list[mx.array], Counter[str]]:
+    """What the GPU kernels make of an op, bytes that they move, and the number of "launches".
+
+    "touched": of inputs and outputs, each once. "streamed": inputs of CACHED bytes or more, as often as threadgroups
+    read them, smaller ones once, and all that is written to outputs. "repeated": accesses to inputs of LARGE bytes or
+    more, above one a byte. "scratch": what launches leave for one another, written and read.
     """
+    traffic: Counter[str] = Counter()
+    found, _ = run_and_count(results, traffic, count_bytes=True)
+    return found, traffic
+
+
+def run_and_count(
+    results: list[mx.array], traffic: Counter[str] | None, **options: Any
+) -> tuple[list[mx.array], _core.Plan]:
     plan, inputs = _core.plan(results[0])
     outputs = [np.full(r.shape, 2 ** (8 * r.dtype.size) - 1, to_numpy(mx.zeros(1, r.dtype)).dtype) for r in results]
     given = [to_numpy(i) for i in inputs]
@@ -62,13 +75,21 @@ def run_plan(
             **options,
         )
         if traffic is not None:
+            traffic["launches"] += 1
             for (role, index), moved in zip(launch.buffers, result.traffic.values(), strict=False):
-                if role != "scratch":
-                    traffic["unique"] += moved.unique_read + moved.unique_written
-                if role == "input" and given[index].nbytes >= LARGE:
-                    traffic["large"] += moved.read
+                add(traffic, role, given[index].nbytes if role == "input" else 0, moved)
         written |= {index for role, index in launch.buffers if role == "scratch"}
     return [mx.array(o).view(r.dtype) for o, r in zip(outputs, results, strict=True)], plan
+
+
+def add(traffic: Counter[str], role: str, nbytes: int, moved: Traffic) -> None:
+    """One buffer of one launch."""
+    if role == "scratch":
+        traffic["scratch"] += moved.unique_read + moved.written
+        return
+    traffic["touched"] += moved.unique_read + moved.unique_written
+    traffic["streamed"] += moved.written + (moved.read_by_threadgroups if nbytes >= CACHED else moved.unique_read)
+    traffic["repeated"] += moved.read - moved.unique_read if nbytes >= LARGE else 0
 
 
 def emulate(case: Case, dtype: mx.Dtype, **options: Any) -> list[mx.array]:

@@ -2,6 +2,10 @@
 #pragma once
 #include "elementwise.h"
 
+namespace msl {
+inline uint lane() { return current->builtins.lane; }
+}  // namespace msl
+
 namespace metal {
 
 enum class mem_flags : uint { mem_none = 0, mem_device = 1, mem_threadgroup = 2, mem_texture = 4 };

@@ -7,8 +7,11 @@
 
 // Address spaces are real: a pointer of one never converts to another's.
 #define thread
+#ifndef MSL_CONSTANT_SPACE
+#define MSL_CONSTANT_SPACE 2
+#endif
 #define device __attribute__((address_space(1)))
-#define constant __attribute__((address_space(2)))
+#define constant __attribute__((address_space(MSL_CONSTANT_SPACE)))
 #define threadgroup __attribute__((address_space(3)))
 
 typedef _Float16 half;

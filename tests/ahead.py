@@ -1,0 +1,38 @@
+"""Compiles ahead, on all cores, what tests/ops_metal is going to launch one kernel at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from launches import specialisations
+from msl import CompileError, Library, SourceError
+
+HALF = (mx.float16, mx.bfloat16)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compile_ahead(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Only where most of them are needed; a test waits for the kernel it needs, and reports what is wrong with it."""
+    if sum("ops_metal" in item.nodeid for item in request.session.items) < 300:
+        yield
+        return
+
+    def compile_one(name: str, source: str, options: dict[str, Any]) -> None:
+        with suppress(CompileError, SourceError):
+            Library(source).compile(name, **options)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for options in ({}, {"check": True}, {"excess_precision": True}):
+            for name, use in specialisations().items():
+                wanted = not options or use.dtype in (HALF if "excess_precision" in options else (mx.bfloat16,))
+                if wanted and not use.case.real:
+                    pool.submit(compile_one, name, use.launch.source, options)
+        yield
+        pool.shutdown(cancel_futures=True)
