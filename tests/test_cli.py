@@ -16,10 +16,10 @@ MLX_DELTA = [sys.executable, "-m", "mlx_delta.cli.main"]
 ENVIRONMENT = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1"}
 
 
-def run(*arguments: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
+def run(*arguments: str | Path, stdin: str = "", **settings: str) -> subprocess.CompletedProcess[str]:
     command = [*MLX_DELTA, *map(str, arguments)]
     return subprocess.run(
-        command, capture_output=True, text=True, input=stdin, env=ENVIRONMENT, timeout=120, check=False
+        command, capture_output=True, text=True, input=stdin, env={**ENVIRONMENT, **settings}, timeout=120, check=False
     )
 
 
@@ -73,6 +73,35 @@ def test_info(tiny: Path) -> None:
     assert facts["bytes_per_token"] == facts["text_bytes"] - 4095 * 256 * 2  # all but one row of the embedding
 
 
+def test_info_system() -> None:
+    facts = json.loads(run("info", "--system", "--json", MLX_DELTA_ISA="portable", MLX_DELTA_THREADS="1").stdout)
+    assert facts["isa"] == "portable" == facts["isas"][-1]
+    assert facts["threads"] == 1
+    assert {"metal", "mlx_delta", "mlx", "python", "platform"} < facts.keys()
+    best = facts["isas"][0]
+    shown = run("info", "--system", MLX_DELTA_ISA="", MLX_DELTA_THREADS="")
+    assert best in next(line for line in shown.stdout.splitlines() if "instruction set" in line)
+    assert facts["mlx"] in shown.stdout
+
+
+@pytest.mark.parametrize("command", [["info", "--system"], ["generate", "-m", "TINY", "-p", "x"]])
+@pytest.mark.parametrize(
+    ("variable", "value", "expected"),
+    [
+        ("MLX_DELTA_ISA", "foo", "expected one of "),
+        ("MLX_DELTA_THREADS", "abc", "expected a number from 1 to 256, found 'abc'"),
+        ("MLX_DELTA_THREADS", "0", "expected a number from 1 to 256, found '0'"),
+        ("MLX_DELTA_THREADS", "2x", "expected a number from 1 to 256, found '2x'"),
+    ],
+)
+def test_wrong_settings_are_one_line(tiny: Path, command: list[str], variable: str, value: str, expected: str) -> None:
+    done = run(*[tiny if argument == "TINY" else argument for argument in command], **{variable: value})
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {variable}: {expected}")
+    assert done.stderr.count("\n") == 1
+    assert not done.stdout
+
+
 def test_demo(tmp_path: Path) -> None:
     done = run("demo", "--output", tmp_path / "tiny-unsloth")
     assert done.returncode == 0, done.stderr
@@ -86,6 +115,8 @@ def test_demo(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["info", "nowhere"], "error: nowhere: expected a model directory, found nothing"),
+        (["info"], "error: info: expected a model directory or --system, found none"),
+        (["info", "nowhere", "--system"], "error: info: expected a model directory or --system, found nowhere and"),
         (["generate", "-m", "nowhere", "-p", "x"], "error: nowhere: expected a model directory, found nothing"),
         (["convert", "-i", "nowhere", "-o", "out"], "error: nowhere: expected a model directory, found nothing"),
         (["generate", "-m", "TINY", "-p", "x", "-t", "-1"], "error: temperature: expected >= 0, found -1"),

@@ -4,12 +4,16 @@
 
 #include <algorithm>
 #include <atomic>
+#include <charconv>
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
 #include <mutex>
 #include <new>
 #include <set>
+#include <stdexcept>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -26,6 +30,8 @@ namespace {
 // Long enough to span the gap between two kernels of a token (10-50 us in MLX's scheduler), short enough that an idle
 // process does not hold a core.
 constexpr int kSpins = 4000;
+
+constexpr int kMaxThreads = 256;
 
 void relax() {
 #if defined(__x86_64__)
@@ -61,9 +67,15 @@ int physical_cores() {
 }
 
 int configured_threads() {
-  if (const char* text = std::getenv("MLX_DELTA_THREADS"))
-    if (const int wanted = std::atoi(text); wanted > 0) return std::min(wanted, 256);
-  return physical_cores();
+  const char* text = std::getenv("MLX_DELTA_THREADS");
+  if (!text || !*text) return physical_cores();
+  const char* end = text + std::strlen(text);
+  int wanted = 0;
+  const auto [rest, error] = std::from_chars(text, end, wanted);
+  if (error != std::errc{} || rest != end || wanted < 1 || wanted > kMaxThreads)
+    throw std::invalid_argument("MLX_DELTA_THREADS: expected a number from 1 to " + std::to_string(kMaxThreads) +
+                                ", found '" + text + "'");
+  return wanted;
 }
 
 struct alignas(64) Pool {

@@ -9,6 +9,7 @@
 namespace mlx_delta::cpu {
 
 // How many threads a parallel_for may use: MLX_DELTA_THREADS, or the physical cores this process may run on.
+// Throws std::invalid_argument if the variable is not a number from 1 to 256.
 int thread_count();
 
 // A range [first, last) of work items, for any callable that outlives the call: no std::function, no allocation.

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/threads.h"
 #include "cpu/types.h"
 #include "gpu/launch.h"
 #include "mlx/array.h"
@@ -95,9 +96,11 @@ void run_on(mx::Stream stream, F&& kernel) {
   mx::cpu::get_command_encoder(stream).dispatch(std::forward<F>(kernel));
 }
 
-// Runs a kernel of the table (cpu/kernels.h) on activations of `dtype`, when the stream reaches it.
+// Runs a kernel of the table (cpu/kernels.h) on activations of `dtype`, when the stream reaches it. Throws here if
+// MLX_DELTA_THREADS is wrong: the stream's thread cannot.
 template <typename Args>
 void run_kernel(mx::Stream stream, void (*kernel)(cpu::DType, const Args&), mx::Dtype dtype, const Args& args) {
+  cpu::thread_count();
   run_on(stream, [kernel, type = kernel_dtype(dtype), args] { kernel(type, args); });
 }
 

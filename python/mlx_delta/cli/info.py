@@ -1,4 +1,4 @@
-"""``mlx-delta info``: what a model directory holds, without loading it."""
+"""``mlx-delta info``: what a model directory holds, without loading it; or what runs it here."""
 
 from __future__ import annotations
 
@@ -16,10 +16,42 @@ from mlx_delta.cli.errors import reported_errors
 
 @reported_errors()
 def info(
-    directory: Annotated[Path, typer.Argument(help="Model directory: official, converted or quantized.")],
+    directory: Annotated[
+        Path | None, typer.Argument(help="Model directory: official, converted or quantized.", show_default=False)
+    ] = None,
+    of_system: Annotated[
+        bool, typer.Option("--system", help="Show instruction set, threads and versions instead of a model.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Show a model's architecture, parameters, bytes read per token, and bits per tensor group."""
+    if (directory is None) != of_system:
+        found = "none" if directory is None else f"{directory} and --system"
+        raise ValueError(f"info: expected a model directory or --system, found {found}")
+    if directory is None:
+        _show_system(as_json)
+    else:
+        _show_model(directory, as_json)
+
+
+def _show_system(as_json: bool) -> None:
+    from mlx_delta.system import system
+
+    found = system()
+    if as_json:
+        typer.echo(json.dumps(found.as_dict(), indent=2))
+    else:
+        Console().print(_facts("system", found.facts()))
+
+
+def _facts(title: str, facts: dict[str, str]) -> Table:
+    table = Table("", title, box=box.SIMPLE)
+    for name, value in facts.items():
+        table.add_row(name, value)
+    return table
+
+
+def _show_model(directory: Path, as_json: bool) -> None:
     from mlx_delta.summary import summarize
 
     summary = summarize(directory)
@@ -27,10 +59,7 @@ def info(
         typer.echo(json.dumps(summary.as_dict(), indent=2))
         return
     console = Console()
-    facts = Table("", str(directory), box=box.SIMPLE)
-    for name, value in summary.facts().items():
-        facts.add_row(name, value)
-    console.print(facts)
+    console.print(_facts(str(directory), summary.facts()))
     groups = Table("tensor group", "width", box=box.SIMPLE, collapse_padding=True, pad_edge=False)
     for name in ("tensors", "parameters", "bytes", "bits"):
         groups.add_column(name, justify="right", no_wrap=True)

@@ -1,0 +1,75 @@
+"""Cross-compiles the CPU kernels and run_calls.cpp for aarch64 Linux with ziglang, as CMakeLists.txt does natively.
+
+Objects are kept in build/neon by the hash of what went into them. Only the C library is linked, which zig builds in
+seconds: the kernels need no other, and libc++ would take minutes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import re
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+from conftest import ROOT
+
+HERE = Path(__file__).resolve().parent
+CPU = ROOT / "csrc" / "cpu"
+CACHE = ROOT / "build" / "neon"
+TARGET = ["-target", "aarch64-linux-musl"]
+ISA_FLAGS = {"neon": ["-DMLX_DELTA_ISA_NEON"], "portable": []}
+SHARED = {"isa.cpp", "threads.cpp"}  # in csrc/cpu, but compiled once
+UNUSED = ["-Wno-unused-parameter", "-Wno-unused-variable"]  # what other instruction sets use
+
+
+@cache
+def flags() -> list[str]:
+    """Those of CMakeLists.txt for the kernels, so that there is one list; warnings are errors."""
+    text = (ROOT / "CMakeLists.txt").read_text()
+    found = re.search(r"target_compile_options\(kernels_\$\{isa\} PRIVATE (.*?) \$\{ISA_FLAGS", text, re.S)
+    assert found is not None
+    return [*found[1].split(), "-std=c++20", "-Werror", *UNUSED, f"-I{ROOT / 'csrc'}"]
+
+
+def zig(command: str, *arguments: str) -> None:
+    spec = importlib.util.find_spec("ziglang")
+    assert spec is not None, "ziglang is in the dev group of pyproject.toml"
+    assert spec.origin is not None
+    folder = str(CACHE / "zig")
+    environment = {"ZIG_LOCAL_CACHE_DIR": folder, "ZIG_GLOBAL_CACHE_DIR": folder, **os.environ}
+    full = [str(Path(spec.origin).parent / "zig"), command, *TARGET, *arguments]
+    done = subprocess.run(full, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, f"{' '.join(full)}:\n{done.stderr[-8000:]}"
+
+
+def compiled(source: Path, *options: str) -> Path:
+    """The object of a C++ source."""
+    content = [source, *sorted(CPU.glob("*.h"))]
+    key = hashlib.sha256("\0".join([*flags(), *options, *(p.read_text() for p in content)]).encode()).hexdigest()[:16]
+    target = CACHE / f"{source.stem}-{key}.o"
+    if not target.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        partial = target.with_suffix(".partial.o")
+        zig("c++", *flags(), *options, "-c", str(source), "-o", str(partial))
+        partial.replace(target)
+    return target
+
+
+def program() -> Path:
+    """run_calls with both tables of kernels, a static executable."""
+    jobs = [(HERE / "run_calls.cpp", ())]
+    for isa, options in ISA_FLAGS.items():
+        kernels = [path for path in sorted(CPU.glob("*.cpp")) if path.name not in SHARED]
+        jobs += [(path, (f"-DMLX_DELTA_ISA={isa}", *options)) for path in kernels]
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(lambda job: compiled(job[0], *job[1]), jobs))
+    target = CACHE / f"run_calls-{hashlib.sha256(repr(objects).encode()).hexdigest()[:16]}"
+    if not target.exists():
+        partial = target.with_suffix(".partial")
+        zig("cc", "-static", *map(str, objects), "-o", str(partial))
+        partial.replace(target)
+    return target

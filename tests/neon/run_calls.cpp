@@ -1,0 +1,147 @@
+// Runs recorded kernel calls (calls.py) on one table of kernels: the program that an emulator of another processor
+// executes. Usage: run_calls ISA CALLS RESULTS. It uses the C library only, so that no C++ library has to be built.
+#include <sys/mman.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "cpu/kernels.h"
+#include "cpu/threads.h"
+
+namespace mlx_delta::cpu {
+
+namespace neon {
+extern const Kernels table;
+}
+namespace portable {
+extern const Kernels table;
+}
+
+// In place of threads.cpp, which needs the C++ library and is tested where it runs: the pieces of a job one after
+// another, last first, so that a piece which needs an earlier one shows.
+int thread_count() { return 3; }
+int64_t balanced_grain(int64_t count, int64_t minimum) {
+  const int64_t grain = (count + 35) / 36;
+  return grain < minimum ? minimum : grain;
+}
+void run_parallel(int64_t count, int64_t grain, const Work& work) {
+  for (int64_t first = (count - 1) / grain * grain; first >= 0; first -= grain)
+    work(first, first + grain < count ? first + grain : count);
+}
+void* scratch(int slot, size_t bytes) {
+  static void* data[kScratchSlots];
+  static size_t size[kScratchSlots];
+  if (size[slot] < bytes) {
+    std::free(data[slot]);
+    size[slot] = (bytes + 4095) / 4096 * 4096;
+    data[slot] = std::aligned_alloc(4096, size[slot]);
+    std::memset(data[slot], 0xff, size[slot]);
+  }
+  return data[slot];
+}
+
+}  // namespace mlx_delta::cpu
+
+using namespace mlx_delta::cpu;
+
+namespace {
+
+[[noreturn]] void fail(const char* what, int64_t at) {
+  std::fprintf(stderr, "run_calls: %s (%lld)\n", what, static_cast<long long>(at));
+  std::exit(1);
+}
+
+void read(std::FILE* file, void* to, size_t bytes) {
+  if (std::fread(to, 1, bytes, file) != bytes) fail("the file of calls ends early", std::ftell(file));
+}
+
+// A buffer that ends where an unmapped page begins: a read or a write beyond it ends the program.
+struct Buffer {
+  size_t size, mapped;
+  char* data;
+  bool output;
+};
+constexpr size_t kPage = 65536;  // the largest that aarch64 has
+
+Buffer allocate(size_t bytes, bool output) {
+  const size_t mapped = (bytes + kPage - 1) / kPage * kPage;
+  void* base = mmap(nullptr, mapped + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (base == MAP_FAILED) fail("mmap failed, bytes", int64_t(bytes));
+  char* end = static_cast<char*>(base) + mapped;
+  mprotect(end, kPage, PROT_NONE);
+  return {bytes, mapped, end - bytes, output};
+}
+
+template <typename Args>
+void call(void (*kernel)(DType, const Args&), int32_t type, const char* args, int32_t bytes) {
+  if (bytes != int32_t(sizeof(Args))) fail("arguments of another size than the kernel's", bytes);
+  Args copy;
+  std::memcpy(&copy, args, sizeof(copy));
+  kernel(DType(type), copy);
+}
+
+void run(const Kernels& k, int32_t op, int32_t type, const char* args, int32_t bytes) {
+  switch (op) {
+    case 0:
+      return call(k.attention, type, args, bytes);
+    case 1:
+      return call(k.attention_prepare, type, args, bytes);
+    case 2:
+      return call(k.conv1d, type, args, bytes);
+    case 3:
+      return call(k.delta_mixer, type, args, bytes);
+    case 4:
+      return call(k.embedding, type, args, bytes);
+    case 5:
+      return call(k.gated_delta, type, args, bytes);
+    case 6:
+      return call(k.qmm, type, args, bytes);
+  }
+  fail("no such kernel", op);
+}
+
+}  // namespace
+
+// A call: {op, dtype, bytes of its arguments, number of pointers in them, of buffers}, then the arguments, with numbers
+// of buffers (from 1; 0 is null) in the place of pointers, the pointers' offsets, and each buffer as {bytes, whether it
+// is an output} and its content.
+int main(int argc, char** argv) {
+  if (argc != 4) fail("expected ISA CALLS RESULTS, arguments found", argc - 1);
+  const Kernels& kernels = std::strcmp(argv[1], "neon") == 0 ? neon::table : portable::table;
+  if (std::strcmp(argv[1], kernels.isa) != 0) fail("expected neon or portable", 0);
+  std::FILE* calls = std::fopen(argv[2], "rb");
+  std::FILE* results = std::fopen(argv[3], "wb");
+  if (!calls || !results) fail("cannot open the files", 0);
+  struct {
+    int32_t op, type, args, pointers, buffers;
+  } header;
+  while (std::fread(&header, sizeof(header), 1, calls) == 1) {
+    char args[2048];
+    int32_t offsets[64];
+    Buffer buffers[64];
+    if (header.args > int32_t(sizeof(args)) || header.pointers > 64 || header.buffers > 64)
+      fail("a call that is too large", header.op);
+    read(calls, args, size_t(header.args));
+    read(calls, offsets, size_t(header.pointers) * sizeof(int32_t));
+    for (int i = 0; i < header.buffers; ++i) {
+      int64_t about[2];
+      read(calls, about, sizeof(about));
+      buffers[i] = allocate(size_t(about[0]), about[1] != 0);
+      read(calls, buffers[i].data, buffers[i].size);
+    }
+    for (int i = 0; i < header.pointers; ++i) {
+      int64_t number;
+      std::memcpy(&number, args + offsets[i], sizeof(number));
+      const char* at = number ? buffers[number - 1].data : nullptr;
+      std::memcpy(args + offsets[i], &at, sizeof(at));
+    }
+    run(kernels, header.op, header.type, args, header.args);
+    for (int i = 0; i < header.buffers; ++i) {
+      const Buffer& b = buffers[i];
+      if (b.output) std::fwrite(b.data, 1, b.size, results);
+      munmap(b.data + b.size - b.mapped, b.mapped + kPage);
+    }
+  }
+  return std::fclose(results) == 0 ? 0 : 1;
+}
