@@ -16,11 +16,16 @@ namespace mlx_delta {
 bool use_huge_pages(const mx::array& a) {
 #ifdef __linux__
   constexpr uintptr_t page = uintptr_t{2} << 20;
-  const auto first = (reinterpret_cast<uintptr_t>(a.data<char>()) + page - 1) & ~(page - 1);
-  const auto last = (reinterpret_cast<uintptr_t>(a.data<char>()) + a.nbytes()) & ~(page - 1);
-  if (first >= last) return false;  // nothing fills a page
-  void* start = reinterpret_cast<void*>(first);
-  return madvise(start, last - first, MADV_HUGEPAGE) == 0 && madvise(start, last - first, MADV_COLLAPSE) == 0;
+  // Outwards, for arrays lie side by side in memory: what shares a page with a neighbour may become huge with it.
+  const auto first = reinterpret_cast<uintptr_t>(a.data<char>()) & ~(page - 1);
+  const auto last = (reinterpret_cast<uintptr_t>(a.data<char>()) + a.nbytes() + page - 1) & ~(page - 1);
+  const auto advise = [](uintptr_t from, uintptr_t to, int advice) {
+    return madvise(reinterpret_cast<void*>(from), to - from, advice) == 0;
+  };
+  advise(first, last, MADV_HUGEPAGE);  // fails where an end has no neighbour, after it has done the rest
+  bool all = true;
+  for (uintptr_t p = first; p < last; p += page) all &= advise(p, p + page, MADV_COLLAPSE);
+  return all;
 #else
   return false;
 #endif

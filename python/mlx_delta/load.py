@@ -195,5 +195,6 @@ def _read(tensors: dict[str, Tensor], config: ModelConfig) -> dict[str, mx.array
         if base_name(name) in wanted:
             weights[name] = tensor.load()
             mx.eval(weights[name])
-            use_huge_pages(weights[name])
+    for weight in weights.values():  # now that each has its neighbours, with which it shares pages
+        use_huge_pages(weight)
     return weights

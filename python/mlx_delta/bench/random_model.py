@@ -46,8 +46,9 @@ def random_network(
     weights = {}
     for name, array in _arrays(plans, progress):
         mx.eval(array)
-        use_huge_pages(array)
         weights[name] = array
+    for weight in weights.values():
+        use_huge_pages(weight)
     return Network.from_weights(_quantized(config, plans, chosen), weights, mx.bfloat16)
 
 
