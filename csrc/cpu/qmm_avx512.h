@@ -239,7 +239,11 @@ void multiply_rows_of_one(const PackedRows& rows, int64_t first, const Unpack<bi
     }
     if constexpr (full) {
       MLX_DELTA_UNROLL
-      for (int i = 0; i < NR * T::bytes; i += 64) prefetch_stream(row + t * NR * T::bytes + i);
+      for (int i = 0; i < NR * T::bytes; i += 64)  // far ahead in the order of memory, nearby row by row
+        __builtin_prefetch(row + t * NR * T::bytes + i + kFarAhead, 0, 2);
+      MLX_DELTA_UNROLL
+      for (int r = 0; r < NR; ++r) MLX_DELTA_UNROLL
+      for (int i = 0; i < T::bytes; i += 64) __builtin_prefetch(p + r * rows.row_bytes + i + kNearAhead, 0, 3);
     }
     MLX_DELTA_UNROLL
     for (int j = 0; j < T::vectors; ++j) {
