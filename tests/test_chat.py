@@ -83,6 +83,15 @@ def test_tool_names_survive_quantization(converted: LanguageModel) -> None:
     assert right / len(questions) >= 0.95
 
 
+def test_a_padded_batch_has_the_bits_of_its_rows(converted: LanguageModel) -> None:
+    """In bfloat16, where the two likeliest tokens often tie: of all sixty, sixty are equal."""
+    questions = QUESTIONS[12:20]
+    rows = [(question["messages"], ChatSettings(**ask(question))) for question in questions]
+    results = converted.chat_batch([messages for messages, _ in rows], [settings for _, settings in rows])
+    for question, result in zip(questions, results, strict=True):
+        assert essence(result) == essence(converted.chat(question["messages"], **ask(question)))
+
+
 def test_a_batch_is_its_rows(model: LanguageModel) -> None:
     """Different lengths (one row is padded over more than a chunk of prefill), tools, samplers, and things to force."""
     choices = ["auto", "required", "auto", "none", "search"]

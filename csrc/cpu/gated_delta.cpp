@@ -89,7 +89,11 @@ struct Head {
     float* states = scratch_of<float>(kStateSlot, ratio * state_size);
     for (int64_t i = 0; i < ratio; ++i) transpose(state(hk * ratio + i), Dk, Dv, Dk, states + i * state_size, Dv);
 
-    for (int64_t first = 0; first < args.T; first += kChunk) {
+    // Chunks begin where the sequence does, so that padding on its left does not change a bit of it.
+    int64_t start = 0;
+    for (; start < args.T && masked(start); ++start)
+      for (int64_t i = 0; i < ratio; ++i) store_y(start, hk * ratio + i, nullptr);
+    for (int64_t first = start; first < args.T; first += kChunk) {
       const int64_t C = least(kChunk, args.T - first), columns = least(kChunk, (C + W - 1) / W * W);
       load_qk(first, C, q, k);
       fill(k + C * Dk, (columns - C) * Dk, 0.0f);

@@ -140,7 +140,7 @@ class LanguageModel(ChatMethods):
         )
 
     def _start(self, messages: Sequence[Message], settings: ChatSettings) -> ChatStream:
-        return self.session()._start(messages, settings)
+        return Session(self.network, self.tokenizer, goes_on=False)._start(messages, settings)
 
     def _sampling(self, given: Mapping[str, Any], seed: int | None) -> SamplingParams:
         """What was given, over what the checkpoint recommends, over greedy."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
 
 import mlx.core as mx
 
@@ -31,11 +32,13 @@ class Session(ChatMethods):
     the beginning, cost nothing; a changed history is computed again from the last snapshot before the change. Not for
     several threads, and one turn at a time: starting a turn ends the one before it.
 
+    goes_on: False for a single turn, which computes its prompt in one go, as a batch does.
     turns: the usage of every turn that ended.
     """
 
-    def __init__(self, network: Network, tokenizer: Tokenizer) -> None:
+    def __init__(self, network: Network, tokenizer: Tokenizer, *, goes_on: bool = True) -> None:
         self.turns: list[Usage] = []
+        self._goes_on = goes_on
         self._network = network
         self._tokenizer = tokenizer
         self._prefix = PrefixCache(network.config)
@@ -55,6 +58,8 @@ class Session(ChatMethods):
     def _start(self, messages: Sequence[Message], settings: ChatSettings) -> ChatStream:
         prompt = Prompt.build(self._tokenizer, messages, settings)
         self._end_turn()
+        if not self._goes_on:
+            prompt = replace(prompt, stable=0)
         self._stream = ChatStream(self._network, self._tokenizer, self._prefix, prompt, settings, self.turns)
         return self._stream
 

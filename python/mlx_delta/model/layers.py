@@ -25,11 +25,13 @@ _MIXER_TOKENS = 16
 
 @dataclass(frozen=True)
 class Window:
-    """Which tokens a forward pass adds: ``offset`` tokens came before; masks and starts of left-padded batches."""
+    """Which tokens a forward pass adds: ``offset`` tokens came before; mask [B, T], start [B] and positions [B, T] of
+    left-padded batches."""
 
     offset: int
     mask: mx.array | None = None
     start: mx.array | None = None
+    positions: mx.array | None = None
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,7 @@ class AttentionLayer:
             rope_dim=c.rope.dim,
             rope_sections=c.rope.sections,
             eps=c.rms_norm_eps,
+            positions=window.positions,
         )
         y = ops.attention(
             q, projection, cache.keys, cache.values, length=length, scale=c.head_dim**-0.5, start=window.start

@@ -55,7 +55,10 @@ class Network:
         if mask is not None:
             padding = mx.sum(mx.logical_not(mask), axis=1).astype(mx.int32)
             cache.start = padding if cache.start is None else cache.start + padding
-        window = Window(cache.offset, mask, cache.start)
+        positions = None
+        if cache.start is not None:  # its own, so that a padded sequence rotates by the very angles it has alone
+            positions = mx.maximum(mx.arange(cache.offset, cache.offset + tokens.shape[1]) - cache.start[:, None], 0)
+        window = Window(cache.offset, mask, cache.start, positions)
         x = ops.embedding(tokens, self.embed_tokens, self.dtype)
         yield x
         for layer, state in zip(self.layers, cache.layers, strict=True):
