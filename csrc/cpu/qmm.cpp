@@ -1,10 +1,12 @@
-// One call: x of a block of rows is prepared once (shared), then units of 16 output columns are shared out to the
-// threads. A unit streams its weight rows from memory once for all rows of the block.
+// One call: x of a block of rows is prepared once (shared), then units of 16 output columns (48 for a prompt's rows,
+// see qmm_tiled.h) are shared out to the threads. A unit streams its weight rows from memory once for all rows of the
+// block.
 #include "cpu/qmm.h"
 
 #include "cpu/fixed_x.h"
 #include "cpu/qmm_bf16.h"
 #include "cpu/qmm_float.h"
+#include "cpu/qmm_tiled.h"
 #include "cpu/threads.h"
 
 namespace mlx_delta::cpu::MLX_DELTA_ISA {
@@ -15,6 +17,16 @@ enum { kFloatSlot, kFixedSlot, kInverseSlot, kResultSlot = 5 };
 
 // x of a block stays in a core's L2 while the weights pass: 768 KB of 16-bit fixed point.
 constexpr int64_t kBlockBytes = 768 * 1024;
+
+#if defined(__AVX512VNNI__)
+// Tiles read x less often than weights, so that it may come from the L3.
+constexpr int64_t kTiledBlockBytes = 4096 * 1024;
+// More positions of one sequence than this take the tiled kernel: unpacking into tiles pays from about here on. Not
+// the number of rows decides, so that sequences decoded together keep the bits that they have alone.
+constexpr int64_t kFewPositions = 16;
+#else
+constexpr int kTiledRows = kUnitRows;
+#endif
 
 bool fixed_point(const MatrixView& m, DType x) {
 #if defined(__AVX512VNNI__)
@@ -27,6 +39,16 @@ bool fixed_point(const MatrixView& m, DType x) {
 bool bf16_pairs(const MatrixView& m, DType x, bool norm) {
 #if defined(__AVX512BF16__)
   return x == DType::bf16 && m.bits == 0 && m.type == DType::bf16 && !norm;
+#else
+  return false;
+#endif
+}
+
+// Whether the rows of x of a call pass by tiles of this matrix.
+bool takes_tiles(const MatrixView& m, DType x, const QmmArgs& args) {
+#if defined(__AVX512VNNI__)
+  return args.positions > kFewPositions &&
+         (fixed_point(m, x) || (bf16_pairs(m, x, args.norm != nullptr) && m.cols % 2 == 0));
 #else
   return false;
 #endif
@@ -131,11 +153,39 @@ struct Block {
     multiply_float(segment, n, count, floats, M, out);
   }
 
-  // Rows n .. n + kUnitRows of segment s (with swiglu: of gate and up) to columns from `column` of y.
+  // Weight rows of a unit of segment s.
+  int unit_rows(int s) const { return takes_tiles(args.segments[s], dtype_of<T>(), args) ? kTiledRows : kUnitRows; }
+
+  // The unit of segment s (with swiglu: of gate and up) from weight row n on, to columns from `column` of y.
   void run_unit(int s, int64_t n, int64_t column) const {
+    const int64_t rows = least<int64_t>(unit_rows(s), args.segments[s].rows - n);
+    if (unit_rows(s) == kUnitRows) return run_rows(s, n, rows, column);
+#if defined(__AVX512VNNI__)
+    float* out = scratch_of<float>(kResultSlot, 2 * kTiledRows * M);
+    float* up = out + kTiledRows * M;
+    fill(out, (args.swiglu ? 2 : 1) * kTiledRows * M, 0.0f);
+    multiply_tiles(args.segments[s], n, rows, out);
+    if (args.swiglu) multiply_tiles(args.segments[1], n, rows, up);
+    for (int64_t m = 0; m < M; ++m)
+      for (int64_t r = 0; r < rows; r += W) {
+        F value = load(out + m * kTiledRows + r) * inverse_rms[m];
+        if (args.swiglu) value = silu(value) * (load(up + m * kTiledRows + r) * inverse_rms[m]);
+        const int64_t at = m * args.N + column + r, left = rows - r;
+        if (left >= W) {
+          if (residual) value += load(residual + at);
+          store(value, y + at);
+        } else {
+          if (residual) value += load_part(residual + at, left);
+          store_part(value, y + at, left);
+        }
+      }
+#endif
+  }
+
+  // out[r * M + m], row by row
+  void run_rows(int s, int64_t n, int64_t rows, int64_t column) const {
     float* out = scratch_of<float>(kResultSlot, 2 * kUnitRows * M);
     float* up = out + kUnitRows * M;
-    const int64_t rows = least<int64_t>(kUnitRows, args.segments[s].rows - n);
     multiply(args.segments[s], n, rows, out);
     if (args.swiglu) multiply(args.segments[1], n, rows, up);
     for (int64_t m = 0; m < M; ++m)
@@ -148,21 +198,33 @@ struct Block {
       }
   }
 
+#if defined(__AVX512VNNI__)
+  // out[m * kTiledRows + r] += rows n .. n + count of a segment
+  void multiply_tiles(const MatrixView& segment, int64_t n, int64_t count, float* out) const {
+#if defined(__AVX512BF16__)
+    if (segment.bits == 0) return multiply_tiled(segment, n, count, reinterpret_cast<const bf16*>(x), M, out);
+#endif
+    multiply_tiled(segment, n, count, fixed[layout_of(segment)], out);
+  }
+#endif
+
   void run() const {
     int64_t first_unit[kMaxSegments + 1] = {}, first_column[kMaxSegments] = {};
+    int most_rows = kUnitRows;
     const int segments = args.swiglu ? 1 : args.segment_count;  // the up rows are read beside the gate rows
     for (int s = 0; s < segments; ++s) {
-      first_unit[s + 1] = first_unit[s] + (args.segments[s].rows + kUnitRows - 1) / kUnitRows;
+      first_unit[s + 1] = first_unit[s] + (args.segments[s].rows + unit_rows(s) - 1) / unit_rows(s);
       if (s + 1 < segments) first_column[s + 1] = first_column[s] + args.segments[s].rows;
+      most_rows = most(most_rows, unit_rows(s));
     }
     const int64_t units = first_unit[segments];
     // A unit below some 64K multiplications is done sooner than another thread hears of it.
-    const int64_t least_units = most<int64_t>(1, 65536 / (kUnitRows * args.K * M));
+    const int64_t least_units = most<int64_t>(1, 65536 / (most_rows * args.K * M));
     parallel_for(units, balanced_grain(units, least_units), [&](int64_t from, int64_t to) {
       int s = 0;
       for (int64_t unit = from; unit < to; ++unit) {
         while (unit >= first_unit[s + 1]) ++s;
-        const int64_t n = (unit - first_unit[s]) * kUnitRows;
+        const int64_t n = (unit - first_unit[s]) * unit_rows(s);
         run_unit(s, n, first_column[s] + n);
       }
     });
@@ -171,7 +233,13 @@ struct Block {
 
 template <typename T>
 void multiply_blocks(const QmmArgs& args) {
-  const int64_t rows = most<int64_t>(16, kBlockBytes / (2 * args.K) / 16 * 16);
+  int64_t bytes = kBlockBytes;
+#if defined(__AVX512VNNI__)
+  if (takes_tiles(args.segments[0], dtype_of<T>(), args)) bytes = kTiledBlockBytes;
+#endif
+  const int64_t most_rows = most<int64_t>(16, bytes / (2 * args.K) / 16 * 16);
+  const int64_t blocks = (args.M + most_rows - 1) / most_rows;
+  const int64_t rows = ((args.M + blocks - 1) / blocks + 15) / 16 * 16;
   for (int64_t m = 0; m < args.M; m += rows) Block<T>(args, m, least(rows, args.M - m)).run();
 }
 

@@ -13,6 +13,7 @@ struct QmmArgs {
   const void* residual;  // [M, N] of T, or null
   void* y;               // [M, N] of T
   int64_t M;
+  int64_t positions;  // rows of x of one sequence: M is a multiple of it
   int64_t K;
   int64_t N;  // columns of y
   float eps;

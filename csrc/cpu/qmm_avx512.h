@@ -394,15 +394,19 @@ void multiply_groups(int group_size, const PackedRows& rows, int64_t count, cons
   return multiply_packed<bits, 128>(rows, count, x, out);
 }
 
+inline PackedRows packed_rows(const MatrixView& matrix, int64_t n) {
+  const int64_t row_bytes = matrix.cols * matrix.bits / 8, groups = matrix.cols / matrix.group_size;
+  return {static_cast<const uint8_t*>(matrix.data) + n * row_bytes,
+          static_cast<const uint16_t*>(matrix.scales) + n * groups,
+          static_cast<const uint16_t*>(matrix.biases) + n * groups,
+          row_bytes,
+          groups,
+          matrix.cols};
+}
+
 // out[r * M + m] = row n + r of the matrix times row m of x, for r < count <= kUnitRows.
 inline void multiply_fixed(const MatrixView& matrix, int64_t n, int64_t count, const FixedX& x, float* out) {
-  const int64_t row_bytes = matrix.cols * matrix.bits / 8, groups = matrix.cols / matrix.group_size;
-  const PackedRows rows{static_cast<const uint8_t*>(matrix.data) + n * row_bytes,
-                        static_cast<const uint16_t*>(matrix.scales) + n * groups,
-                        static_cast<const uint16_t*>(matrix.biases) + n * groups,
-                        row_bytes,
-                        groups,
-                        matrix.cols};
+  const PackedRows rows = packed_rows(matrix, n);
   switch (matrix.bits) {
     case 2:
       return multiply_groups<2>(matrix.group_size, rows, count, x, out);

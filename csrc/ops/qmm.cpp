@@ -31,6 +31,7 @@ class Qmm : public Primitive {
                       data_or_null<void>(inputs, residual_),
                       y.data<void>(),
                       int64_t(x.size()) / K,
+                      x.ndim() > 1 ? x.shape(-2) : 1,
                       K,
                       N,
                       eps_,

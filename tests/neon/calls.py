@@ -68,7 +68,7 @@ class GatedDeltaArgs(Structure):
 
 class QmmArgs(Structure):
     _fields_ = [
-        *fields("x norm residual y", "M K N"),
+        *fields("x norm residual y", "M positions K N"),
         ("eps", c_float), ("swiglu", c_bool), ("segment_count", c_int), ("segments", MatrixView * 8),
     ]  # fmt: skip
 
@@ -170,8 +170,10 @@ class Call:
     def qmm(self) -> Structure:
         matrices, x = self.arguments["segments"], self.arguments["x"]
         K, N = x.shape[-1], self.results[0].shape[-1]
+        positions = x.shape[-2] if x.ndim > 1 else 1
         swiglu = self.arguments.get("activation") == "swiglu"
-        parts = [*self.named("x norm residual"), self.result(0), x.size // K, K, N, EPS, swiglu, len(matrices)]
+        sizes = (x.size // K, positions, K, N, EPS)
+        parts = [*self.named("x norm residual"), self.result(0), *sizes, swiglu, len(matrices)]
         return QmmArgs(*parts, (MatrixView * 8)(*map(self.view, matrices)))
 
     def encoded(self) -> bytes:

@@ -96,6 +96,14 @@ def test_qmm_rows_are_identical_whatever_the_batch(case: str, isa: str) -> None:
     for M in range(1, 16):
         part = ops.qmm(x[:M], arguments["segments"], norm=mx.ones(x.shape[1]))
         assert mx.array_equal(part, together[:M])
+    # Decoding many sequences, and prompts of one length: what a row gets depends on its own sequence alone.
+    many = mx.concatenate([x, x[:5]])
+    decoded = ops.qmm(many[:, None], arguments["segments"], norm=mx.ones(x.shape[1]))
+    assert mx.array_equal(decoded[:16, 0], together)
+    prompts = ops.qmm(mx.stack([many, many[::-1]]), arguments["segments"], norm=mx.ones(x.shape[1]))
+    for T in (17, 20):
+        alone = ops.qmm(many[:T], arguments["segments"], norm=mx.ones(x.shape[1]))
+        assert mx.array_equal(prompts[0, :T], alone)
 
 
 def split_time(arguments: Arguments, names: tuple[str, ...], at: int) -> tuple[Arguments, Arguments]:

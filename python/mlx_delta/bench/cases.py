@@ -131,16 +131,19 @@ def plain(rng: np.random.Generator, N: int, K: int, dtype: mx.Dtype) -> ops.Matr
 # A segment is (N, bits, group_size[, dtype of the scales]) or (N, dtype).
 def qmm_case(
     name: str, M: int, K: int, segments: list[tuple], *, norm: bool = False, residual: bool = False,
-    activation: str | None = None, real: bool = False, every: int = 1,
+    activation: str | None = None, real: bool = False, every: int = 1, sequences: int | None = None,
 ) -> Case:  # fmt: skip
+    """sequences: x is [sequences, M / sequences, K] instead of [M, K]."""
+    lead = (M,) if sequences is None else (sequences, M // sequences)
+
     def make(dtype: mx.Dtype, rng: np.random.Generator) -> Arguments:
         matrices = [plain(rng, s[0], K, s[1]) if len(s) == 2 else quantized(rng, s[0], K, *s[1:]) for s in segments]
         N = matrices[0].rows if activation else sum(m.rows for m in matrices)
         return {
-            "x": normal(rng, M, K, dtype=dtype),
+            "x": normal(rng, *lead, K, dtype=dtype),
             "segments": matrices,
             "norm": 1 + normal(rng, K, scale=0.1) if norm else None,
-            "residual": normal(rng, M, N, dtype=dtype) if residual else None,
+            "residual": normal(rng, *lead, N, dtype=dtype) if residual else None,
             "activation": activation,
         }
 
@@ -157,6 +160,8 @@ def qmm_cases() -> Iterator[Case]:
             # K that ends within a kernel's tile of 256 or 128 columns, after none or some whole ones
             yield qmm_case(f"b{bits}g{group_size}m1", 1, 5 * group_size, [(18, bits, group_size)])
             yield qmm_case(f"b{bits}g{group_size}m4", 4, 19 * group_size, [(33, bits, group_size)], norm=True)
+            # A prompt's rows, over several blocks of columns, with rows and weight rows that fill no tile
+            yield qmm_case(f"b{bits}g{group_size}m22", 22, 19 * group_size, [(70, bits, group_size)], norm=True)
     for name, dtype in DTYPES.items():
         yield qmm_case(f"scales-{name}", 2, 320, [(21, 3, 64, dtype)], norm=True)
     for M in (1, 2, 3, 8, 15, 16, 17, 31, 33, 64, 200):
@@ -169,6 +174,12 @@ def qmm_cases() -> Iterator[Case]:
     yield qmm_case("residual", 5, 128, [(50, 4, 64)], residual=True)
     yield qmm_case("swiglu", 3, 192, [(61, 3, 64), (61, 4, 32)], norm=True, activation="swiglu")
     yield qmm_case("swiglu-residual", 1, 64, [(5, 2, 64), (5, mx.float16)], residual=True, activation="swiglu")
+    prompt = [(96, 5, 64), (33, 3, 32), (6, mx.bfloat16), (1, mx.float32)]
+    yield qmm_case("prompts", 38, 576, prompt, residual=True, sequences=2)
+    yield qmm_case("prompts-norm", 38, 576, prompt, norm=True, sequences=2)
+    yield qmm_case("prompts-one-each", 20, 192, prompt[:2], norm=True, sequences=20)
+    yield qmm_case("prompt-swiglu", 19, 192, [(61, 3, 64), (61, 4, 32)], norm=True, activation="swiglu")
+    yield qmm_case("prompt-plain-odd", 18, 27, [(18, mx.bfloat16)], residual=True)
 
 
 def qmm_model_cases(size: str, text: TextConfig) -> Iterator[Case]:
