@@ -159,43 +159,45 @@ struct Block {
   // The unit of segment s (with swiglu: of gate and up) from weight row n on, to columns from `column` of y.
   void run_unit(int s, int64_t n, int64_t column) const {
     const int64_t rows = least<int64_t>(unit_rows(s), args.segments[s].rows - n);
-    if (unit_rows(s) == kUnitRows) return run_rows(s, n, rows, column);
-#if defined(__AVX512VNNI__)
     float* out = scratch_of<float>(kResultSlot, 2 * kTiledRows * M);
     float* up = out + kTiledRows * M;
-    fill(out, (args.swiglu ? 2 : 1) * kTiledRows * M, 0.0f);
-    multiply_tiles(args.segments[s], n, rows, out);
-    if (args.swiglu) multiply_tiles(args.segments[1], n, rows, up);
-    for (int64_t m = 0; m < M; ++m)
-      for (int64_t r = 0; r < rows; r += W) {
-        F value = load(out + m * kTiledRows + r) * inverse_rms[m];
-        if (args.swiglu) value = silu(value) * (load(up + m * kTiledRows + r) * inverse_rms[m]);
-        const int64_t at = m * args.N + column + r, left = rows - r;
-        if (left >= W) {
-          if (residual) value += load(residual + at);
-          store(value, y + at);
-        } else {
-          if (residual) value += load_part(residual + at, left);
-          store_part(value, y + at, left);
-        }
-      }
+#if defined(__AVX512VNNI__)
+    if (unit_rows(s) == kTiledRows) {
+      fill(out, (args.swiglu ? 2 : 1) * kTiledRows * M, 0.0f);
+      multiply_tiles(args.segments[s], n, rows, out);
+      if (args.swiglu) multiply_tiles(args.segments[1], n, rows, up);
+      for (int64_t m = 0; m < M; ++m) finish(m, column, rows, out + m * kTiledRows, up + m * kTiledRows);
+      return;
+    }
 #endif
-  }
-
-  // out[r * M + m], row by row
-  void run_rows(int s, int64_t n, int64_t rows, int64_t column) const {
-    float* out = scratch_of<float>(kResultSlot, 2 * kUnitRows * M);
-    float* up = out + kUnitRows * M;
     multiply(args.segments[s], n, rows, out);
     if (args.swiglu) multiply(args.segments[1], n, rows, up);
-    for (int64_t m = 0; m < M; ++m)
-      for (int64_t r = 0; r < rows; ++r) {
-        float value = out[r * M + m] * inverse_rms[m];
-        if (args.swiglu) value = silu(value) * (up[r * M + m] * inverse_rms[m]);
-        const int64_t at = m * args.N + column + r;
-        if (residual) value += to_float(residual[at]);
-        y[at] = from_float<T>(value);
-      }
+    if (M == 1) return finish(0, column, rows, out, up);
+    for (int64_t m = 0; m < M; ++m) {
+      float row[2][kUnitRows];
+      for (int64_t r = 0; r < rows; ++r) row[0][r] = out[r * M + m];
+      if (args.swiglu)
+        for (int64_t r = 0; r < rows; ++r) row[1][r] = up[r * M + m];
+      finish(m, column, rows, row[0], row[1]);
+    }
+  }
+
+  // Row m of y, columns from `column` on, from `count` products.
+  void finish(int64_t m, int64_t column, int64_t count, const float* out, const float* up) const {
+    const int64_t first = m * args.N + column;
+    const auto vector = [&](auto full, int64_t r, int64_t left) __attribute__((always_inline)) {
+      const auto read = [&](const auto* p) { return full ? load(p + r) : load_part(p + r, left); };
+      F value = read(out) * inverse_rms[m];
+      if (args.swiglu) value = silu(value) * (read(up) * inverse_rms[m]);
+      if (residual) value += read(residual + first);
+      if constexpr (full)
+        store(value, y + first + r);
+      else
+        store_part(value, y + first + r, left);
+    };
+    int64_t r = 0;
+    for (; r + W <= count; r += W) vector(std::true_type{}, r, W);
+    if (r < count) vector(std::false_type{}, r, count - r);
   }
 
 #if defined(__AVX512VNNI__)
