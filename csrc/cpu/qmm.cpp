@@ -4,10 +4,15 @@
 #include "cpu/qmm.h"
 
 #include "cpu/fixed_x.h"
+#include "cpu/qmm_avx2.h"
 #include "cpu/qmm_bf16.h"
 #include "cpu/qmm_float.h"
 #include "cpu/qmm_tiled.h"
 #include "cpu/threads.h"
+
+#if defined(__AVX512VNNI__) || (defined(__AVX2__) && !defined(__AVX512F__))
+#define MLX_DELTA_FIXED  // packed weights multiply x in fixed point
+#endif
 
 namespace mlx_delta::cpu::MLX_DELTA_ISA {
 namespace {
@@ -18,25 +23,29 @@ enum { kFloatSlot, kFixedSlot, kInverseSlot, kResultSlot = 5 };
 // x of a block stays in a core's L2 while the weights pass: 768 KB of 16-bit fixed point.
 constexpr int64_t kBlockBytes = 768 * 1024;
 
+// More positions of one sequence than this are a prompt, which takes the kernels that unpack a weight once for many
+// rows. Not the number of rows decides, so that sequences decoded together keep the bits that they have alone.
+constexpr int64_t kFewPositions = 16;
+
 #if defined(__AVX512VNNI__)
 // Tiles read x less often than weights, so that it may come from the L3.
 constexpr int64_t kTiledBlockBytes = 4096 * 1024;
-// More positions of one sequence than this take the tiled kernel: unpacking into tiles pays from about here on. Not
-// the number of rows decides, so that sequences decoded together keep the bits that they have alone.
-constexpr int64_t kFewPositions = 16;
 #else
 constexpr int kTiledRows = kUnitRows;
 #endif
 
-bool fixed_point(const MatrixView& m, DType x) {
+bool fixed_point([[maybe_unused]] const MatrixView& m, [[maybe_unused]] DType x, [[maybe_unused]] const QmmArgs& args) {
 #if defined(__AVX512VNNI__)
   return x == DType::bf16 && m.bits != 0 && m.type == DType::bf16;
+#elif defined(__AVX2__)
+  return x == DType::bf16 && m.bits != 0 && m.type == DType::bf16 && m.group_size != 32 &&
+         args.positions <= kFewPositions;
 #else
   return false;
 #endif
 }
 
-bool bf16_pairs(const MatrixView& m, DType x, bool norm) {
+bool bf16_pairs([[maybe_unused]] const MatrixView& m, [[maybe_unused]] DType x, [[maybe_unused]] bool norm) {
 #if defined(__AVX512BF16__)
   return x == DType::bf16 && m.bits == 0 && m.type == DType::bf16 && !norm;
 #else
@@ -45,10 +54,10 @@ bool bf16_pairs(const MatrixView& m, DType x, bool norm) {
 }
 
 // Whether the rows of x of a call pass by tiles of this matrix.
-bool takes_tiles(const MatrixView& m, DType x, const QmmArgs& args) {
+bool takes_tiles([[maybe_unused]] const MatrixView& m, [[maybe_unused]] DType x, [[maybe_unused]] const QmmArgs& args) {
 #if defined(__AVX512VNNI__)
   return args.positions > kFewPositions &&
-         (fixed_point(m, x) || (bf16_pairs(m, x, args.norm != nullptr) && m.cols % 2 == 0));
+         (fixed_point(m, x, args) || (bf16_pairs(m, x, args.norm != nullptr) && m.cols % 2 == 0));
 #else
   return false;
 #endif
@@ -72,7 +81,7 @@ struct Block {
   int64_t M;
   FloatX floats{};
   const float* inverse_rms;
-#if defined(__AVX512VNNI__)
+#if defined(MLX_DELTA_FIXED)
   FixedX fixed[kLayouts];
 #endif
 
@@ -86,8 +95,8 @@ struct Block {
     bool need_floats = false, need_layout[6] = {};
     for (int s = 0; s < args.segment_count; ++s) {
       if (bf16_pairs(args.segments[s], dtype_of<T>(), args.norm)) continue;
-      if (!fixed_point(args.segments[s], dtype_of<T>())) need_floats = true;
-#if defined(__AVX512VNNI__)
+      if (!fixed_point(args.segments[s], dtype_of<T>(), args)) need_floats = true;
+#if defined(MLX_DELTA_FIXED)
       else
         need_layout[layout_of(args.segments[s])] = true;
 #endif
@@ -97,7 +106,7 @@ struct Block {
     float* inverses = scratch_of<float>(kInverseSlot, M);
     floats = {data, stride};
     inverse_rms = inverses;
-#if defined(__AVX512VNNI__)
+#if defined(MLX_DELTA_FIXED)
     int64_t bytes = 0;
     for (int i = 0; i < kLayouts; ++i)
       if (need_layout[i]) bytes += M * FixedSpace(i, K).row_bytes();
@@ -116,7 +125,7 @@ struct Block {
         const T* row = x + m * K;
         inverses[m] = args.norm ? inverse_rms_of(row) : 1.0f;
         if (need_floats) float_row(row, data + m * stride, stride);
-#if defined(__AVX512VNNI__)
+#if defined(MLX_DELTA_FIXED)
         for (int i = 0; i < kLayouts; ++i)
           if (need_layout[i]) FixedSpace(i, K).fix(i, row, args.norm, K, bases[i], M, m);
 #endif
@@ -143,8 +152,8 @@ struct Block {
 
   // out[r * M + m]: rows n .. n + count of a segment
   void multiply(const MatrixView& segment, int64_t n, int64_t count, float* out) const {
-#if defined(__AVX512VNNI__)
-    if (fixed_point(segment, dtype_of<T>())) return multiply_fixed(segment, n, count, fixed[layout_of(segment)], out);
+#if defined(MLX_DELTA_FIXED)
+    if (fixed_point(segment, dtype_of<T>(), args)) return multiply_fixed(segment, n, count, fixed[layout_of(segment)], out);
 #endif
 #if defined(__AVX512BF16__)
     if (bf16_pairs(segment, dtype_of<T>(), args.norm))
