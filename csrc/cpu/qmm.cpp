@@ -4,10 +4,10 @@
 #include "cpu/qmm.h"
 
 #include "cpu/fixed_x.h"
-#include "cpu/qmm_avx2.h"
 #include "cpu/qmm_bf16.h"
 #include "cpu/qmm_float.h"
 #include "cpu/qmm_tiled.h"
+#include "cpu/qmm_tiled_avx2.h"
 #include "cpu/threads.h"
 
 #if defined(__AVX512VNNI__) || (defined(__AVX2__) && !defined(__AVX512F__))
@@ -27,40 +27,31 @@ constexpr int64_t kBlockBytes = 768 * 1024;
 // rows. Not the number of rows decides, so that sequences decoded together keep the bits that they have alone.
 constexpr int64_t kFewPositions = 16;
 
-#if defined(__AVX512VNNI__)
+#if defined(MLX_DELTA_FIXED)
 // Tiles read x less often than weights, so that it may come from the L3.
 constexpr int64_t kTiledBlockBytes = 4096 * 1024;
+
+bool fixed_point(const MatrixView& m, DType x) {
+  return x == DType::bf16 && m.bits != 0 && m.type == DType::bf16 && m.group_size >= kLeastGroup;
+}
 #else
 constexpr int kTiledRows = kUnitRows;
+
+bool fixed_point(const MatrixView&, DType) { return false; }
 #endif
 
-bool fixed_point([[maybe_unused]] const MatrixView& m, [[maybe_unused]] DType x, [[maybe_unused]] const QmmArgs& args) {
-#if defined(__AVX512VNNI__)
-  return x == DType::bf16 && m.bits != 0 && m.type == DType::bf16;
-#elif defined(__AVX2__)
-  return x == DType::bf16 && m.bits != 0 && m.type == DType::bf16 && m.group_size != 32 &&
-         args.positions <= kFewPositions;
-#else
-  return false;
-#endif
-}
-
-bool bf16_pairs([[maybe_unused]] const MatrixView& m, [[maybe_unused]] DType x, [[maybe_unused]] bool norm) {
 #if defined(__AVX512BF16__)
+bool bf16_pairs(const MatrixView& m, DType x, bool norm) {
   return x == DType::bf16 && m.bits == 0 && m.type == DType::bf16 && !norm;
-#else
-  return false;
-#endif
 }
+#else
+bool bf16_pairs(const MatrixView&, DType, bool) { return false; }
+#endif
 
 // Whether the rows of x of a call pass by tiles of this matrix.
-bool takes_tiles([[maybe_unused]] const MatrixView& m, [[maybe_unused]] DType x, [[maybe_unused]] const QmmArgs& args) {
-#if defined(__AVX512VNNI__)
+bool takes_tiles(const MatrixView& m, DType x, const QmmArgs& args) {
   return args.positions > kFewPositions &&
-         (fixed_point(m, x, args) || (bf16_pairs(m, x, args.norm != nullptr) && m.cols % 2 == 0));
-#else
-  return false;
-#endif
+         (fixed_point(m, x) || (bf16_pairs(m, x, args.norm != nullptr) && m.cols % 2 == 0));
 }
 
 template <typename T>
@@ -95,7 +86,7 @@ struct Block {
     bool need_floats = false, need_layout[6] = {};
     for (int s = 0; s < args.segment_count; ++s) {
       if (bf16_pairs(args.segments[s], dtype_of<T>(), args.norm)) continue;
-      if (!fixed_point(args.segments[s], dtype_of<T>(), args)) need_floats = true;
+      if (!fixed_point(args.segments[s], dtype_of<T>())) need_floats = true;
 #if defined(MLX_DELTA_FIXED)
       else
         need_layout[layout_of(args.segments[s])] = true;
@@ -153,7 +144,7 @@ struct Block {
   // out[r * M + m]: rows n .. n + count of a segment
   void multiply(const MatrixView& segment, int64_t n, int64_t count, float* out) const {
 #if defined(MLX_DELTA_FIXED)
-    if (fixed_point(segment, dtype_of<T>(), args)) return multiply_fixed(segment, n, count, fixed[layout_of(segment)], out);
+    if (fixed_point(segment, dtype_of<T>())) return multiply_fixed(segment, n, count, fixed[layout_of(segment)], out);
 #endif
 #if defined(__AVX512BF16__)
     if (bf16_pairs(segment, dtype_of<T>(), args.norm))
@@ -162,16 +153,20 @@ struct Block {
     multiply_float(segment, n, count, floats, M, out);
   }
 
-  // Weight rows of a unit of segment s.
-  int unit_rows(int s) const { return takes_tiles(args.segments[s], dtype_of<T>(), args) ? kTiledRows : kUnitRows; }
+  // Whether segment s (with swiglu: gate and up together) goes by tiles, and the weight rows of its unit.
+  bool tiled(int s) const {
+    return takes_tiles(args.segments[s], dtype_of<T>(), args) &&
+           (!args.swiglu || takes_tiles(args.segments[1], dtype_of<T>(), args));
+  }
+  int unit_rows(int s) const { return tiled(s) ? kTiledRows : kUnitRows; }
 
   // The unit of segment s (with swiglu: of gate and up) from weight row n on, to columns from `column` of y.
   void run_unit(int s, int64_t n, int64_t column) const {
     const int64_t rows = least<int64_t>(unit_rows(s), args.segments[s].rows - n);
     float* out = scratch_of<float>(kResultSlot, 2 * kTiledRows * M);
     float* up = out + kTiledRows * M;
-#if defined(__AVX512VNNI__)
-    if (unit_rows(s) == kTiledRows) {
+#if defined(MLX_DELTA_FIXED)
+    if (tiled(s)) {
       fill(out, (args.swiglu ? 2 : 1) * kTiledRows * M, 0.0f);
       multiply_tiles(args.segments[s], n, rows, out);
       if (args.swiglu) multiply_tiles(args.segments[1], n, rows, up);
@@ -209,7 +204,7 @@ struct Block {
     if (r < count) vector(std::false_type{}, r, count - r);
   }
 
-#if defined(__AVX512VNNI__)
+#if defined(MLX_DELTA_FIXED)
   // out[m * kTiledRows + r] += rows n .. n + count of a segment
   void multiply_tiles(const MatrixView& segment, int64_t n, int64_t count, float* out) const {
 #if defined(__AVX512BF16__)
@@ -245,7 +240,7 @@ struct Block {
 template <typename T>
 void multiply_blocks(const QmmArgs& args) {
   int64_t bytes = kBlockBytes;
-#if defined(__AVX512VNNI__)
+#if defined(MLX_DELTA_FIXED)
   if (takes_tiles(args.segments[0], dtype_of<T>(), args)) bytes = kTiledBlockBytes;
 #endif
   const int64_t most_rows = most<int64_t>(16, bytes / (2 * args.K) / 16 * 16);

@@ -1,9 +1,10 @@
-// qmm on packed weights with AVX2: integer products of 16 bits, for bfloat16 x and bfloat16 scales, groups of 64 or 128.
+// qmm on packed weights with AVX2: integer products of 16 bits, for bfloat16 x and bfloat16 scales, groups of 64 or
+// 128.
 //
 // As in qmm_avx512.h, x (times the norm weight) is 16-bit fixed point with one step for 64 columns, |error| <= 2^-16 of
-// their largest value, and y += scale * step * sum(q * x16) + bias * step * sum(x16) with exact sums. vpmaddwd takes the
-// 16 bits whole, so that a weight need not come down to a byte: 16-bit lanes that hold 4 weights (2 from 5 bits on) are
-// masked in place, and a field that stands s bits high gives 2^s times its products, which an exact shift takes off
+// their largest value, and y += scale * step * sum(q * x16) + bias * step * sum(x16) with exact sums. vpmaddwd takes
+// the 16 bits whole, so that a weight need not come down to a byte: 16-bit lanes that hold 4 weights (2 from 5 bits on)
+// are masked in place, and a field that stands s bits high gives 2^s times its products, which an exact shift takes off
 // their sum. 64 weights of 3 bits are some 20 instructions; unpacking to floats and multiplying those is 200.
 #pragma once
 
@@ -13,7 +14,8 @@
 
 namespace mlx_delta::cpu::MLX_DELTA_ISA {
 
-inline constexpr int kChunk = 64;             // columns with one step
+inline constexpr int kChunk = 64;  // columns with one step
+inline constexpr int kLeastGroup = kChunk;
 inline constexpr int64_t kBlockColumns = 512;  // of x, 1 KB a row: what several rows keep in L1
 
 // x of one call in fixed point, for one order of a chunk's values and one group size.
@@ -73,6 +75,12 @@ struct Fields {
     }
   }
 
+  // Field j alone, at bit 0.
+  static __m256i aligned(const __m256i* f, int j) {
+    if (j == (quads ? 3 : 1) || j == 3) return f[j];
+    return _mm256_srli_epi16(f[j], low + (quads ? j * bits : 0));
+  }
+
   // The sums of the fields times x, lane by lane, of one chunk.
   static __attribute__((always_inline)) __m256i dot(const __m256i* f, const int16_t* x) {
     __m256i sums[4];
@@ -80,7 +88,8 @@ struct Fields {
     for (int j = 0; j < 4; ++j)
       sums[j] = _mm256_madd_epi16(f[j], _mm256_load_si256(reinterpret_cast<const __m256i*>(x + 16 * j)));
     if constexpr (quads) {
-      const __m256i low_pair = _mm256_add_epi32(_mm256_srai_epi32(sums[0], low), _mm256_srai_epi32(sums[1], low + bits));
+      const __m256i low_pair =
+          _mm256_add_epi32(_mm256_srai_epi32(sums[0], low), _mm256_srai_epi32(sums[1], low + bits));
       return _mm256_add_epi32(_mm256_add_epi32(low_pair, _mm256_srai_epi32(sums[2], low + 2 * bits)), sums[3]);
     } else {
       const __m256i first = _mm256_srai_epi32(_mm256_add_epi32(sums[0], sums[2]), low);
@@ -175,6 +184,13 @@ struct PackedRow {
   const bf16* biases;
 };
 
+template <int bits, int group_size>
+inline PackedRow packed_row(const MatrixView& matrix, int64_t n) {
+  const int64_t groups = matrix.cols / group_size;
+  return {static_cast<const uint8_t*>(matrix.data) + n * (matrix.cols * bits / 8),
+          static_cast<const bf16*>(matrix.scales) + n * groups, static_cast<const bf16*>(matrix.biases) + n * groups};
+}
+
 // acc + sum_g bias_g sum_g, lane by lane; then the sum of the lanes.
 inline float finish_row(F acc, const bf16* biases, const float* sums, int64_t groups) {
   int64_t g = 0;
@@ -230,11 +246,7 @@ void multiply_block(const PackedRow& row, int64_t from, int64_t to, const FixedX
 template <int bits, int group_size>
 void multiply_packed(const MatrixView& matrix, int64_t n, int64_t count, const FixedX& x, float* out) {
   const int64_t chunks = matrix.cols / kChunk, groups = matrix.cols / group_size, block = kBlockColumns / kChunk;
-  const auto row = [&](int64_t r) {
-    return PackedRow{static_cast<const uint8_t*>(matrix.data) + (n + r) * chunks * 8 * bits,
-                     static_cast<const bf16*>(matrix.scales) + (n + r) * groups,
-                     static_cast<const bf16*>(matrix.biases) + (n + r) * groups};
-  };
+  const auto row = [&](int64_t r) { return packed_row<bits, group_size>(matrix, n + r); };
   if (x.M == 1) {
     for (int64_t r = 0; r < count; ++r) out[r] = multiply_one<bits, group_size>(row(r), chunks, x);
     return;
@@ -246,31 +258,37 @@ void multiply_packed(const MatrixView& matrix, int64_t n, int64_t count, const F
       multiply_block<bits, group_size>(row(r), c, least(c + block, chunks), x, acc + r * x.M * W);
   for (int64_t r = 0; r < count; ++r)
     for (int64_t m = 0; m < x.M; ++m)
-      out[r * x.M + m] =
-          finish_row(load(acc + (r * x.M + m) * W), row(r).biases, x.sums + m * x.sum_stride, groups);
+      out[r * x.M + m] = finish_row(load(acc + (r * x.M + m) * W), row(r).biases, x.sums + m * x.sum_stride, groups);
+}
+
+// Calls f with a matrix's width and group size as constants.
+template <typename Function>
+inline void for_width(const MatrixView& matrix, const Function& f) {
+  const auto width = [&](auto bits) {
+    if (matrix.group_size == 64) return f(bits, std::integral_constant<int, 64>{});
+    return f(bits, std::integral_constant<int, 128>{});
+  };
+  switch (matrix.bits) {
+    case 2:
+      return width(std::integral_constant<int, 2>{});
+    case 3:
+      return width(std::integral_constant<int, 3>{});
+    case 4:
+      return width(std::integral_constant<int, 4>{});
+    case 5:
+      return width(std::integral_constant<int, 5>{});
+    case 6:
+      return width(std::integral_constant<int, 6>{});
+    case 8:
+      return width(std::integral_constant<int, 8>{});
+  }
 }
 
 // out[r * M + m] = row n + r of the matrix times row m of x, for r < count <= kUnitRows.
 inline void multiply_fixed(const MatrixView& matrix, int64_t n, int64_t count, const FixedX& x, float* out) {
-  const auto packed = [&](auto width) {
-    constexpr int bits = decltype(width)::value;
-    if (matrix.group_size == 64) return multiply_packed<bits, 64>(matrix, n, count, x, out);
-    return multiply_packed<bits, 128>(matrix, n, count, x, out);
-  };
-  switch (matrix.bits) {
-    case 2:
-      return packed(std::integral_constant<int, 2>{});
-    case 3:
-      return packed(std::integral_constant<int, 3>{});
-    case 4:
-      return packed(std::integral_constant<int, 4>{});
-    case 5:
-      return packed(std::integral_constant<int, 5>{});
-    case 6:
-      return packed(std::integral_constant<int, 6>{});
-    case 8:
-      return packed(std::integral_constant<int, 8>{});
-  }
+  for_width(matrix, [&](auto bits, auto group_size) {
+    multiply_packed<decltype(bits)::value, decltype(group_size)::value>(matrix, n, count, x, out);
+  });
 }
 
 }  // namespace mlx_delta::cpu::MLX_DELTA_ISA

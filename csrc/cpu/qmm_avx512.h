@@ -41,6 +41,7 @@ constexpr int group_of(int lane) {
 }
 
 constexpr int64_t kBlockColumns = 1024;
+constexpr int kLeastGroup = 32;
 
 // x of one call in fixed point, for tiles of `vectors` and one group size.
 struct FixedX {

@@ -179,6 +179,7 @@ def qmm_cases() -> Iterator[Case]:
     yield qmm_case("prompts-norm", 38, 576, prompt, norm=True, sequences=2)
     yield qmm_case("prompts-one-each", 20, 192, prompt[:2], norm=True, sequences=20)
     yield qmm_case("prompt-swiglu", 19, 192, [(61, 3, 64), (61, 4, 32)], norm=True, activation="swiglu")
+    yield qmm_case("prompt-swiglu-mixed", 17, 64, [(50, 2, 64), (50, mx.float16)], activation="swiglu")
     yield qmm_case("prompt-plain-odd", 18, 27, [(18, mx.bfloat16)], residual=True)
 
 
