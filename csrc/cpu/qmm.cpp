@@ -1,13 +1,13 @@
 // One call: x of a block of rows is prepared once (shared), then units of 16 output columns (48 for a prompt's rows,
-// see qmm_tiled.h) are shared out to the threads. A unit streams its weight rows from memory once for all rows of the
-// block.
+// see qmm_tiled_avx512.h) are shared out to the threads. A unit streams its weight rows from memory once for all rows
+// of the block.
 #include "cpu/qmm.h"
 
 #include "cpu/fixed_x.h"
 #include "cpu/qmm_bf16.h"
 #include "cpu/qmm_float.h"
-#include "cpu/qmm_tiled.h"
 #include "cpu/qmm_tiled_avx2.h"
+#include "cpu/qmm_tiled_avx512.h"
 #include "cpu/threads.h"
 
 #if defined(__AVX512VNNI__) || (defined(__AVX2__) && !defined(__AVX512F__))
