@@ -11,6 +11,7 @@ from itertools import groupby
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_delta.checkpoint.components import COMPONENTS, component
 from mlx_delta.checkpoint.names import canonical_tensors
@@ -25,7 +26,12 @@ from mlx_delta.convert.recipe import Recipe, TensorPlan, choose, plan, quantizat
 from mlx_delta.convert.write import atomic_directory, file_size, write_file, write_safetensors
 
 _MODEL = "model.safetensors"
-_CHECKED_VALUES = 1 << 24  # values looked at for NaN in one go
+_CHECKED_VALUES = 1 << 18  # values looked at for NaN in one go
+_INFINITY = {  # the bits of each dtype's infinity, and their type
+    mx.bfloat16: (mx.uint16, 0x7F80),
+    mx.float16: (mx.uint16, 0x7C00),
+    mx.float32: (mx.uint32, 0x7F800000),
+}
 
 
 @dataclass(frozen=True)
@@ -266,12 +272,23 @@ def _load(tensor: Tensor) -> mx.array:
     """The tensor's array, read and found finite. Raises: ConvertError naming it."""
     array = tensor.load()
     mx.eval(array)
-    if mx.issubdtype(array.dtype, mx.floating):
-        flat = array.reshape(-1)
-        for start in range(0, flat.size, _CHECKED_VALUES):
-            if not mx.isfinite(flat[start : start + _CHECKED_VALUES]).all().item():
-                raise ConvertError(f"{tensor.source_name}: expected finite weights, found NaN or infinity")
+    if not _finite(array):
+        raise ConvertError(f"{tensor.source_name}: expected finite weights, found NaN or infinity")
     return array
+
+
+def _finite(array: mx.array) -> bool:
+    """Whether no value is NaN or infinite: as integers, without their sign, those are the largest.
+
+    By numpy in pieces that stay in cache: mx.isfinite takes 17 times as long, a quarter of a conversion.
+    """
+    if array.dtype not in _INFINITY:
+        return True
+    kind, infinity = _INFINITY[array.dtype]
+    bits = np.array(array.reshape(-1).view(kind), copy=False)
+    magnitude = bits.dtype.type(np.iinfo(bits.dtype).max >> 1)
+    pieces = (bits[start : start + _CHECKED_VALUES] for start in range(0, bits.size, _CHECKED_VALUES))
+    return all(int((piece & magnitude).max()) < infinity for piece in pieces)
 
 
 def _reported(
