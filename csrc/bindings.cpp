@@ -21,6 +21,8 @@
 #include "ops/memory.h"
 #include "ops/qmm.h"
 #include "ops/qmm_mlx.h"
+#include "ops/sample.h"
+#include "ops/sample_mlx.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -67,6 +69,24 @@ NB_MODULE(_core, m) {
       "rope_dim"_a, "rope_sections"_a, "eps"_a = 1e-6f, "positions"_a = nb::none(), "stream"_a = nb::none());
   m.def("attention", &attention, "q"_a, "projection"_a, "keys"_a, "values"_a, nb::kw_only(), "length"_a, "scale"_a,
         "start"_a = nb::none(), "stream"_a = nb::none());
+
+  const auto def_sample = [&m](const char* name, auto op, const char* doc) {
+    m.def(
+        name,
+        [op](const mx::array& logits, const std::optional<mx::array>& random, float temperature, int top_k,
+             double top_p, double min_p, const std::optional<mx::array>& allowed,
+             const std::optional<mx::array>& prompt, const std::optional<mx::array>& generated, float presence_penalty,
+             float repetition_penalty, std::optional<int> vocab_size, mx::StreamOrDevice stream) {
+          const SampleFilters filters{temperature, top_k, top_p, min_p, presence_penalty, repetition_penalty};
+          return op(logits, random, filters, {allowed, prompt, generated}, vocab_size, stream);
+        },
+        "logits"_a, "random"_a = nb::none(), nb::kw_only(), "temperature"_a = 1.0f, "top_k"_a = 0, "top_p"_a = 1.0,
+        "min_p"_a = 0.0, "allowed"_a = nb::none(), "prompt"_a = nb::none(), "generated"_a = nb::none(),
+        "presence_penalty"_a = 0.0f, "repetition_penalty"_a = 1.0f, "vocab_size"_a = nb::none(),
+        "stream"_a = nb::none(), doc);
+  };
+  def_sample("sample", &sample, "");
+  def_sample("sample_mlx", &sample_mlx, "For tests: what sample is on a GPU, anywhere.");
 
   m.def("fit_affine", &fit_affine, "weight"_a, "importance"_a, "bits"_a, "group_size"_a,
         nb::call_guard<nb::gil_scoped_release>(), "Quantize an evaluated matrix by weighted least squares.");

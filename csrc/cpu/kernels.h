@@ -16,6 +16,7 @@
 #include "cpu/fit_affine.h"
 #include "cpu/gated_delta.h"
 #include "cpu/qmm.h"
+#include "cpu/sample.h"
 
 namespace mlx_delta::cpu {
 
@@ -29,6 +30,7 @@ struct Kernels {
   void (*fit_affine)(DType, const FitAffineArgs&);
   void (*gated_delta)(DType, const GatedDeltaArgs&);
   void (*qmm)(DType, const QmmArgs&);
+  void (*sample)(DType, const SampleArgs&);
   int64_t (*multiply_add)(int64_t steps);  // cpu/roof.cpp
 };
 

@@ -187,6 +187,18 @@ inline void sum4(const F x[4], float* out) {
   for (int i = 0; i < 4; ++i) out[i] = sum(x[i]);
 #endif
 }
+// Whether a comparison is true in any lane.
+inline bool any(I mask) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask(__m512i(mask), __m512i(mask)) != 0;
+#elif defined(__AVX2__)
+  return _mm256_testz_si256(__m256i(mask), __m256i(mask)) == 0;
+#elif defined(MLX_DELTA_ISA_NEON)
+  return vmaxvq_u32(uint32x4_t(mask)) != 0;
+#else
+  return (mask[0] | mask[1] | mask[2] | mask[3]) != 0;
+#endif
+}
 inline float max_lane(F x) {
   float result = x[0];
   for (int i = 1; i < W; ++i) result = most(result, x[i]);

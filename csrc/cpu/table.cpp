@@ -11,6 +11,7 @@ void embedding(DType, const EmbeddingArgs&);
 void fit_affine(DType, const FitAffineArgs&);
 void gated_delta(DType, const GatedDeltaArgs&);
 void qmm(DType, const QmmArgs&);
+void sample(DType, const SampleArgs&);
 int64_t multiply_add(int64_t);
 
 #define MLX_DELTA_STRING_OF(x) #x
@@ -26,6 +27,7 @@ const Kernels table{MLX_DELTA_STRING(MLX_DELTA_ISA),
                     &fit_affine,
                     &gated_delta,
                     &qmm,
+                    &sample,
                     &multiply_add};
 
 }  // namespace mlx_delta::cpu::MLX_DELTA_ISA

@@ -96,6 +96,22 @@ def attention(
     start: mx.array | None = None,
     stream: Stream = None,
 ) -> mx.array: ...
+def sample(
+    logits: mx.array,
+    random: mx.array | None = None,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    allowed: mx.array | None = None,
+    prompt: mx.array | None = None,
+    generated: mx.array | None = None,
+    presence_penalty: float = 0.0,
+    repetition_penalty: float = 1.0,
+    vocab_size: int | None = None,
+    stream: Stream = None,
+) -> mx.array: ...
 def fit_affine(
     weight: mx.array, importance: mx.array, bits: int, group_size: int
 ) -> tuple[mx.array, mx.array, mx.array, mx.array]: ...
@@ -149,6 +165,22 @@ def attention_mlx(
     length: int,
     scale: float,
     start: mx.array | None = None,
+    stream: Stream = None,
+) -> mx.array: ...
+def sample_mlx(
+    logits: mx.array,
+    random: mx.array | None = None,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    allowed: mx.array | None = None,
+    prompt: mx.array | None = None,
+    generated: mx.array | None = None,
+    presence_penalty: float = 0.0,
+    repetition_penalty: float = 1.0,
+    vocab_size: int | None = None,
     stream: Stream = None,
 ) -> mx.array: ...
 def set_poison_outputs(on: bool) -> None: ...

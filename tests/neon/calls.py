@@ -7,9 +7,10 @@ The structures here are those of csrc/cpu/*.h; x86-64 and aarch64 lay them out a
 from __future__ import annotations
 
 import ctypes
+import math
 import struct
 from collections.abc import Iterator
-from ctypes import Structure, c_bool, c_float, c_int, c_int64, c_void_p
+from ctypes import Structure, c_bool, c_double, c_float, c_int, c_int64, c_void_p
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +21,7 @@ from mlx_delta import ops
 from mlx_delta.bench.cases import Arguments, as_list
 
 DTYPES = {mx.float32: 0, mx.float16: 1, mx.bfloat16: 2}
-_UNSIGNED = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32}
+_UNSIGNED = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}
 EPS = 1e-6
 
 
@@ -73,7 +74,18 @@ class QmmArgs(Structure):
     ]  # fmt: skip
 
 
-KERNELS = (AttentionArgs, AttentionPrepareArgs, Conv1dArgs, DeltaMixerArgs, EmbeddingArgs, GatedDeltaArgs, QmmArgs)
+class SampleArgs(Structure):
+    _fields_ = [
+        *fields("logits random allowed prompt generated tokens", "B V N"),
+        *fields("", "allowed_stride prompt_stride generated_stride top_k"),
+        ("top_p", c_double), ("log_min_p", c_float), ("temperature", c_float),
+        ("presence_penalty", c_float), ("repetition_penalty", c_float),
+    ]  # fmt: skip
+
+
+KERNELS = (
+    AttentionArgs, AttentionPrepareArgs, Conv1dArgs, DeltaMixerArgs, EmbeddingArgs, GatedDeltaArgs, QmmArgs, SampleArgs
+)  # fmt: skip
 
 
 def pointer_offsets(kind: Any, base: int = 0) -> Iterator[int]:
@@ -101,7 +113,7 @@ class Call:
 
     def __post_init__(self) -> None:
         self.results = as_list(getattr(ops, self.op)(**self.arguments))  # for their shapes and dtypes
-        self.dtype = self.results[0].dtype
+        self.dtype = self.arguments.get("logits", self.results[0]).dtype  # of the activations
         self.structure: Structure = getattr(self, self.op)()
 
     def add(self, array: mx.array | None, output: bool = False) -> int | None:
@@ -175,6 +187,16 @@ class Call:
         sizes = (x.size // K, positions, K, N, EPS)
         parts = [*self.named("x norm residual"), self.result(0), *sizes, swiglu, len(matrices)]
         return QmmArgs(*parts, (MatrixView * 8)(*map(self.view, matrices)))
+
+    def sample(self) -> Structure:
+        a, (B, V) = self.arguments, self.arguments["logits"].shape
+        N, names = int(a.get("vocab_size", V)), "allowed prompt generated"
+        parts = [*self.named(f"logits random {names}"), self.result(0), B, V, N]
+        parts += [0 if a.get(name) is None or a[name].shape[0] == 1 else N for name in names.split()]
+        parts += [a.get("top_k", 0), a.get("top_p", 1.0), math.log(a["min_p"]) if a.get("min_p") else -math.inf]
+        return SampleArgs(
+            *parts, a.get("temperature", 1.0), a.get("presence_penalty", 0.0), a.get("repetition_penalty", 1.0)
+        )
 
     def encoded(self) -> bytes:
         offsets = list(pointer_offsets(type(self.structure)))

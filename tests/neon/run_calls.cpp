@@ -97,6 +97,8 @@ void run(const Kernels& k, int32_t op, int32_t type, const char* args, int32_t b
       return call(k.gated_delta, type, args, bytes);
     case 6:
       return call(k.qmm, type, args, bytes);
+    case 7:
+      return call(k.sample, type, args, bytes);
   }
   fail("no such kernel", op);
 }

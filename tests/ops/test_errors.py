@@ -69,6 +69,37 @@ WRONG = {
         lambda: Matrix.plain(mx.zeros((2, 2), mx.int8)),
         "Matrix: weight: expected float32, float16 or bf",
     ),
+    "sample logits": (lambda: ops.sample(X[0]), r"sample: logits: expected non-empty \[B, V\], found float32 \[64\]"),
+    "sample random": (
+        lambda: ops.sample(X, mx.zeros((3,), mx.uint64)),
+        r"sample: random: expected shape \[2\], found uint64 \[3\]",
+    ),
+    "sample random dtype": (
+        lambda: ops.sample(X, mx.zeros((2,), mx.uint32)),
+        r"sample: random: expected uint64, found uint32 \[2\]",
+    ),
+    "sample vocab_size": (lambda: ops.sample(X, vocab_size=65), "sample: vocab_size: expected 1 to 64, found 65"),
+    "sample large": (lambda: ops.sample(mx.zeros((1, 2**20 + 1))), "sample: vocab_size: expected at most 1048576 tok"),
+    "sample allowed": (
+        lambda: ops.sample(X, allowed=mx.ones((2, 64), mx.bool_), vocab_size=60),
+        r"sample: allowed: expected shape \[2, 60\], found bool \[2, 64\]",
+    ),
+    "sample prompt": (
+        lambda: ops.sample(X, prompt=mx.ones((1, 64))),
+        r"sample: prompt: expected bool, found float32 \[1, 64\]",
+    ),
+    "sample temperature": (lambda: ops.sample(X, temperature=0), "sample: temperature: expected a positive number"),
+    "sample top_k": (lambda: ops.sample(X, top_k=-1), "sample: top_k: expected 0 or more, found -1"),
+    "sample top_p": (lambda: ops.sample(X, top_p=0), "sample: top_p: expected above 0, at most 1, found 0"),
+    "sample min_p": (lambda: ops.sample(X, min_p=2), "sample: min_p: expected 0 to 1, found 2"),
+    "sample presence": (
+        lambda: ops.sample(X, presence_penalty=float("nan")),
+        "sample: presence_penalty: expected a finite number, found nan",
+    ),
+    "sample repetition": (
+        lambda: ops.sample(X, repetition_penalty=0),
+        "sample: repetition_penalty: expected a positive number",
+    ),
     "embedding tokens": (
         lambda: ops.embedding(mx.zeros((2,)), Matrix.plain(W), mx.float32),
         r"embedding: tokens: expected a non-empty array of integers, found float32 \[2\]",

@@ -12,6 +12,8 @@ from mlx_delta.bench.cases import BOUNDS, CASES, DTYPES, Case, relative_rms
 
 # More rows or tokens than our kernels take.
 WIDE_QMM = [c for c in CASES if c.op == "qmm" and c.arguments(mx.float32)["x"].shape[0] > 16]
+# Of a whole vocabulary the masses are not exact enough in float32 to hit the very token.
+SAMPLE = [c for c in CASES if c.op == "sample" and not c.real]
 WIDE_ATTENTION = [c for c in CASES if c.op == "attention" and c.arguments(mx.float32)["q"].shape[2] > 16]
 
 # MLX's quantized_matmul on a CPU, where these tests run, adds up in bfloat16; its Metal kernels add up in float32.
@@ -50,11 +52,20 @@ def test_many_tokens_of_attention_through_mlx(case: Case, dtype: mx.Dtype) -> No
     assert relative_rms(found, case.reference(arguments)[0]) <= 2 * BOUNDS[dtype]
 
 
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
+@pytest.mark.parametrize("case", SAMPLE, ids=lambda case: case.id)
+def test_sample_through_mlx(case: Case, dtype: mx.Dtype) -> None:
+    arguments = case.arguments(dtype)
+    found = _core.sample_mlx(**arguments)
+    assert found.dtype == mx.int32
+    assert mx.array_equal(found, case.reference(arguments)[0])
+
+
 def test_a_library_name_belongs_to_one_text() -> None:
     """MLX keeps compiled libraries by name alone."""
     texts: dict[str, str] = {}
     for case in CASES:
-        if case.real or (case.op == "qmm" and case in WIDE_QMM):
+        if case.real or case.op == "sample" or (case.op == "qmm" and case in WIDE_QMM):
             continue
         if re.search("d(36|72)", case.name) and case.op != "attention_prepare":
             continue

@@ -411,6 +411,39 @@ def attention_cases(text: TextConfig) -> Iterator[Case]:
     yield case(1, 1, heads, keys, text.head_dim, 16384, 16000, real=True)
 
 
+def sample_cases(text: TextConfig) -> Iterator[Case]:
+    def case(name: str, B: int, V: int, *, masks: int | None = None, real: bool = False, **filters: float) -> Case:
+        """masks: the rows of each mask."""
+
+        def make(dtype: mx.Dtype, rng: np.random.Generator) -> Arguments:
+            drawn = None if "greedy" in name else mx.array(rng.integers(0, 2**64, size=B, dtype=np.uint64))
+            arguments: Arguments = {"logits": normal(rng, B, V, dtype=dtype, scale=3.0), "random": drawn, **filters}
+            if masks:
+                for key, share in (("allowed", 0.7), ("prompt", 0.2), ("generated", 0.2)):
+                    arguments[key] = mx.array(rng.random((masks, int(filters.get("vocab_size", V)))) < share)
+            return arguments
+
+        return Case("sample", name, make, real=real)
+
+    yield case("greedy", 3, 1500)
+    yield case("temperature", 5, 1024, temperature=0.8)
+    yield case("top_k", 4, 5003, temperature=0.7, top_k=20)
+    yield case("top_k-many", 4, 2100, temperature=1.5, top_k=900)
+    yield case("top_p", 4, 5003, temperature=1.5, top_p=0.9)
+    yield case("min_p", 4, 1029, min_p=0.05)
+    yield case("all", 6, 3000, masks=1, temperature=1.2, top_k=50, top_p=0.8, min_p=0.02, vocab_size=2990)
+    yield case("penalties", 3, 77, masks=3, top_p=0.9, presence_penalty=1.5, repetition_penalty=1.1)
+    yield case("greedy-penalties", 3, 2049, masks=3, presence_penalty=-0.5, repetition_penalty=0.7)
+    vocabulary = text.vocab_size
+    yield case("vocabulary-greedy", 1, vocabulary, real=True)
+    yield case("vocabulary-temperature", 1, vocabulary, real=True, temperature=0.8)
+    yield case("vocabulary-top_p", 1, vocabulary, real=True, temperature=0.8, top_p=0.95)
+    yield case("vocabulary-top_k-top_p", 1, vocabulary, real=True, temperature=0.6, top_k=20, top_p=0.95)
+    yield case(
+        "vocabulary-penalties", 1, vocabulary, masks=1, real=True, temperature=0.7, top_k=20, presence_penalty=1.5
+    )
+
+
 def cases_of(size: str) -> list[Case]:
     """The small cases of every op, which are those of any size, and the real ones at the shapes of ``size`` ("9B")."""
     text = config_of(size).text
@@ -424,6 +457,7 @@ def cases_of(size: str) -> list[Case]:
         *delta_mixer_cases(text),
         *attention_prepare_cases(text),
         *attention_cases(text),
+        *sample_cases(text),
     ]
 
 

@@ -15,6 +15,7 @@ from mlx_delta.ops.embedding import embedding, embedding_reference
 from mlx_delta.ops.gated_delta import gated_delta, gated_delta_reference
 from mlx_delta.ops.matrix import Matrix, dense
 from mlx_delta.ops.qmm import qmm, qmm_reference
+from mlx_delta.ops.sample import sample, sample_reference
 
 __all__ = [
     "Matrix",
@@ -33,4 +34,6 @@ __all__ = [
     "gated_delta_reference",
     "qmm",
     "qmm_reference",
+    "sample",
+    "sample_reference",
 ]

@@ -1,0 +1,123 @@
+#include "ops/sample.h"
+
+#include <cmath>
+#include <limits>
+
+#include "cpu/kernels.h"
+#include "mlx/ops.h"
+#include "ops/sample_mlx.h"
+
+namespace mlx_delta {
+namespace {
+
+constexpr const char* kOp = "sample";
+constexpr int kMaxVocabulary = 1 << 20;  // masses are summed in 64 bits (cpu/sample.cpp)
+
+class Sample : public Primitive {
+ public:
+  Sample(mx::Stream stream, const SampleFilters& filters, int N, int random, int allowed, int prompt, int generated)
+      : Primitive(kOp, stream),
+        filters_(filters),
+        N_(N),
+        random_(random),
+        allowed_(allowed),
+        prompt_(prompt),
+        generated_(generated) {}
+
+  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
+    const mx::array& logits = inputs[0];
+    allocate(outputs[0]);
+    const auto stride = [&](int index) -> int64_t { return index < 0 || inputs[size_t(index)].shape(0) == 1 ? 0 : N_; };
+    const cpu::SampleArgs args{logits.data<void>(),
+                               data_or_null<uint64_t>(inputs, random_),
+                               data_or_null<bool>(inputs, allowed_),
+                               data_or_null<bool>(inputs, prompt_),
+                               data_or_null<bool>(inputs, generated_),
+                               outputs[0].data<int32_t>(),
+                               logits.shape(0),
+                               logits.shape(1),
+                               N_,
+                               stride(allowed_),
+                               stride(prompt_),
+                               stride(generated_),
+                               filters_.top_k,
+                               filters_.top_p,
+                               float(std::log(filters_.min_p)),
+                               random_ < 0 ? 1.0f : filters_.temperature,
+                               filters_.presence_penalty,
+                               filters_.repetition_penalty};
+    run_kernel(stream(), cpu::kernels().sample, logits.dtype(), args);
+  }
+
+  gpu::Plan plan(const std::vector<mx::array>&, const std::vector<mx::array>&) const override {
+    throw std::invalid_argument("sample: no kernel for a GPU: sample_mlx is what runs there");
+  }
+
+ private:
+  SampleFilters filters_;
+  int N_, random_, allowed_, prompt_, generated_;  // indices of inputs, -1 if absent
+};
+
+void check_filters(const SampleFilters& filters) {
+  const auto check = [](const char* name, double value, bool ok, const char* expected) {
+    if (!ok) fail(kOp, name, expected, std::to_string(value));
+  };
+  check_positive(kOp, "temperature", filters.temperature);
+  check("top_k", filters.top_k, filters.top_k >= 0, "0 or more");
+  check("top_p", filters.top_p, filters.top_p > 0 && filters.top_p <= 1, "above 0, at most 1");
+  check("min_p", filters.min_p, filters.min_p >= 0 && filters.min_p <= 1, "0 to 1");
+  check("presence_penalty", filters.presence_penalty, std::isfinite(filters.presence_penalty), "a finite number");
+  check_positive(kOp, "repetition_penalty", filters.repetition_penalty);
+}
+
+int check_logits(const mx::array& logits, std::optional<int> vocab_size) {
+  check_float(kOp, "logits", logits);
+  check_rank(kOp, "logits", logits, 2, "[B, V]");
+  const int V = logits.shape(1), N = vocab_size.value_or(V);
+  if (N < 1 || N > V) fail(kOp, "vocab_size", "1 to " + std::to_string(V), std::to_string(N));
+  if (N > kMaxVocabulary)
+    fail(kOp, "vocab_size", "at most " + std::to_string(kMaxVocabulary) + " tokens", std::to_string(N));
+  return N;
+}
+
+void check_mask(const char* name, const std::optional<mx::array>& mask, int B, int N) {
+  if (!mask) return;
+  check_shape(kOp, name, *mask, {mask->ndim() == 2 && mask->shape(0) == 1 ? 1 : B, N});
+  check_same_dtype(kOp, name, *mask, mx::bool_);
+}
+
+// The arguments, checked: how many columns are tokens.
+int check(const mx::array& logits, const std::optional<mx::array>& random, const SampleFilters& filters,
+          const SampleMasks& masks, std::optional<int> vocab_size) {
+  const int N = check_logits(logits, vocab_size), B = logits.shape(0);
+  check_filters(filters);
+  check_mask("allowed", masks.allowed, B, N);
+  check_mask("prompt", masks.prompt, B, N);
+  check_mask("generated", masks.generated, B, N);
+  if (random) {
+    check_shape(kOp, "random", *random, {B});
+    check_same_dtype(kOp, "random", *random, mx::uint64);
+  }
+  return N;
+}
+
+}  // namespace
+
+mx::array sample(const mx::array& logits, const std::optional<mx::array>& random, const SampleFilters& filters,
+                 const SampleMasks& masks, std::optional<int> vocab_size, mx::StreamOrDevice stream) {
+  const mx::Stream s = mx::to_stream(stream);
+  const int N = check(logits, random, filters, masks, vocab_size);
+  if (on_gpu(s)) return sample_mlx(logits, random, filters, masks, N, s);
+
+  std::vector<mx::array> inputs{contiguous(logits, s)};
+  const auto push = [&](const std::optional<mx::array>& a) {
+    return a ? push_optional(inputs, contiguous(*a, s)) : -1;
+  };
+  const int random_index = push(random);
+  const int allowed = push(masks.allowed), prompt = push(masks.prompt), generated = push(masks.generated);
+  return mx::array({logits.shape(0)}, mx::int32,
+                   std::make_shared<Sample>(s, filters, N, random_index, allowed, prompt, generated),
+                   std::move(inputs));
+}
+
+}  // namespace mlx_delta
