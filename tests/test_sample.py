@@ -1,14 +1,31 @@
-"""Sampling against the same definitions in plain numpy, float64."""
+"""Sampling against the same definitions in plain numpy, float64, by sorting."""
 
 import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_delta.generate.sample import Sampler, SamplingParams, candidates, penalize
+from mlx_delta import _core, ops
+from mlx_delta.generate.sample import Sampler, SamplingParams
 
 MARGIN = 1e-5  # a token whose filter decision lies closer than this to the threshold may go either way in float32
+
+
+@pytest.fixture(params=[*_core.cpu_isas(), "mlx"])
+def choose(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The CPU's kernels for each instruction set of this machine, and what a GPU runs."""
+    before = _core.cpu_isa()
+    if request.param == "mlx":
+        monkeypatch.setattr(_core, "sample", _core.sample_mlx)
+    else:
+        _core.use_cpu_isa(request.param)
+    yield request.param
+    _core.use_cpu_isa(before)
 
 
 def expected_distribution(row: np.ndarray, params: SamplingParams) -> tuple[np.ndarray, float]:
@@ -20,24 +37,33 @@ def expected_distribution(row: np.ndarray, params: SamplingParams) -> tuple[np.n
         order = order[: params.top_k]
     if params.top_p < 1:
         mass = np.exp(logits[order] - logits[order[0]])
-        before = np.cumsum(mass / mass.sum()) - mass / mass.sum()
-        margin = float(np.abs(before[1:] - params.top_p).min(initial=math.inf))
-        order = order[before < params.top_p]
+        before = np.cumsum(mass) - mass
+        margin = float(np.abs(before[1:] / mass.sum() - params.top_p).min(initial=math.inf))
+        order = order[before < params.top_p * mass.sum()]
     if params.min_p > 0:
         ratio = np.exp(logits[order] - logits[order[0]])
-        margin = min(margin, float(np.abs(ratio[1:] - params.min_p).min(initial=math.inf)))
+        margin = min(margin, float(np.abs(ratio[ratio < 1] - params.min_p).min(initial=math.inf)))
         order = order[ratio >= params.min_p]
     result = np.zeros_like(logits)
     result[order] = np.exp(logits[order] - logits[order[0]])
     return result / result.sum(), margin
 
 
-def distribution(logits: mx.array, params: SamplingParams) -> np.ndarray:
-    kept, ids = candidates(logits, params)
-    probabilities = mx.softmax(kept, axis=-1)
-    if ids is not None:
-        probabilities = mx.put_along_axis(mx.zeros(logits.shape), ids, probabilities, axis=-1)
-    return np.array(probabilities)
+def assert_draws(row: mx.array, expected: np.ndarray, params: SamplingParams) -> None:
+    """Random points at both ends of each token's part of the probabilities ``expected`` give that token."""
+    ends = expected.cumsum()
+    ids = np.flatnonzero(expected > 1e-4)
+    inset = np.maximum(1e-3 * expected[ids], 1e-5)
+    points = np.concatenate([ends[ids] - expected[ids] + inset, ends[ids] - inset])
+    found = ops.sample(
+        mx.broadcast_to(row, (points.size, row.size)),
+        mx.array((points * 2.0**64).astype(np.uint64)),
+        temperature=params.temperature,
+        top_k=params.top_k,
+        top_p=params.top_p,
+        min_p=params.min_p,
+    )
+    np.testing.assert_array_equal(np.array(found), np.tile(ids, 2))
 
 
 FILTERS = [
@@ -54,42 +80,114 @@ FILTERS = [
 ]
 
 
+SHAPES = {
+    "normal": lambda rng, n: rng.normal(0, 3, n),
+    "tied": lambda rng, n: rng.normal(0, 2, n).round(),
+    "equal": lambda rng, n: np.full(n, 3.25),
+    "masked": lambda rng, n: np.where(rng.random(n) < 0.8, -np.inf, rng.normal(0, 2, n)),
+    "peaked": lambda rng, n: rng.normal(0, 1, n) + 12 * (np.arange(n) == n // 3),
+    "far": lambda rng, n: -(10.0 ** rng.uniform(-3, 6, n)),
+}
+
+
 @pytest.mark.parametrize("params", FILTERS)
-@pytest.mark.parametrize("vocabulary", [7, 128, 1000, 5003])
-def test_distributions(params: SamplingParams, vocabulary: int) -> None:
-    rng = np.random.default_rng(vocabulary)
-    logits = rng.normal(0, 3, size=(8, vocabulary)).astype(np.float32)
-    found = distribution(mx.array(logits), params)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_distributions(shape: str, params: SamplingParams, choose: str) -> None:
     compared = 0
-    for row, probabilities in zip(logits, found, strict=True):
-        expected, margin = expected_distribution(row, params)
-        if margin > MARGIN:
-            np.testing.assert_allclose(probabilities, expected, rtol=2e-5, atol=1e-7)
-            compared += 1
-    assert compared >= 6
+    for vocabulary in (1, 7, 128, 1000, 2100):
+        rng = np.random.default_rng(vocabulary)
+        for _ in range(2):
+            row = SHAPES[shape](rng, vocabulary).astype(np.float32)
+            if not np.isfinite(row).any():
+                row[0] = 0
+            expected, margin = expected_distribution(row, params)
+            # Among equals every decision is a multiple of one mass: whole numbers, in which nothing is rounded.
+            if margin > MARGIN or shape == "equal":
+                assert_draws(mx.array(row), expected, params)
+                compared += 1
+    assert compared >= 8
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
-def test_top_k_settles_ties_by_id(dtype: mx.Dtype) -> None:
+def test_ties_are_settled_by_id(dtype: mx.Dtype, choose: str) -> None:
     """bfloat16 logits are full of ties: the k kept are those of a stable descending sort, exactly."""
     rng = np.random.default_rng(0)
-    logits = mx.array(rng.normal(0, 2, size=(4, 3000)).round(1)).astype(dtype)
+    logits = mx.array(rng.normal(0, 2, size=(1, 3000)).round(1)).astype(dtype)
+    order = np.argsort(-np.array(logits.astype(mx.float32))[0], kind="stable")
+    points = mx.array(np.linspace(0, 2.0**64, 8000, endpoint=False).astype(np.uint64))
     for k in (1, 5, 400):
-        _, ids = candidates(logits, SamplingParams(temperature=1.0, top_k=k))
-        expected = np.argsort(-np.array(logits.astype(mx.float32)), axis=-1, kind="stable")[:, :k]
-        np.testing.assert_array_equal(np.array(ids), expected)
+        # So hot that all are alike: each of the kept ones is drawn.
+        drawn = ops.sample(mx.broadcast_to(logits, (8000, 3000)), points, temperature=1000.0, top_k=k)
+        np.testing.assert_array_equal(np.unique(np.array(drawn)), np.sort(order[:k]))
 
 
-def test_frequencies() -> None:
-    """20 000 draws follow the distribution: chi-squared below its 1e-4 tail for 4 degrees of freedom."""
-    params = SamplingParams(temperature=0.8, top_k=5, seed=3)
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(temperature=t, top_k=k, top_p=p)
+        for t in (0.3, 1.0, 3.0)
+        for k, p in ((0, 0.9), (40, 0.95), (0, 1.0))
+    ],
+)
+def test_a_vocabulary(params: SamplingParams) -> None:
+    """248,320 logits, rounded to bfloat16: tokens at random points, against sorted float64."""
+    rng = np.random.default_rng(11)
+    logits = mx.array(rng.normal(0, 2, size=(6, 248_320))).astype(mx.bfloat16)
+    random = mx.array(rng.integers(0, 2**64, size=6, dtype=np.uint64))
+    settings = {"temperature": params.temperature, "top_k": params.top_k, "top_p": params.top_p}
+    assert mx.array_equal(ops.sample(logits, random, **settings), ops.sample_reference(logits, random, **settings))
+
+
+def test_draws_do_not_depend_on_the_number_of_threads() -> None:
+    """Nor on the width of vectors, where both multiply and add in one step."""
+    program = """if True:
+        import mlx.core as mx, numpy as np
+        from mlx_delta import _core, ops
+        rng = np.random.default_rng(0)
+        logits = mx.array(rng.normal(0, 2, size=(40, 40_000)).astype(np.float32))
+        random = mx.array(rng.integers(0, 2**64, size=40, dtype=np.uint64))
+        for isa in [isa for isa in _core.cpu_isas() if isa != "portable"] or _core.cpu_isas():
+            _core.use_cpu_isa(isa)
+            print([ops.sample(logits, random, top_p=p, temperature=2.0).tolist() for p in (0.7, 1.0)])
+    """
+    found = set()
+    for threads in "1", "2", "5":
+        environment = {**os.environ, "MLX_DELTA_THREADS": threads}
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        found.update(done.stdout.splitlines())
+    assert len(found) == 1
+
+
+def test_nothing_to_choose_from() -> None:
+    """Rows of -inf or NaN give token 0; infinity is the likeliest."""
+    rows = np.full((3, 40), -np.inf, dtype=np.float32)
+    rows[1] = np.nan
+    rows[2, 30] = np.inf
+    random = mx.array(np.full(3, 2**63, dtype=np.uint64))
+    for settings in ({}, {"top_k": 5}, {"top_p": 0.5}, {"min_p": 0.1}):
+        assert ops.sample(mx.array(rows), random, **settings).tolist() == [0, 0, 30]
+    assert ops.sample(mx.array(rows)).tolist() == [0, 0, 30]
+
+
+@pytest.mark.parametrize(
+    ("params", "degrees", "bound"),
+    [
+        (SamplingParams(temperature=0.8, top_k=5, seed=3), 4, 23.5),
+        (SamplingParams(temperature=3.0, seed=4), 199, 281.6),
+        (SamplingParams(temperature=2.0, top_p=0.5, seed=5), 60, 107.0),
+    ],
+)
+def test_frequencies(params: SamplingParams, degrees: int, bound: float, choose: str) -> None:
+    """20 000 draws follow the distribution: chi-squared below its 1e-4 tail for that many degrees of freedom."""
     row = np.random.default_rng(5).normal(size=200).astype(np.float32)
     drawn = Sampler(params, 200).sample(mx.broadcast_to(mx.array(row), (20_000, 200)))
     counts = np.bincount(np.array(drawn), minlength=200)
     expected, _ = expected_distribution(row, params)
     assert counts[expected == 0].sum() == 0
     kept = expected > 0
-    assert ((counts - 20_000 * expected)[kept] ** 2 / (20_000 * expected[kept])).sum() < 23.5
+    assert kept.sum() == degrees + 1
+    assert ((counts - 20_000 * expected)[kept] ** 2 / (20_000 * expected[kept])).sum() < bound
 
 
 @pytest.mark.parametrize("params", [*FILTERS, SamplingParams(), SamplingParams(presence_penalty=1.5)])
@@ -130,16 +228,24 @@ def test_greedy() -> None:
         assert Sampler(params, 4).sample(logits.astype(mx.bfloat16)).tolist() == [1, 0, 3]
 
 
-def test_penalties_follow_the_definitions() -> None:
+def test_penalties_follow_the_definitions(choose: str) -> None:
+    """Each token's own point draws it, which tells the masses and so the penalized logits."""
     rng = np.random.default_rng(1)
-    logits = rng.normal(0, 2, size=(3, 50)).astype(np.float32)
-    prompt = rng.random((3, 50)) < 0.3
-    generated = rng.random((3, 50)) < 0.3
-    params = SamplingParams(presence_penalty=0.7, repetition_penalty=1.3)
-    seen = prompt | generated
-    expected = np.where(seen, np.where(logits > 0, logits / 1.3, logits * 1.3), logits) - 0.7 * generated
-    found = penalize(mx.array(logits), mx.array(prompt), mx.array(generated), params)
-    np.testing.assert_allclose(np.array(found), expected, rtol=1e-5, atol=1e-6)
+    logits = rng.normal(0, 2, size=50).astype(np.float32)
+    prompt, generated = rng.random(50) < 0.3, rng.random(50) < 0.3
+    penalized = np.where(prompt | generated, np.where(logits > 0, logits / 1.3, logits * 1.3), logits) - 0.7 * generated
+    expected, _ = expected_distribution(penalized, SamplingParams(temperature=2.0))
+    middles = ((expected.cumsum() - expected / 2) * 2.0**64).astype(np.uint64)
+    found = ops.sample(
+        mx.broadcast_to(mx.array(logits), (50, 50)),
+        mx.array(middles),
+        temperature=2.0,
+        prompt=mx.array(prompt)[None],
+        generated=mx.array(generated)[None],
+        presence_penalty=0.7,
+        repetition_penalty=1.3,
+    )
+    assert found.tolist() == list(range(50))
 
 
 def test_penalties_over_steps() -> None:

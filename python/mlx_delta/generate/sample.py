@@ -1,23 +1,23 @@
-"""Logits to the next token, as lazy mlx operations; knows nothing of models, text or stopping.
+"""Logits to the next token, lazily; knows nothing of models, text or stopping.
 
 Order and definitions follow Hugging Face ``generation/logits_process.py``: repetition penalty, presence penalty
-(OpenAI), temperature, top_k, top_p, min_p, and a draw from what is left. All arithmetic is in float32, and nothing is
+(OpenAI), temperature, top_k, top_p, min_p, and a draw from what is left: all of it is ``ops.sample``. Nothing is
 evaluated here, so that a decode loop can build the next step while this one runs.
 """
 
 from __future__ import annotations
 
 import math
-import secrets
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
 
+from mlx_delta import ops
+
 _GREEDY_BELOW = 1e-5  # logits / temperature would leave float32's range; the draw is all but certain anyway
 Allowed = Collection[int] | np.ndarray  # ids, or a mask: bool [>= vocab_size]
-_BLOCK = 128  # columns per block in _top_k; 64 to 256 are alike for a vocabulary of 248k
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,14 @@ class Sampler:
     ) -> None:
         self.params = params
         self.vocab_size = vocab_size
-        self._banned: mx.array | None = None
-        self._penalized = params.presence_penalty != 0 or params.repetition_penalty != 1
-        if self._penalized:
+        self._allowed: mx.array | None = None
+        self._prompt: mx.array | None = None
+        self._generated: mx.array | None = None
+        if params.presence_penalty != 0 or params.repetition_penalty != 1:
             self._prompt = _membership(prompt, vocab_size)
             self._generated = self._before = mx.zeros((1, vocab_size), dtype=mx.bool_)
-        if not params.greedy:
-            self._key = mx.random.key(secrets.randbits(63) if params.seed is None else params.seed)
+        # The raw words of a bit generator are the same in every version of numpy.
+        self._random = None if params.greedy else np.random.PCG64(params.seed)
 
     def sample(self, logits: mx.array, allowed: Allowed | None = None) -> mx.array:
         """logits [B, V] (any float dtype, V >= vocab_size) -> the next tokens [B] int32, lazily.
@@ -86,34 +87,34 @@ class Sampler:
         """
         if logits.ndim != 2 or logits.shape[1] < self.vocab_size:
             raise ValueError(f"logits: expected shape [B, >= {self.vocab_size}], found {list(logits.shape)}")
-        logits = logits[:, : self.vocab_size]
-        if allowed is not None:
-            logits = mx.where(_allowed_mask(allowed, self.vocab_size), logits, -mx.inf)
-        elif self._banned is not None:
-            logits = mx.where(self._banned, -mx.inf, logits)
-        if self._penalized:
-            logits = penalize(logits, self._prompt, self._generated, self.params)
-        if self.params.greedy:
-            tokens = mx.argmax(logits, axis=-1)
-        else:
-            self._key, key = mx.random.split(self._key)
-            kept, ids = candidates(logits, self.params)
-            tokens = mx.random.categorical(kept, axis=-1, key=key)
-            if ids is not None:
-                tokens = mx.take_along_axis(ids, tokens[:, None], axis=-1)[:, 0]
-        if self._penalized:
+        params, rows = self.params, logits.shape[0]
+        tokens = ops.sample(
+            logits,
+            None if self._random is None else mx.array(self._random.random_raw(rows)),
+            temperature=1.0 if params.greedy else params.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            min_p=params.min_p,
+            allowed=self._allowed if allowed is None else _allowed_mask(allowed, self.vocab_size),
+            prompt=self._prompt,
+            generated=self._generated,
+            presence_penalty=params.presence_penalty,
+            repetition_penalty=params.repetition_penalty,
+            vocab_size=self.vocab_size,
+        )
+        if self._generated is not None:
             self._before = self._generated
-            generated = mx.broadcast_to(self._generated, logits.shape)
+            generated = mx.broadcast_to(self._generated, (rows, self.vocab_size))
             self._generated = mx.put_along_axis(generated, tokens[:, None], mx.array(True), axis=-1)
-        return tokens.astype(mx.int32)
+        return tokens
 
     def ban(self, ids: Collection[int]) -> None:
         """From now on, these ids (and no others) are never chosen."""
-        self._banned = _membership(list(ids), self.vocab_size) if ids else None
+        self._allowed = ~_membership(list(ids), self.vocab_size) if ids else None
 
     def forget(self) -> None:
         """The tokens sampled last are not used: they do not count as generated."""
-        if self._penalized:
+        if self._generated is not None:
             self._generated = self._before
 
 
@@ -134,54 +135,3 @@ def _membership(prompt: Sequence[int] | Sequence[Sequence[int]], vocab_size: int
             raise ValueError(f"prompt: expected ids from 0 to {vocab_size - 1}, found {index.min()} to {index.max()}")
         row[index] = True
     return mx.array(mask)
-
-
-def penalize(logits: mx.array, prompt: mx.array, generated: mx.array, params: SamplingParams) -> mx.array:
-    """Both penalties: logits [B, V] and masks [1 or B, V] of the ids in the prompt and generated -> [B, V] float32."""
-    logits = logits.astype(mx.float32)
-    if params.repetition_penalty != 1:
-        weakened = mx.where(logits > 0, logits / params.repetition_penalty, logits * params.repetition_penalty)
-        logits = mx.where(prompt | generated, weakened, logits)
-    if params.presence_penalty != 0:
-        logits = logits - params.presence_penalty * generated.astype(mx.float32)
-    return logits
-
-
-def candidates(logits: mx.array, params: SamplingParams) -> tuple[mx.array, mx.array | None]:
-    """What may be drawn: logits [B, V] -> (logits [B, k] float32 over temperature, ids [B, k] of those columns).
-
-    Softmax of the logits is the distribution to draw from: they are -inf where filtered out. ids is None where no
-    filter needed an order, and k = V.
-    """
-    logits = logits.astype(mx.float32) / params.temperature
-    ids = None
-    if 0 < params.top_k < logits.shape[1]:
-        logits, ids = _top_k(logits, params.top_k)
-    elif params.top_p < 1:
-        ids = mx.argsort(-logits, axis=-1)
-        logits = mx.take_along_axis(logits, ids, axis=-1)
-    if params.top_p < 1:
-        before = mx.cumsum(mx.softmax(logits, axis=-1), axis=-1, inclusive=False)
-        logits = mx.where(before < params.top_p, logits, -mx.inf)
-    if params.min_p > 0:
-        floor = logits.max(axis=-1, keepdims=True) + math.log(params.min_p)
-        logits = mx.where(logits >= floor, logits, -mx.inf)
-    return logits, ids
-
-
-def _top_k(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:
-    """The k largest of each row, descending, ties to the lowest id: [B, V] -> (logits [B, k], ids [B, k]).
-
-    They lie in the k blocks of columns that have the largest maxima, so only those are sorted: a quarter of the time
-    of a partition of 248k columns, which MLX's GPU backend does as a full sort.
-    """
-    rows, columns = logits.shape
-    blocks = -(-columns // _BLOCK)
-    padding = blocks * _BLOCK - columns
-    blocked = mx.pad(logits, [(0, 0), (0, padding)], constant_values=-mx.inf).reshape(rows, blocks, _BLOCK)
-    best = mx.argsort(-blocked.max(axis=-1), axis=-1)[:, :k]
-    best = mx.sort(best, axis=-1)[:, :, None]  # ascending ids, so that the stable sort below settles ties
-    values = mx.take_along_axis(blocked, best, axis=1).reshape(rows, -1)
-    ids = (best * _BLOCK + mx.arange(_BLOCK)).reshape(rows, -1)
-    order = mx.argsort(-values, axis=-1)[:, :k]
-    return mx.take_along_axis(values, order, axis=-1), mx.take_along_axis(ids, order, axis=-1)
