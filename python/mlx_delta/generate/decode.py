@@ -96,6 +96,14 @@ def _likelihoods(logits: mx.array, ids: Sequence[int], count: int) -> list[Likel
     values = np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
     found = []
     for token, row in zip(ids, values, strict=True):
-        best = np.argsort(-row, kind="stable")[:count]
+        best = _largest(row, count)
         found.append(Likelihood(token, float(row[token]), tuple((int(i), float(row[i])) for i in best)))
     return found
+
+
+def _largest(row: np.ndarray, count: int) -> np.ndarray:
+    """The ids of the largest values, descending, ties to the lowest id: only what may be among them is sorted."""
+    if not 0 < count < row.size:
+        return np.argsort(-row, kind="stable")[:count]
+    ids = np.flatnonzero(row >= np.partition(row, -count)[-count])
+    return ids[np.argsort(-row[ids], kind="stable")][:count]
