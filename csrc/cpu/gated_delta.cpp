@@ -110,7 +110,7 @@ struct Head {
   void run_chunk(int64_t first, int64_t C, int64_t hv, const float* q, const float* k, float* k_transposed, float* u,
                  float* y, const float* kk, const float* qk, float* weights, float* state_t) const {
     const int64_t Dk = args.Dk, Dv = args.Dv;
-    float log_decay[kChunk], beta[kChunk], total = 0;
+    float log_decay[kChunk] = {}, beta[kChunk], total = 0;
     for (int64_t t = 0; t < C; ++t) {
       const Gates g = gates(first + t, hv);
       log_decay[t] = total += g.log_g;
@@ -121,11 +121,11 @@ struct Head {
     gemm(q, Dk, state_t, Dv, y, Dv, C, Dv, Dk);
     for (int64_t t = 0; t < C; ++t) {
       const float from_start = expf(log_decay[t]);
-      float row[kChunk];  // -D_ts (k_s . k_t)
-      for (int64_t s = 0; s <= t; ++s) {
-        const float decay = expf(log_decay[t] - log_decay[s]);
-        row[s] = -decay * kk[t * kChunk + s];
-        weights[t * kChunk + s] = decay * qk[t * kChunk + s];
+      float row[kChunk];                     // -D_ts (k_s . k_t)
+      for (int64_t s = 0; s <= t; s += W) {  // beyond t they are dropped
+        const F decay = exp(log_decay[t] - load(log_decay + s));
+        store(-decay * load(kk + t * kChunk + s), row + s);
+        store(decay * load(qk + t * kChunk + s), weights + t * kChunk + s);
       }
       fill(weights + t * kChunk + t + 1, C - t - 1, 0.0f);
       float* ut = u + t * Dv;
