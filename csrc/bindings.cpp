@@ -18,6 +18,7 @@
 #include "ops/embedding.h"
 #include "ops/fit_affine.h"
 #include "ops/gated_delta.h"
+#include "ops/gated_norm.h"
 #include "ops/memory.h"
 #include "ops/qmm.h"
 #include "ops/qmm_mlx.h"
@@ -54,6 +55,7 @@ NB_MODULE(_core, m) {
         "stream"_a = nb::none());
   m.def("gated_delta", &gated_delta, "q"_a, "k"_a, "v"_a, "a"_a, "b"_a, "A_log"_a, "dt_bias"_a, "state"_a = nb::none(),
         nb::kw_only(), "mask"_a = nb::none(), "stream"_a = nb::none());
+  m.def("gated_norm", &gated_norm, "y"_a, "z"_a, "norm"_a, nb::kw_only(), "eps"_a = 1e-6f, "stream"_a = nb::none());
   m.def("delta_mixer", &delta_mixer, "projection"_a, "conv_weight"_a, "A_log"_a, "dt_bias"_a, "norm"_a,
         "conv_state"_a.none(), "delta_state"_a.none(), nb::kw_only(), "key_heads"_a, "key_dim"_a, "eps"_a = 1e-6f,
         "mask"_a = nb::none(), "stream"_a = nb::none());

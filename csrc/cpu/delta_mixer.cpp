@@ -9,15 +9,6 @@
 namespace mlx_delta::cpu::MLX_DELTA_ISA {
 namespace {
 
-// out = norm * rms(y) * silu(z) over one head's Dv values
-template <typename T>
-void gated_norm(const float* y, const T* z, const float* norm, int64_t Dv, float eps, T* out) {
-  const float inverse = inverse_rms(y, Dv, eps);
-  int64_t i = 0;
-  for (; i + W <= Dv; i += W) store(inverse * load(y + i) * load(norm + i) * silu(load(z + i)), out + i);
-  for (; i < Dv; ++i) out[i] = from_float<T>(inverse * y[i] * norm[i] * silu(to_float(z[i])));
-}
-
 template <typename T>
 void mix_head(const DeltaMixerArgs& args, const Conv1dArgs& conv, int64_t b, int64_t hk) {
   const int64_t Dk = args.Dk, Dv = args.Dv, ratio = args.Hv / args.Hk;
@@ -48,7 +39,7 @@ void mix_head(const DeltaMixerArgs& args, const Conv1dArgs& conv, int64_t b, int
       const int64_t h = hk * ratio + i;
       const Gates gates = delta_gates(to_float(gate_a[h]), to_float(gate_b[h]), args.A_log[h], args.dt_bias[h]);
       delta_step(q, k, k + Dk + i * Dv, gates, Dk, Dv, args.delta_state + (b * args.Hv + h) * Dv * Dk, y);
-      gated_norm(y, z + h * Dv, args.norm, Dv, args.eps, out + h * Dv);
+      norm_and_gate(y, z + h * Dv, args.norm, Dv, args.eps, out + h * Dv);
     }
   }
 }

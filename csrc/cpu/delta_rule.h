@@ -1,4 +1,5 @@
-// One token of the gated delta rule for one value head, and what surrounds it: shared by gated_delta and the mixer.
+// One token of the gated delta rule for one value head, and what surrounds it: shared by gated_delta, gated_norm and
+// the mixer.
 #pragma once
 
 #include "cpu/math.h"
@@ -16,6 +17,15 @@ inline Gates delta_gates(float a, float b, float A_log, float dt_bias) {
 
 // x * rsqrt(sum(x^2) + 1e-6) * factor, in place
 inline void l2_normalize(float* x, int64_t n, float factor) { scale(factor / sqrtf(dot(x, x, n) + 1e-6f), n, x); }
+
+// out = norm * rms(y) * silu(z) over one head's Dv values
+template <typename T>
+inline void norm_and_gate(const float* y, const T* z, const float* norm, int64_t Dv, float eps, T* out) {
+  const float inverse = inverse_rms(y, Dv, eps);
+  int64_t i = 0;
+  for (; i + W <= Dv; i += W) store(inverse * load(y + i) * load(norm + i) * silu(load(z + i)), out + i);
+  for (; i < Dv; ++i) out[i] = from_float<T>(inverse * y[i] * norm[i] * silu(to_float(z[i])));
+}
 
 // S = g S; S += beta (v - S k) k^T; y = S q, with S [Dv, Dk] and q, k normalised. Bound by memory: each row of S is
 // read once, since y = g (S q) + u (k . q) with u = beta (v - g (S k)), and written once. Four rows at a time keep

@@ -15,6 +15,7 @@
 #include "cpu/embedding.h"
 #include "cpu/fit_affine.h"
 #include "cpu/gated_delta.h"
+#include "cpu/gated_norm.h"
 #include "cpu/qmm.h"
 #include "cpu/sample.h"
 
@@ -29,6 +30,7 @@ struct Kernels {
   void (*embedding)(DType, const EmbeddingArgs&);
   void (*fit_affine)(DType, const FitAffineArgs&);
   void (*gated_delta)(DType, const GatedDeltaArgs&);
+  void (*gated_norm)(DType, const GatedNormArgs&);
   void (*qmm)(DType, const QmmArgs&);
   void (*sample)(DType, const SampleArgs&);
   int64_t (*multiply_add)(int64_t steps);  // cpu/roof.cpp

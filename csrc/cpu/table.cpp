@@ -10,6 +10,7 @@ void delta_mixer(DType, const DeltaMixerArgs&);
 void embedding(DType, const EmbeddingArgs&);
 void fit_affine(DType, const FitAffineArgs&);
 void gated_delta(DType, const GatedDeltaArgs&);
+void gated_norm(DType, const GatedNormArgs&);
 void qmm(DType, const QmmArgs&);
 void sample(DType, const SampleArgs&);
 int64_t multiply_add(int64_t);
@@ -26,6 +27,7 @@ const Kernels table{MLX_DELTA_STRING(MLX_DELTA_ISA),
                     &embedding,
                     &fit_affine,
                     &gated_delta,
+                    &gated_norm,
                     &qmm,
                     &sample,
                     &multiply_add};

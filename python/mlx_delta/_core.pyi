@@ -55,6 +55,7 @@ def gated_delta(
     mask: mx.array | None = None,
     stream: Stream = None,
 ) -> tuple[mx.array, mx.array]: ...
+def gated_norm(y: mx.array, z: mx.array, norm: mx.array, *, eps: float = 1e-6, stream: Stream = None) -> mx.array: ...
 def delta_mixer(
     projection: mx.array,
     conv_weight: mx.array,

@@ -67,6 +67,10 @@ class GatedDeltaArgs(Structure):
     _fields_ = fields("q k v a b A_log dt_bias mask state y", "B T Hk Hv Dk Dv")
 
 
+class GatedNormArgs(Structure):
+    _fields_ = [*fields("y z norm out", "rows D"), ("eps", c_float)]
+
+
 class QmmArgs(Structure):
     _fields_ = [
         *fields("x norm residual y", "M positions K N"),
@@ -84,7 +88,8 @@ class SampleArgs(Structure):
 
 
 KERNELS = (
-    AttentionArgs, AttentionPrepareArgs, Conv1dArgs, DeltaMixerArgs, EmbeddingArgs, GatedDeltaArgs, QmmArgs, SampleArgs
+    AttentionArgs, AttentionPrepareArgs, Conv1dArgs, DeltaMixerArgs, EmbeddingArgs, GatedDeltaArgs, QmmArgs, SampleArgs,
+    GatedNormArgs,
 )  # fmt: skip
 
 
@@ -178,6 +183,10 @@ class Call:
         parts = [*self.named("q k v a b A_log dt_bias"), *self.named("mask", mx.bool_)]
         y, state = self.result(0), self.state(1, "state")
         return GatedDeltaArgs(*parts, state, y, B, T, Hk, Hv, Dk, Dv)
+
+    def gated_norm(self) -> Structure:
+        a, D = self.arguments, self.results[0].shape[-1]
+        return GatedNormArgs(*self.named("y z norm"), self.result(0), a["y"].size // D, D, a["eps"])
 
     def qmm(self) -> Structure:
         matrices, x = self.arguments["segments"], self.arguments["x"]

@@ -99,6 +99,8 @@ void run(const Kernels& k, int32_t op, int32_t type, const char* args, int32_t b
       return call(k.qmm, type, args, bytes);
     case 7:
       return call(k.sample, type, args, bytes);
+    case 8:
+      return call(k.gated_norm, type, args, bytes);
   }
   fail("no such kernel", op);
 }

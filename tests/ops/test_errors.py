@@ -69,6 +69,14 @@ WRONG = {
         lambda: Matrix.plain(mx.zeros((2, 2), mx.int8)),
         "Matrix: weight: expected float32, float16 or bf",
     ),
+    "gated_norm y": (lambda: ops.gated_norm(X[:0], X[:0], W[0]), r"gated_norm: y: expected non-empty \[.., D\], found"),
+    "gated_norm z": (lambda: ops.gated_norm(X, X[:1], W[0]), r"gated_norm: z: expected shape \[2, 64\], found float32"),
+    "gated_norm dtype": (
+        lambda: ops.gated_norm(X, X.astype(mx.float16), W[0]),
+        "gated_norm: z: expected float32, found float16",
+    ),
+    "gated_norm norm": (lambda: ops.gated_norm(X, X, W), r"gated_norm: norm: expected shape \[64\], found .*\[5, 64\]"),
+    "gated_norm eps": (lambda: ops.gated_norm(X, X, W[0], eps=0.0), "gated_norm: eps: expected a positive number"),
     "sample logits": (lambda: ops.sample(X[0]), r"sample: logits: expected non-empty \[B, V\], found float32 \[64\]"),
     "sample random": (
         lambda: ops.sample(X, mx.zeros((3,), mx.uint64)),

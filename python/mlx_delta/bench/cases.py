@@ -301,6 +301,20 @@ def gated_delta_cases() -> Iterator[Case]:
     yield case(1, 90, 2, 2, 36)
 
 
+def gated_norm_cases(size: str, text: TextConfig) -> Iterator[Case]:
+    def case(name: str, *shape: int, real: bool = False) -> Case:
+        def make(dtype: mx.Dtype, rng: np.random.Generator) -> Arguments:
+            y, z = normal(rng, *shape, dtype=dtype), normal(rng, *shape, dtype=dtype, scale=2.0)
+            return {"y": y, "z": z, "norm": 1 + normal(rng, shape[-1], scale=0.1), "eps": 1e-6}
+
+        return Case("gated_norm", name, make, real=real)
+
+    for shape in ((1, 17, 2, 128), (2, 3, 3, 36), (300, 64)):
+        yield case("x".join(map(str, shape)), *shape)
+    heads = text.linear_num_value_heads
+    yield case(f"{size}-m512", 1, 512, heads, text.linear_value_head_dim, real=True)
+
+
 def delta_mixer_cases(text: TextConfig) -> Iterator[Case]:
     def case(
         B: int, T: int, Hk: int, ratio: int, D: int, state: bool = True, mask: bool = False, real: bool = False
@@ -454,6 +468,7 @@ def cases_of(size: str) -> list[Case]:
         *embedding_cases(name, text),
         *conv1d_cases(text),
         *gated_delta_cases(),
+        *gated_norm_cases(name, text),
         *delta_mixer_cases(text),
         *attention_prepare_cases(text),
         *attention_cases(text),

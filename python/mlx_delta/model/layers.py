@@ -1,6 +1,6 @@
 """The two kinds of layer and the MLP, as the few fused ops that they are: x [B, T, hidden] -> x, cache advanced.
 
-    gated-delta layer   qmm -> delta_mixer -> qmm, MLP          (prefill: conv1d, gated_delta and the norm one by one)
+    gated-delta layer   qmm -> delta_mixer -> qmm, MLP          (prefill: conv1d, gated_delta, gated_norm)
     attention layer     qmm -> attention_prepare -> attention -> qmm, MLP
     MLP                 qmm (gate and up, SwiGLU) -> qmm (down)
 
@@ -17,7 +17,6 @@ from mlx_delta import ops
 from mlx_delta.config import TextConfig
 from mlx_delta.model.cache import DeltaState, KeyValues, LayerState
 from mlx_delta.ops import Matrix
-from mlx_delta.ops.delta_mixer import gated_norm
 
 # Up to this many tokens go through delta_mixer, token by token; more go through the chunked gated_delta.
 _MIXER_TOKENS = 16
@@ -107,7 +106,8 @@ class DeltaLayer:
             state.delta,
             mask=window.mask,
         )
-        return gated_norm(y, z.reshape(value_shape), self.gated_norm, c.rms_norm_eps).reshape(B, T, c.value_dim)
+        y = ops.gated_norm(y, z.reshape(value_shape), self.gated_norm, eps=c.rms_norm_eps)
+        return y.reshape(B, T, c.value_dim)
 
 
 @dataclass(frozen=True)

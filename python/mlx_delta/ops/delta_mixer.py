@@ -7,6 +7,7 @@ import mlx.core as mx
 from mlx_delta import _core
 from mlx_delta.ops.conv1d import conv1d_reference
 from mlx_delta.ops.gated_delta import gated_delta_reference
+from mlx_delta.ops.gated_norm import gated_norm_reference
 
 
 def delta_mixer(
@@ -24,7 +25,7 @@ def delta_mixer(
     mask: mx.array | None = None,
     stream: mx.Stream | mx.Device | None = None,
 ) -> tuple[mx.array, mx.array, mx.array]:
-    """conv1d, gated_delta and the gated RMSNorm, without rounding in between.
+    """conv1d, gated_delta and gated_norm, without rounding in between.
 
     ::
 
@@ -98,15 +99,5 @@ def delta_mixer_reference(
         delta_state,
         mask=mask,
     )
-    y = gated_norm(y, z.reshape(B, T, Hv, Dv), norm.astype(mx.float32), eps)
+    y = gated_norm_reference(y, z.reshape(B, T, Hv, Dv), norm, eps=eps)
     return y.reshape(B, T, Hv * Dv), new_conv, new_delta
-
-
-def gated_norm(y: mx.array, z: mx.array, norm: mx.array, eps: float) -> mx.array:
-    """norm * y * rsqrt(mean(y^2) + eps) * silu(z) over the last axis, in float32, returned in y's dtype.
-
-    Prefill, which runs conv1d and gated_delta as separate ops, uses it too.
-    """
-    dtype = y.dtype
-    z = z.astype(mx.float32)
-    return (mx.fast.rms_norm(y.astype(mx.float32), norm, eps) * (z * mx.sigmoid(z))).astype(dtype)
