@@ -184,9 +184,8 @@ struct Item {
     fill(p.max, rows(), kNone);
     fill(p.sum, rows(), 0.0f);
     fill(p.out, rows() * D, 0.0f);
-    const int64_t first = args.start ? most<int64_t>(args.start[b], 0) : 0;
     const int64_t last = least(to, args.length - args.T + token + tokens);
-    for (int64_t s = most(from, first); s < last; s += kBlock) {
+    for (int64_t s = from; s < last; s += kBlock) {
       const int64_t count = least(kBlock, last - s);
       block ? tile_block(q, scores, block, s, count, p) : stream_block(q, scores, s, count, p);
     }
@@ -232,14 +231,11 @@ void attend(const AttentionArgs& args) {
   const int64_t heads = args.B * args.Hkv;
 
   const auto item = [&](int64_t head, int64_t token_part, int64_t stretch) {
-    const int64_t token = token_part * tokens;
-    return Item<T>{args,
-                   head / args.Hkv,
-                   head % args.Hkv,
-                   token,
-                   least(tokens, args.T - token),
-                   stretch * kStretch,
-                   stretches == 1 ? args.length : least(args.length, (stretch + 1) * kStretch)};
+    const int64_t b = head / args.Hkv, token = token_part * tokens;
+    // From where the sequence begins, so that padding on its left does not change a bit of it.
+    const int64_t from = (args.start ? most<int64_t>(args.start[b], 0) : 0) + stretch * kStretch;
+    const int64_t to = stretches == 1 ? args.length : least(args.length, from + kStretch);
+    return Item<T>{args, b, head % args.Hkv, token, least(tokens, args.T - token), from, to};
   };
   const int64_t size = group * least(tokens, args.T) * (D + 2);
   const auto partial = [&](float* at) {
