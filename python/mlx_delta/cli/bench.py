@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from mlx_delta.bench.kernels import Row, Summary
     from mlx_delta.bench.random_model import Progress
     from mlx_delta.bench.roofline import Point
-    from mlx_delta.bench.whole_model import Decode
+    from mlx_delta.bench.timing import ReadBandwidth
+    from mlx_delta.bench.whole_model import Decode, Prefill
     from mlx_delta.model.qwen3_5 import Network
 
 app = typer.Typer(
@@ -105,30 +106,22 @@ def decode(
 
     Refuses to when an op differs from its reference.
     """
-    from mlx_delta.bench.roofline import Point
-    from mlx_delta.bench.timing import ReadBandwidth
-    from mlx_delta.bench.whole_model import bench_decode
 
-    _check_plot(plot)
-    machine = _machine()
-    network, facts = _network(shape, layers, model)
-    bandwidth = ReadBandwidth()
-    rows = bench_decode(network, contexts=context or [0], tokens=tokens, rounds=repeats, bandwidth=bandwidth)
-    if as_json:
+    def run(network: Network, bandwidth: ReadBandwidth) -> Iterator[tuple[Decode, dict[str, str], Point]]:
+        from mlx_delta.bench.roofline import Point
+        from mlx_delta.bench.whole_model import bench_decode
+
+        rows = bench_decode(network, contexts=context or [0], tokens=tokens, rounds=repeats, bandwidth=bandwidth)
+        flops = 2 * _weights_used(network)
         for row in rows:
-            typer.echo(json.dumps({**facts, **row.as_dict()}))
-    else:
-        _table({"machine": machine, "model": f"{facts['model']}, {facts['layers']} layers"})
-        for row in rows:
-            _table(_decode_lines(row, rows[0]))
-        last = rows[-1]
-        _table(_memory(last.weight_bytes, last.peak_memory_bytes, last.peak_resident_bytes) | _loading(facts))
-    flops = 2 * _weights_used(network)
-    points = [
-        Point(f"after {row.context}", flops, row.bytes_per_token + row.cache_bytes_per_token, 1 / row.tokens_per_second)
-        for row in rows
-    ]
-    _draw(plot, points, bandwidth.median(), f"Decode, {facts['model']}")
+            nbytes = row.bytes_per_token + row.cache_bytes_per_token
+            yield (
+                row,
+                _decode_lines(row, rows[0]),
+                Point(f"after {row.context}", flops, nbytes, 1 / row.tokens_per_second),
+            )
+
+    _whole_model("Decode", run, shape, layers, model, as_json, plot)
 
 
 @app.command("prefill")
@@ -147,33 +140,48 @@ def prefill(
 
     Refuses to when an op differs from its reference.
     """
-    from mlx_delta.bench.roofline import Point
+
+    def run(network: Network, bandwidth: ReadBandwidth) -> Iterator[tuple[Prefill, dict[str, str], Point]]:
+        from mlx_delta.bench.roofline import Point
+        from mlx_delta.bench.whole_model import bench_prefill
+        from mlx_delta.generate.prefill import CHUNK
+
+        row = bench_prefill(network, context=context, tokens=tokens, rounds=repeats, bandwidth=bandwidth)
+        nbytes = network.bytes_per_token * -(-tokens // CHUNK)
+        seconds = tokens / row.tokens_per_second
+        yield row, _prefill_lines(row), Point("prefill", 2 * _weights_used(network) * tokens, nbytes, seconds)
+
+    _whole_model("Prefill", run, shape, layers, model, as_json, plot)
+
+
+def _whole_model(
+    title: str,
+    run: Callable[[Network, ReadBandwidth], Iterable[tuple[Decode | Prefill, dict[str, str], Point]]],
+    shape: str,
+    layers: int | None,
+    directory: Path | None,
+    as_json: bool,
+    plot: Path | None,
+) -> None:
+    """What ``run`` measures of a network: rows, each as lines of a table and as a point of the plot."""
     from mlx_delta.bench.timing import ReadBandwidth
-    from mlx_delta.bench.whole_model import bench_prefill
-    from mlx_delta.generate.prefill import CHUNK
 
     _check_plot(plot)
     machine = _machine()
-    network, facts = _network(shape, layers, model)
+    network, facts = _network(shape, layers, directory)
     bandwidth = ReadBandwidth()
-    row = bench_prefill(network, context=context, tokens=tokens, rounds=repeats, bandwidth=bandwidth)
-    if as_json:
-        typer.echo(json.dumps({**facts, **row.as_dict()}))
-    else:
-        _table(
-            {
-                "machine": machine,
-                "model": f"{facts['model']}, {facts['layers']} layers",
-                "prefill": f"{row.tokens_per_second:.1f} tok/s (MAD {row.tokens_per_second_mad:.1f}; {row.rounds} "
-                f"prompts of {row.tokens} tokens after {row.context})",
-                "read bandwidth": f"{row.read_bandwidth_gbs:.1f} GB/s",
-            }
-            | _memory(row.weight_bytes, row.peak_memory_bytes, row.peak_resident_bytes)
-            | _loading(facts)
-        )
-    flops = 2 * _weights_used(network) * tokens
-    nbytes = network.bytes_per_token * -(-tokens // CHUNK)
-    _draw(plot, [Point("prefill", flops, nbytes, tokens / row.tokens_per_second)], bandwidth.median(), "Prefill")
+    if not as_json:
+        _table({"machine": machine, "model": f"{facts['model']}, {facts['layers']} layers"})
+    points = []
+    for row, lines, point in run(network, bandwidth):
+        if as_json:
+            typer.echo(json.dumps({**facts, **row.as_dict()}))
+        else:
+            _table(lines)
+        points.append(point)
+    if not as_json:
+        _table(_memory(row.weight_bytes, row.peak_memory_bytes, row.peak_resident_bytes) | _loading(facts))
+    _draw(plot, points, bandwidth.median(), f"{title}, {facts['model']}")
 
 
 @app.command("model")
@@ -272,6 +280,14 @@ def _decode_lines(row: Decode, first: Decode) -> dict[str, str]:
         "  read a token": f"{row.bytes_per_token:,} bytes of weights, {row.cache_bytes_per_token:,} of the cache",
         "  bandwidth": f"{row.bandwidth_share * row.read_bandwidth_gbs:.1f} GB/s of weights, "
         f"{100 * row.bandwidth_share:.0f} % of the {row.read_bandwidth_gbs:.1f} that this machine reads",
+    }
+
+
+def _prefill_lines(row: Prefill) -> dict[str, str]:
+    return {
+        "prefill": f"{row.tokens_per_second:.1f} tok/s (MAD {row.tokens_per_second_mad:.1f}; {row.rounds} prompts of "
+        f"{row.tokens} tokens after {row.context})",
+        "read bandwidth": f"{row.read_bandwidth_gbs:.1f} GB/s",
     }
 
 
