@@ -56,7 +56,7 @@ def write_gguf(size: str, out: Path, layers: int | None = None) -> int:
     try:
         writer = GGUFWriter(partial, "qwen35")
         for key, value in _metadata(config.text, CONFIGS[size]["text_config"]["max_position_embeddings"]).items():
-            _add(writer, key, value)
+            add_metadata(writer, key, value)
         for plan in plans:
             kind = _kind(plan)
             shape = quant_shape_to_byte_shape(_shape(plan), kind)
@@ -153,7 +153,8 @@ def _metadata(text: TextConfig, context: int) -> dict[str, object]:
     }
 
 
-def _add(writer: GGUFWriter, key: str, value: object) -> None:
+def add_metadata(writer: GGUFWriter, key: str, value: object) -> None:
+    """With the types that llama.cpp's converter gives: unsigned integers, float32, arrays of what they hold."""
     if isinstance(value, list):
         writer.add_array(key, value)
     elif isinstance(value, str):

@@ -8,6 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from bench.random_gguf import add_metadata
 from gguf import GGMLQuantizationType, GGUFWriter, TokenType
 from gguf.quants import quantize
 
@@ -60,7 +61,7 @@ def write_gguf(path: Path, kind: str = "BF16", edit: dict[str, Any] | None = Non
     writer = GGUFWriter(path, "qwen35")
     for key, value in (metadata() | (edit or {})).items():
         if value is not None:
-            _add(writer, key, value)
+            add_metadata(writer, key, value)
     for name, array in stored().items():
         if not tied or name != "lm_head.weight":
             _write(writer, name, array, kind)
@@ -113,17 +114,6 @@ def metadata() -> dict[str, Any]:
         "tokenizer.ggml.padding_token_id": 4070,
         "tokenizer.chat_template": (TINY / "chat_template.jinja").read_text(),
     }
-
-
-def _add(writer: GGUFWriter, key: str, value: Any) -> None:
-    if isinstance(value, list):
-        writer.add_array(key, value)
-    elif isinstance(value, str):
-        writer.add_string(key, value)
-    elif isinstance(value, float):
-        writer.add_float32(key, value)
-    else:
-        writer.add_uint32(key, value)
 
 
 def _write(writer: GGUFWriter, name: str, array: np.ndarray, kind: str) -> None:
