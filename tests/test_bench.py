@@ -169,8 +169,6 @@ def test_a_model_of_ones_own(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_arguments(arguments: Sequence[str], message: str) -> None:
-    if "--plot" in arguments:
-        pytest.importorskip("matplotlib")
     assert message in run(*arguments, code=1)
 
 
@@ -181,7 +179,6 @@ def test_a_plot_without_matplotlib(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 def test_a_roofline(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     png = tmp_path / "roofline.png"
     run("kernels", "--shape", "0.8b", "--filter", "down", "--repeats", "1", "--plot", png)
     assert png.read_bytes().startswith(b"\x89PNG")

@@ -108,7 +108,6 @@ def test_command_line(tiny: Path, plain: Path, golden: Path, tmp_path: Path) -> 
 
 
 def test_plot(tiny: Path, golden: Path, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     app = typer.Typer()
     app.command("evaluate")(command)
     png = tmp_path / "kld.png"
