@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,30 +73,16 @@ def _search_tool() -> dict[str, Any]:
 
 
 def _ask(console: Console, model: LanguageModel, question: str, tools: Sequence[dict[str, Any]]) -> None:
-    """Stream one greedy answer: text as it comes, calls as they are parsed."""
-    from mlx_delta.chat.parse import OutputParser
-    from mlx_delta.chat.template import render
+    """One greedy answer, as ``mlx-delta chat`` shows it."""
+    from mlx_delta.cli.chat_view import TerminalView
 
-    console.print(f"user       {question}", style="bold", highlight=False)
+    console.print(f"> {question}", style="bold", highlight=False)
     messages = [{"role": "user", "content": question}]
-    variables = {"enable_thinking": False}
-    prompt = render(model.tokenizer.chat_template or "", messages, tools=tools or None, variables=variables)
-    parser = OutputParser(tools, thinking=False)
-    console.print("assistant  ", end="")
-    for piece in model.generate(prompt, max_new_tokens=80, temperature=0):
-        _show(console, parser.push(piece.text))
-    _show(console, parser.finish())
-    console.print()
-
-
-def _show(console: Console, events: Sequence[Any]) -> None:
-    for event in events:
-        if event.tool_call is not None:
-            call = event.tool_call
-            console.print(f"tool call: {call.name}({call.arguments})", style="green", end="", highlight=False)
-        else:
-            console.print(event.text or event.thinking, end="", markup=False, highlight=False)
-        sys.stdout.flush()
+    stream = model.chat_stream(messages, tools=tools, enable_thinking=False, max_new_tokens=80, temperature=0)
+    view = TerminalView(console)
+    for event in stream:
+        view.show(event)
+    view.end(stream.result())
 
 
 def _speeds(models: Sequence[tuple[str, Path]]) -> Table:
