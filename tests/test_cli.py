@@ -102,11 +102,40 @@ def test_wrong_settings_are_one_line(tiny: Path, command: list[str], variable: s
     assert not done.stdout
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", "-m", "TINY", "-p", "Count to 7.", "-t", "0"],
+        ["generate", "-m", "TINY", "-p", "Count to 7.", "-t", "0", "--json"],
+        ["info", "TINY"],
+        ["info", "--system"],
+        ["chat", "-m", "TINY"],
+    ],
+)
+def test_output_that_nobody_reads_ends_a_command_quietly(arguments: list[str], tiny: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [*MLX_DELTA, *(str(tiny) if argument == "TINY" else argument for argument in arguments)]
+    done = subprocess.run(
+        command,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        input="Count to 7.",
+        env=ENVIRONMENT,
+        timeout=120,
+        check=False,
+    )
+    os.close(writer)
+    assert done.returncode in (1, 141)  # rich's tables end with 1 by themselves
+    assert not any(word in done.stderr for word in ("rror", "Traceback", "pipe", "Exception"))
+
+
 def test_demo(tmp_path: Path) -> None:
     done = run("demo", "--output", tmp_path / "tiny-unsloth")
     assert done.returncode == 0, done.stderr
     assert "1 2 3 4 5 6 7" in done.stdout
-    assert "tool call: search(" in done.stdout
+    assert "▸ search(" in done.stdout
     assert "decode tok/s" in done.stdout
     assert (tmp_path / "tiny-unsloth" / "config.json").is_file()
 
