@@ -146,7 +146,7 @@ def _copied(value: object) -> object:
         _placed([weight, scales, biases])
         return ops.Matrix.affine(weight, scales, biases, value.bits, value.group_size)
     if isinstance(value, mx.array):
-        copy = mx.array(value) + 0
+        copy = (mx.array(value) + 0).astype(value.dtype)  # a mask stays bool
         _placed([copy])
         return copy
     return value
