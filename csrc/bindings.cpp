@@ -19,6 +19,7 @@
 #include "ops/fit_affine.h"
 #include "ops/gated_delta.h"
 #include "ops/memory.h"
+#include "ops/moments.h"
 #include "ops/qmm.h"
 #include "ops/qmm_mlx.h"
 
@@ -68,8 +69,14 @@ NB_MODULE(_core, m) {
   m.def("attention", &attention, "q"_a, "projection"_a, "keys"_a, "values"_a, nb::kw_only(), "length"_a, "scale"_a,
         "start"_a = nb::none(), "stream"_a = nb::none());
 
-  m.def("fit_affine", &fit_affine, "weight"_a, "importance"_a, "bits"_a, "group_size"_a,
-        nb::call_guard<nb::gil_scoped_release>(), "Quantize an evaluated matrix by weighted least squares.");
+  m.def("fit_affine", &fit_affine, "weight"_a, "importance"_a, "bits"_a, "group_size"_a, "feedback"_a = nb::none(),
+        "order"_a = nb::none(), nb::call_guard<nb::gil_scoped_release>(),
+        "Quantize an evaluated matrix by weighted least squares.");
+
+  m.def("add_moments", &add_moments, "sums"_a, "x"_a, nb::call_guard<nb::gil_scoped_release>(),
+        "Add x^T x to the upper triangle of an evaluated array, in place.");
+  m.def("factor_moments", &factor_moments, "sums"_a, "scales"_a, "order"_a, "factor"_a, "damping"_a,
+        nb::call_guard<nb::gil_scoped_release>(), "Factor moments into U D U^T in place; returns D.");
 
   m.def("cpu_isa", [] { return cpu::kernels().isa; }, "The instruction set that the CPU kernels use.");
   m.def("cpu_isas", &cpu::available_isas, "Those that this machine runs, best first; MLX_DELTA_ISA forces one.");

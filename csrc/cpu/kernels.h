@@ -15,17 +15,20 @@
 #include "cpu/embedding.h"
 #include "cpu/fit_affine.h"
 #include "cpu/gated_delta.h"
+#include "cpu/moments.h"
 #include "cpu/qmm.h"
 
 namespace mlx_delta::cpu {
 
 struct Kernels {
   const char* isa;
+  void (*add_moments)(DType, const AddMomentsArgs&);
   void (*attention)(DType, const AttentionArgs&);
   void (*attention_prepare)(DType, const AttentionPrepareArgs&);
   void (*conv1d)(DType, const Conv1dArgs&);
   void (*delta_mixer)(DType, const DeltaMixerArgs&);
   void (*embedding)(DType, const EmbeddingArgs&);
+  void (*factor_moments)(DType, const FactorMomentsArgs&);
   void (*fit_affine)(DType, const FitAffineArgs&);
   void (*gated_delta)(DType, const GatedDeltaArgs&);
   void (*qmm)(DType, const QmmArgs&);
