@@ -207,7 +207,8 @@ float multiply_one(const PackedRow& row, int64_t chunks, const FixedX& x) {
   const auto add = [&](int64_t c, float factor) __attribute__((always_inline)) {
     __m256i f[4];
     fields(row.data + c * 8 * bits, f);
-    acc += splat(factor) * F(_mm256_cvtepi32_ps(Fields<bits>::dot(f, x.chunk(0, c))));
+    // One row: its blocks follow each other.
+    acc += splat(factor) * F(_mm256_cvtepi32_ps(Fields<bits>::dot(f, x.values + c * kChunk)));
   };
   int64_t c = 0;
   for (; c + 8 <= chunks; c += 8) {
@@ -216,6 +217,7 @@ float multiply_one(const PackedRow& row, int64_t chunks, const FixedX& x) {
       store(load(row.scales + c) * load(x.steps + c), factors);
     else
       for (int i = 0; i < 8; ++i) factors[i] = to_float(row.scales[(c + i) / 2]) * x.steps[c + i];
+    asm("" : "+m"(factors));  // from memory each is one broadcasting load, else two shuffles
     MLX_DELTA_UNROLL
     for (int i = 0; i < bits; ++i) prefetch_stream(row.data + (c + i) * 8 * bits + i * (64 - 8 * bits));
     MLX_DELTA_UNROLL

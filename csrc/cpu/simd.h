@@ -52,7 +52,7 @@ inline T most(T a, T b) {
   return a < b ? b : a;
 }
 
-inline F splat(float x) { return F{} + x; }
+inline F splat(float x) { return x - F{}; }  // x + 0 would be an addition: it makes -0 a 0
 inline F select(I mask, F yes, F no) { return F((mask & I(yes)) | (~mask & I(no))); }
 inline F vmax(F a, F b) { return select(I(a > b), a, b); }
 
