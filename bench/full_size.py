@@ -2,8 +2,10 @@
 
     python -m bench.full_size 9B DIR            write DIR/source, 19 GB in 4 shards, and its importance matrix
     python -m bench.full_size 9B DIR --convert  convert it to DIR/out, beside the time that copying the files takes
+    python -m bench.full_size 9B DIR --convert --calibrate TEXT     with error feedback
 
-One JSON line a result. Weights repeat every 64 MB, which conversion does not notice; DIR needs 45 GB.
+One JSON line a result. Weights repeat every 64 MB, which conversion does not notice; DIR needs 45 GB. ``--layers 4``,
+when writing, is a cut of it.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_delta.bench.sizes import CONFIGS
+from mlx_delta.calibrate.layers import CHUNKS, layer_calibration
 from mlx_delta.checkpoint.tensors import expected_shapes, mtp_shapes
 from mlx_delta.cli.demo import example_checkpoint
 from mlx_delta.config import ModelConfig
@@ -75,12 +78,12 @@ def _vision_shapes(out: int) -> dict[str, tuple[int, ...]]:
     return {f"model.visual.{name}": shape for name, shape in shapes.items()}
 
 
-def write_checkpoint(size: str, out: Path) -> None:
+def write_checkpoint(size: str, out: Path, layers: int | None) -> None:
     """Write ``out`` as the official one is laid out, with random weights of a freshly initialised layer's variance."""
     vision = {**_VISION, "out_hidden_size": CONFIGS[size]["text_config"]["hidden_size"]}
     raw: dict[str, Any] = {
         "model_type": "qwen3_5",
-        "text_config": CONFIGS[size]["text_config"],
+        "text_config": _text_config(size, layers),
         "vision_config": vision,
     }
     config = ModelConfig.from_dict(raw, f"configs.json: {size}")
@@ -108,9 +111,16 @@ def _random(entries: Sequence[Entry], pool: np.ndarray) -> Iterator[tuple[str, m
         yield entry.name, mx.tile(values, -(-count // _POOL))[:count].reshape(entry.shape)
 
 
-def write_importance(size: str, file: Path) -> None:
+def _text_config(size: str, layers: int | None) -> dict[str, Any]:
+    text = dict(CONFIGS[size]["text_config"])
+    if layers is not None:
+        text["num_hidden_layers"] = layers
+    return text
+
+
+def write_importance(size: str, file: Path, layers: int | None) -> None:
     """An importance matrix for ``size`` that spans four orders of magnitude."""
-    config = ModelConfig.from_dict({"model_type": "qwen3_5", "text_config": CONFIGS[size]["text_config"]}, size)
+    config = ModelConfig.from_dict({"model_type": "qwen3_5", "text_config": _text_config(size, layers)}, size)
     rng = np.random.default_rng(1)
     sums = {
         name.removesuffix(".weight"): np.exp(rng.normal(0, 1.5, shape[1]))
@@ -133,10 +143,11 @@ def copy_seconds(source: Path, out: Path) -> float:
     return seconds
 
 
-def convert_figures(source: Path, imatrix: Path, out: Path) -> dict[str, object]:
+def convert_figures(source: Path, imatrix: Path, out: Path, texts: Sequence[Path], chunks: int) -> dict[str, object]:
     """Convert by the recipe; ``cores`` is CPU time over wall time."""
     start, cpu = time.perf_counter(), time.process_time()
-    report = convert(source, out, recipe="unsloth", imatrix=imatrix, force=True)
+    calibration = layer_calibration(source, texts, max_chunks=chunks) if texts else None
+    report = convert(source, out, recipe="unsloth", imatrix=imatrix, calibration=calibration, force=True)
     wall = time.perf_counter() - start
     return {
         "tensors": report.tensors,
@@ -152,13 +163,17 @@ def main() -> None:
     parser.add_argument("size", choices=[size for size in CONFIGS if size in ("9B", "27B")])
     parser.add_argument("directory", type=Path)
     parser.add_argument("--convert", action="store_true")
+    parser.add_argument("--calibrate", type=Path, action="append", default=[])
+    parser.add_argument("--max-chunks", type=int, default=CHUNKS)
+    parser.add_argument("--layers", type=int)
     arguments = parser.parse_args()
     source, imatrix = arguments.directory / "source", arguments.directory / "imatrix.gguf"
     if not arguments.convert:
-        write_checkpoint(arguments.size, source)
-        write_importance(arguments.size, imatrix)
+        write_checkpoint(arguments.size, source, arguments.layers)
+        write_importance(arguments.size, imatrix, arguments.layers)
         return
-    print(json.dumps({"convert": convert_figures(source, imatrix, arguments.directory / "out")}))
+    out, texts = arguments.directory / "out", arguments.calibrate
+    print(json.dumps({"convert": convert_figures(source, imatrix, out, texts, arguments.max_chunks)}))
     print(json.dumps({"copy": {"seconds": round(copy_seconds(source, arguments.directory / "copy"), 1)}}))
 
 

@@ -20,6 +20,7 @@
 #include "ops/gated_delta.h"
 #include "ops/gated_norm.h"
 #include "ops/memory.h"
+#include "ops/moments.h"
 #include "ops/qmm.h"
 #include "ops/qmm_mlx.h"
 #include "ops/sample.h"
@@ -90,8 +91,14 @@ NB_MODULE(_core, m) {
   def_sample("sample", &sample, "");
   def_sample("sample_mlx", &sample_mlx, "For tests: what sample is on a GPU, anywhere.");
 
-  m.def("fit_affine", &fit_affine, "weight"_a, "importance"_a, "bits"_a, "group_size"_a,
-        nb::call_guard<nb::gil_scoped_release>(), "Quantize an evaluated matrix by weighted least squares.");
+  m.def("fit_affine", &fit_affine, "weight"_a, "importance"_a, "bits"_a, "group_size"_a, "feedback"_a = nb::none(),
+        "order"_a = nb::none(), nb::call_guard<nb::gil_scoped_release>(),
+        "Quantize an evaluated matrix by weighted least squares.");
+
+  m.def("add_moments", &add_moments, "sums"_a, "x"_a, nb::call_guard<nb::gil_scoped_release>(),
+        "Add x^T x to the upper triangle of an evaluated array, in place.");
+  m.def("factor_moments", &factor_moments, "sums"_a, "scales"_a, "order"_a, "factor"_a, "damping"_a,
+        nb::call_guard<nb::gil_scoped_release>(), "Factor moments into U D U^T in place; returns D.");
 
   m.def("cpu_isa", [] { return cpu::kernels().isa; }, "The instruction set that the CPU kernels use.");
   m.def("cpu_isas", &cpu::available_isas, "Those that this machine runs, best first; MLX_DELTA_ISA forces one.");

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import mlx.core as mx
@@ -11,6 +12,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from mlx_delta.calibrate.layers import layer_calibration
 from mlx_delta.cli.evaluate import evaluate as command
 from mlx_delta.convert.pipeline import convert
 from mlx_delta.evaluate import evaluate
@@ -74,6 +76,18 @@ def test_our_fit_is_closer_than_mx_quantize(tiny: Path, reference: LanguageModel
     assert ours.kld_median < 0.8 * theirs.kld_median
 
 
+def test_error_feedback_is_closer_still(
+    tiny: Path, golden: Path, reference: LanguageModel, plain: Path, text: str
+) -> None:
+    """The same recipe and bits again, calibrated on other text: seven tenths of mx.quantize's divergence at most."""
+    calibration, out = layer_calibration(tiny, [golden / "calibration.txt"]), plain.parent / "calibrated"
+    convert(tiny, out, recipe="unsloth", imatrix=tiny / "imatrix.gguf", calibration=calibration)
+    theirs, ours = evaluate([load_model(path, "float32") for path in (plain, out)], reference, text)
+    assert ours.nbytes == theirs.nbytes
+    assert ours.kld_mean < 0.7 * theirs.kld_mean
+    assert ours.kld_median < 0.7 * theirs.kld_median
+
+
 def test_command_line(tiny: Path, plain: Path, golden: Path, tmp_path: Path) -> None:
     app = typer.Typer()
     app.command("evaluate")(command)
@@ -112,5 +126,7 @@ def test_plot(tiny: Path, golden: Path, tmp_path: Path) -> None:
     app.command("evaluate")(command)
     png = tmp_path / "kld.png"
     arguments = ["-m", str(tiny), "-r", str(tiny), "-t", str(golden / "heldout.txt"), "--max-tokens", "16"]
-    assert CliRunner().invoke(app, [*arguments, "--plot", str(png)]).exit_code == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # its divergence is 0, which no logarithmic axis has
+        assert CliRunner().invoke(app, [*arguments, "--plot", str(png)]).exit_code == 0
     assert png.read_bytes().startswith(b"\x89PNG")

@@ -1,158 +1,116 @@
 #include "cpu/fit_affine.h"
 
-#include "cpu/simd.h"
+#include "cpu/fit_group.h"
+#include "cpu/gemm.h"
 #include "cpu/threads.h"
 
 namespace mlx_delta::cpu::MLX_DELTA_ISA {
 namespace {
 
-constexpr int kMostWeights = 128;  // of a group
-constexpr int kRanges = 4;         // narrower ends tried on either side
-constexpr int kRounds = 3;         // of alternation
-// bits -> the narrowest range tried, as a part of the group's.
-constexpr float kNarrowest[9] = {1, 1, 0.45f, 0.6f, 0.75f, 0.85f, 0.92f, 0.94f, 0.96f};
+constexpr int64_t kRows = 128;   // that share a panel of the feedback matrix
+constexpr int64_t kDepth = 512;  // columns of a panel, so that it stays in L2
 
-// To the nearest integer, ties to even, for 0 <= x < 2^22: the sum has no room for a fraction.
-inline F round_even(F x) { return (x + 12582912.f) - 12582912.f; }
-inline F vmin(F a, F b) { return select(I(a < b), a, b); }
-
-// One group of n weights, as columns of vectors: w, and x = w centred on its weighted mean; h their importance.
-struct Group {
-  alignas(64) float w[kMostWeights], x[kMostWeights], q[kMostWeights];
-  const float* h;
-  int n;
-  float top, total;
-
-  // q = round((v - bias) / scale) within [0, top], W of them.
-  F quantize(F v, float inverse, float offset) const {
-    return round_even(vmin(vmax(v * inverse - offset, F{}), splat(top)));
+// fed[rows, n] = errors[rows, 0 : first] U[0 : first, first : first + n]: what the columns before this group left over.
+void feed_forward(const FitAffineArgs& args, const float* errors, int64_t rows, int64_t first, float* fed) {
+  const int64_t n = args.group_size;
+  float* panel = scratch_of<float>(2, kDepth * n);
+  fill(fed, rows * n, 0.f);
+  for (int64_t k0 = 0; k0 < first; k0 += kDepth) {
+    const int64_t depth = least(kDepth, first - k0);
+    for (int64_t k = 0; k < depth; ++k)
+      std::memcpy(panel + k * n, args.feedback + (k0 + k) * args.cols + first, size_t(n) * sizeof(float));
+    gemm(errors + k0, args.cols, panel, n, fed, n, rows, n, depth);
   }
-};
-
-struct Line {
-  float explained = -1, scale = 0, bias = 0;  // explained: what the fit lowers the weighted square of x by
-};
-
-inline float inverse_of(float scale) { return 1 / (scale > 0 ? scale : 1.f); }
-
-// The weighted regression of x on q(scale, bias), kept if it is better than `best`.
-void regress(const Group& g, float scale, float bias, Line& best) {
-  const float inverse = inverse_of(scale), offset = bias * inverse;
-  F q1{}, q2{}, xq{};
-  for (int i = 0; i < g.n; i += W) {
-    const F x = load(g.x + i), q = g.quantize(x, inverse, offset), hq = load(g.h + i) * q;
-    q1 += hq;
-    q2 += hq * q;
-    xq += hq * x;
-  }
-  const float sum_q = sum(q1), sum_qq = sum(q2), sum_xq = sum(xq);
-  const float spread = g.total * sum_qq - sum_q * sum_q;
-  if (!(spread > 1e-6f * g.total * sum_qq)) return;  // all q are the same: b alone fits as well
-  const float slope = g.total * sum_xq / spread;
-  if (slope * sum_xq > best.explained) best = {slope * sum_xq, slope, -slope * sum_q / g.total};
 }
 
-// The weighted mean of w - scale * q, or, with its square, the weighted error.
-float residual(const Group& g, float scale, float bias, bool squared) {
-  const float inverse = inverse_of(scale), offset = bias * inverse;
-  F total{};
-  for (int i = 0; i < g.n; i += W) {
-    const F w = load(g.w + i), rest = w - g.quantize(w, inverse, offset) * scale;
-    total += load(g.h + i) * (squared ? (rest - bias) * (rest - bias) : rest);
+// The inverse of a group's own part of U, [n, n], whose diagonal is 1.
+void invert(const FitAffineArgs& args, int64_t first, float* inverse) {
+  const int64_t n = args.group_size;
+  fill(inverse, n * n, 0.f);
+  for (int64_t i = n - 1; i >= 0; --i) {
+    const float* row = args.feedback + (first + i) * args.cols + first;
+    inverse[i * n + i] = 1;
+    for (int64_t k = i + 1; k < n; ++k)
+      for (int64_t j = k / W * W; j < n; j += W)
+        store(load(inverse + i * n + j) - load(inverse + k * n + j) * row[k], inverse + i * n + j);
   }
-  return sum(total);
 }
 
-inline float rounded(float x) { return to_float(from_float<bf16>(x)); }
-
-// Fits g.w, fills g.q; the scale and bias as bfloat16 values.
-Line fit(Group& g, int bits) {
-  F wh{}, low = splat(g.w[0]), high = low;
-  for (int i = 0; i < g.n; i += W) wh += load(g.w + i) * load(g.h + i);
-  const float centre = sum(wh) / g.total;
-  low = high = splat(g.w[0] - centre);
-  F square{};
-  for (int i = 0; i < g.n; i += W) {
-    const F x = load(g.w + i) - centre;
-    store(x, g.x + i);
-    low = vmin(low, x);
-    high = vmax(high, x);
-    square += load(g.h + i) * x * x;
+// Rounds one group again, column by column: the columns after each make up for what it leaves over, by `shares` [n, n].
+// `target` [n] is changed, g.q filled.
+void round_in_turn(Group& g, const Line& line, const float* shares, float* target) {
+  const float inverse = inverse_of(line.scale), offset = line.bias * inverse;
+  for (int j = 0; j < g.n; ++j) {
+    const int from = j / W * W;
+    const F q = g.quantize(load(target + from) * g.gain, inverse, offset);
+    g.q[j] = q[j - from];
+    const float at = target[j], left = at - (g.q[j] * line.scale + line.bias);
+    for (int k = from; k < g.n; k += W) store(load(target + k) - load(shares + j * g.n + k) * left, target + k);
+    target[j] = at;
   }
-  const float least_x = -max_lane(-low), most_x = max_lane(high), spread = sum(square);
-  Line best;
-  for (int below = 0; below < kRanges; ++below)
-    for (int above = 0; above < kRanges; ++above) {
-      const float step = (1 - kNarrowest[bits]) / (kRanges - 1);
-      const float from = (kNarrowest[bits] + step * float(below)) * least_x;
-      const float to = (kNarrowest[bits] + step * float(above)) * most_x;
-      regress(g, (to - from) / g.top, from, best);
+}
+
+template <typename T>
+void fit_rows(const FitAffineArgs& args, int64_t first_row, int64_t rows) {
+  const int n = args.group_size;
+  const int64_t groups = args.cols / n;
+  float* weights = scratch_of<float>(0, kRows * n);
+  float* targets = scratch_of<float>(1, kRows * n);
+  // With feedback: what is fed to the group, how it is shared out in it, and all that was left over so far.
+  float* fed = scratch_of<float>(3, kRows * n);
+  float* shares = scratch_of<float>(4, int64_t(n) * n);
+  float* errors = args.feedback ? scratch_of<float>(5, kRows * args.cols) : nullptr;
+  Group g;
+  g.n = n;
+  g.top = float((1 << args.bits) - 1);
+  for (int64_t i = 0; i < groups; ++i) {
+    g.h = args.importance + i * n;
+    F total{};
+    for (int k = 0; k < n; k += W) total += load(g.h + k);
+    g.total = sum(total);
+    int column[kMostWeights];  // of the group, at each place
+    for (int k = 0; k < n; ++k) column[k] = args.order ? int(args.order[i * n + k] - i * n) : k;
+    for (int64_t r = 0; r < rows; ++r) {
+      const T* row = static_cast<const T*>(args.weight) + (first_row + r) * args.cols + i * n;
+      for (int k = 0; k < n; ++k) weights[r * n + k] = to_float(row[column[k]]);
     }
-  for (int round = 0; round < kRounds; ++round) regress(g, best.scale, best.bias, best);
-
-  // The shrinkage of least squares, undone by fitting weights stretched by as much.
-  const float offset = g.total * centre * centre, whole = spread + offset;
-  const float kept = least(offset + most(best.explained, 0.f), whole);
-  const float gain = kept > whole / 2 ? whole / kept : 1;
-  for (int i = 0; i < g.n; i += W) store(load(g.w + i) * gain, g.w + i);
-  const float scale = best.scale * gain, bias = (best.bias + centre) * gain;
-
-  Line found;
-  float error = __builtin_inff();
-  const uint16_t nearest = from_float<bf16>(scale > 0 ? scale : 1.f).bits;
-  for (int step = -1; step <= 1; ++step) {
-    const float s = to_float(bf16{uint16_t(nearest + step)});
-    const float b = rounded(residual(g, s, bias, false) / g.total);
-    const float e = residual(g, s, b, true);
-    if (e < error) error = e, found = {0, s, b};
-  }
-  const float inverse = inverse_of(found.scale);
-  for (int i = 0; i < g.n; i += W) store(g.quantize(load(g.w + i), inverse, found.bias * inverse), g.q + i);
-  return found;
-}
-
-// Eight values of `bits` bits fill `bits` bytes, the first in the lowest bits.
-void pack(const float* q, int n, int bits, unsigned char* out) {
-  for (int i = 0; i < n; i += 8, out += bits) {
-    uint64_t eight = 0;
-    for (int j = 0; j < 8; ++j) eight |= uint64_t(q[i + j]) << (bits * j);
-    for (int byte = 0; byte < bits; ++byte) out[byte] = static_cast<unsigned char>(eight >> (8 * byte));
+    std::memcpy(targets, weights, size_t(rows * n) * sizeof(float));
+    if (args.feedback) {
+      feed_forward(args, errors, rows, i * n, fed);
+      invert(args, i * n, shares);
+      gemm(fed, n, shares, n, targets, n, rows, n, n);
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t at = (first_row + r) * groups + i;
+      float* target = targets + r * n;
+      std::memcpy(g.w, target, size_t(n) * sizeof(float));
+      const Line line = fit(g, args.bits);
+      if (args.feedback) {
+        round_in_turn(g, line, shares, target);
+        for (int k = 0; k < n; ++k)
+          errors[r * args.cols + i * n + k] = weights[r * n + k] - (g.q[k] * line.scale + line.bias);
+      }
+      F error{};
+      for (int k = 0; k < n; k += W) {
+        const F rest = load(target + k) - load(g.q + k) * line.scale - line.bias;
+        error += load(g.h + k) * rest * rest;
+      }
+      args.errors[at] = sum(error);
+      args.scales[at] = from_float<bf16>(line.scale);
+      args.biases[at] = from_float<bf16>(line.bias);
+      float q[kMostWeights];
+      for (int k = 0; k < n; ++k) q[column[k]] = g.q[k];
+      pack(q, n, args.bits, reinterpret_cast<unsigned char*>(args.packed) + at * n * args.bits / 8);
+    }
   }
 }
 
 template <typename T>
 void run(const FitAffineArgs& args) {
-  const int n = args.group_size;
-  const int64_t groups = args.cols / n;
-  parallel_for(args.rows, most<int64_t>(1, 65536 / args.cols), [&](int64_t first, int64_t last) {
-    Group g;
-    g.n = n;
-    g.top = float((1 << args.bits) - 1);
-    for (int64_t row = first; row < last; ++row)
-      for (int64_t i = 0; i < groups; ++i) {
-        const int64_t at = row * groups + i;
-        const T* weight = static_cast<const T*>(args.weight) + at * n;
-        alignas(64) float original[kMostWeights];
-        g.h = args.importance + i * n;
-        F total{};
-        for (int k = 0; k < n; k += W) {
-          const F w = load(weight + k);
-          store(w, g.w + k);
-          store(w, original + k);
-          total += load(g.h + k);
-        }
-        g.total = sum(total);
-        const Line line = fit(g, args.bits);
-        F error{};
-        for (int k = 0; k < n; k += W) {
-          const F rest = load(original + k) - load(g.q + k) * line.scale - line.bias;
-          error += load(g.h + k) * rest * rest;
-        }
-        args.errors[at] = sum(error);
-        args.scales[at] = from_float<bf16>(line.scale);
-        args.biases[at] = from_float<bf16>(line.bias);
-        pack(g.q, n, args.bits, reinterpret_cast<unsigned char*>(args.packed) + at * n * args.bits / 8);
-      }
+  const int64_t blocks = (args.rows + kRows - 1) / kRows;
+  parallel_for(blocks, 1, [&](int64_t first, int64_t last) {
+    for (int64_t block = first; block < last; ++block)
+      fit_rows<T>(args, block * kRows, least(kRows, args.rows - block * kRows));
   });
 }
 

@@ -16,6 +16,7 @@
 #include "cpu/fit_affine.h"
 #include "cpu/gated_delta.h"
 #include "cpu/gated_norm.h"
+#include "cpu/moments.h"
 #include "cpu/qmm.h"
 #include "cpu/sample.h"
 
@@ -23,11 +24,13 @@ namespace mlx_delta::cpu {
 
 struct Kernels {
   const char* isa;
+  void (*add_moments)(DType, const AddMomentsArgs&);
   void (*attention)(DType, const AttentionArgs&);
   void (*attention_prepare)(DType, const AttentionPrepareArgs&);
   void (*conv1d)(DType, const Conv1dArgs&);
   void (*delta_mixer)(DType, const DeltaMixerArgs&);
   void (*embedding)(DType, const EmbeddingArgs&);
+  void (*factor_moments)(DType, const FactorMomentsArgs&);
   void (*fit_affine)(DType, const FitAffineArgs&);
   void (*gated_delta)(DType, const GatedDeltaArgs&);
   void (*gated_norm)(DType, const GatedNormArgs&);

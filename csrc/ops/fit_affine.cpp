@@ -2,6 +2,7 @@
 
 #include "cpu/kernels.h"
 #include "mlx/allocator.h"
+#include "ops/moments.h"
 
 namespace mlx_delta {
 namespace {
@@ -14,14 +15,23 @@ mx::array allocated(mx::Shape shape, mx::Dtype dtype) {
   return mx::array(mx::allocator::malloc(size), std::move(shape), dtype);
 }
 
-void check_ready(const char* argument, const mx::array& a) {
-  if (!a.is_available() || !a.flags().row_contiguous) fail(kOp, argument, "an evaluated, contiguous array", "another");
+void check_feedback(const mx::array& feedback, const std::optional<mx::array>& order, int cols, int group_size) {
+  check_same_dtype(kOp, "feedback", feedback, mx::float32);
+  check_shape(kOp, "feedback", feedback, {cols, cols});
+  check_ready(kOp, "feedback", feedback);
+  if (!order) fail(kOp, "order", "one with feedback", "none");
+  check_same_dtype(kOp, "order", *order, mx::int32);
+  check_shape(kOp, "order", *order, {cols});
+  check_ready(kOp, "order", *order);
+  check_order(kOp, *order, group_size);
 }
 
 }  // namespace
 
 std::tuple<mx::array, mx::array, mx::array, mx::array> fit_affine(const mx::array& weight, const mx::array& importance,
-                                                                  int bits, int group_size) {
+                                                                  int bits, int group_size,
+                                                                  const std::optional<mx::array>& feedback,
+                                                                  const std::optional<mx::array>& order) {
   check_float(kOp, "weight", weight);
   check_rank(kOp, "weight", weight, 2, "[N, K]");
   const int rows = weight.shape(0), cols = weight.shape(1);
@@ -32,15 +42,17 @@ std::tuple<mx::array, mx::array, mx::array, mx::array> fit_affine(const mx::arra
     fail(kOp, "weight", "K a multiple of the group size " + std::to_string(group_size), describe(weight));
   check_same_dtype(kOp, "importance", importance, mx::float32);
   check_shape(kOp, "importance", importance, {cols});
-  check_ready("weight", weight);
-  check_ready("importance", importance);
+  check_ready(kOp, "weight", weight);
+  check_ready(kOp, "importance", importance);
+  if (feedback) check_feedback(*feedback, order, cols, group_size);
   const int groups = cols / group_size;
   mx::array packed = allocated({rows, cols * bits / 32}, mx::uint32);
   mx::array scales = allocated({rows, groups}, mx::bfloat16), biases = allocated({rows, groups}, mx::bfloat16);
   mx::array errors = allocated({rows, groups}, mx::float32);
   cpu::kernels().fit_affine(
       kernel_dtype(weight.dtype()),
-      {weight.data<void>(), importance.data<float>(), packed.data<uint32_t>(), scales.data<cpu::bf16>(),
+      {weight.data<void>(), importance.data<float>(), feedback ? feedback->data<float>() : nullptr,
+       feedback ? order->data<int>() : nullptr, packed.data<uint32_t>(), scales.data<cpu::bf16>(),
        biases.data<cpu::bf16>(), errors.data<float>(), rows, cols, bits, group_size});
   return {packed, scales, biases, errors};
 }

@@ -145,7 +145,7 @@ def require_plotting() -> None:
 
 
 def save_plot(results: Sequence[Evaluation], file: Path) -> None:
-    """Mean KLD (logarithmic) against the text model's size, a labelled point a model, as a PNG at ``file``."""
+    """Mean KLD (logarithmic, and 0) against the text model's size, a labelled point a model, as a PNG at ``file``."""
     require_plotting()
     from matplotlib.figure import Figure
 
@@ -156,5 +156,8 @@ def save_plot(results: Sequence[Evaluation], file: Path) -> None:
         axes.annotate(
             Path(each.model).name, (each.nbytes / 1e6, each.kld_mean), xytext=(5, 5), textcoords="offset points"
         )
-    axes.set(xlabel="text model, MB", ylabel="mean KL divergence from the reference, nats", yscale="log")
+    axes.set(xlabel="text model, MB", ylabel="mean KL divergence from the reference, nats")
+    least = min((each.kld_mean for each in results if each.kld_mean > 0), default=1e-6)
+    axes.set_yscale("symlog", linthresh=least)  # logarithmic, with a place for the reference itself, at 0
+    axes.set_ylim(bottom=0)
     figure.savefig(file, dpi=150, format="png")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import mlx.core as mx
@@ -16,7 +17,7 @@ from mlx_delta.chat.result import ChatResult
 from mlx_delta.chat.session import ChatStream, Session
 from mlx_delta.chat.template import render
 from mlx_delta.checkpoint.names import canonical_tensors
-from mlx_delta.checkpoint.source import open_source
+from mlx_delta.checkpoint.source import Source, open_source
 from mlx_delta.checkpoint.tensors import Tensor, base_name, check_tensors, expected_shapes
 from mlx_delta.checkpoint.tokenizer import Tokenizer
 from mlx_delta.config import ModelConfig
@@ -167,14 +168,29 @@ def load_model(path: str | Path, dtype: mx.Dtype | str | None = None) -> Languag
     Raises: ConfigError, CheckpointError, TokenizerError (all ValueError) naming the file and the tensor.
     """
     directory = Path(path).expanduser()
-    config = ModelConfig.from_dir(directory)
-    tokenizer = Tokenizer.from_dir(directory)
-    source = open_source(directory)
-    tensors = canonical_tensors(source)
-    check_tensors(tensors, config, directory)
+    ModelConfig.from_dir(directory)  # says what is missing of a model directory
+    return _from_source(open_source(directory), Tokenizer.from_dir(directory), dtype)
+
+
+def load_source(checkpoint: Source, dtype: mx.Dtype | str | None = None) -> LanguageModel:
+    """``load_model`` of a checkpoint of any format, a GGUF file's weights and tokenizer too."""
+    return _from_source(checkpoint, source_tokenizer(checkpoint), dtype)
+
+
+def source_tokenizer(checkpoint: Source) -> Tokenizer:
+    """The tokenizer of a checkpoint of any format; its files may be rebuilt from metadata, and be in no directory."""
+    with TemporaryDirectory() as directory:
+        for name, content in checkpoint.side_files().items():
+            (Path(directory) / name).write_bytes(content)
+        return Tokenizer.from_dir(directory)
+
+
+def _from_source(checkpoint: Source, tokenizer: Tokenizer, dtype: mx.Dtype | str | None) -> LanguageModel:
+    tensors = canonical_tensors(checkpoint)
+    check_tensors(tensors, checkpoint.config, checkpoint.path)
     chosen = _activation_dtype(tensors, dtype)
-    weights = _read(tensors, config)
-    return LanguageModel(directory, config, Network.from_weights(config, weights, chosen), tokenizer)
+    network = Network.from_weights(checkpoint.config, _read(tensors, checkpoint.config), chosen)
+    return LanguageModel(checkpoint.path, checkpoint.config, network, tokenizer)
 
 
 def _activation_dtype(tensors: dict[str, Tensor], dtype: mx.Dtype | str | None) -> mx.Dtype:

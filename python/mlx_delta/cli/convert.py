@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
 from mlx_delta.cli.errors import reported_errors
 
 if TYPE_CHECKING:
+    from mlx_delta.calibrate.layers import LayerCalibration
     from mlx_delta.convert.pipeline import ConvertReport, Progress
 
 
@@ -36,8 +37,8 @@ def convert(
         str | None,
         typer.Option(
             help="'unsloth': gate/up N bits, down N+1, embedding, q/k/v and in_proj N+2, lm_head N+3, the rest "
-            "bfloat16; needs --imatrix-path. 'auto': each matrix as wide as its effect on predictions deserves, in "
-            "--target-bpw; needs --text. By default every matrix has --q-bits.",
+            "bfloat16; needs --imatrix-path or --calibrate. 'auto': each matrix as wide as its effect on predictions "
+            "deserves, in --target-bpw; needs --text or --calibrate. By default every matrix has --q-bits.",
             show_default="uniform",
         ),
     ] = None,
@@ -82,6 +83,16 @@ def convert(
         Path | None,
         typer.Option(help="For 'auto': JSON file of what was measured: read if it is there, else written."),
     ] = None,
+    calibrate: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Text, or a .jsonl of chats, as --text: run through the model layer by layer, so that rounding can "
+            "feed its errors forward (GPTQ). Much closer, and slower. May be given several times; serves AWQ and the "
+            "fit too where there is no --imatrix-path."
+        ),
+    ] = None,
+    context: Annotated[int, typer.Option(help="For --calibrate: tokens a chunk.")] = 512,
+    max_chunks: Annotated[int, typer.Option(help="For --calibrate: chunks to run.")] = 128,
     keep_mtp: Annotated[
         bool, typer.Option("--keep-mtp", help="Write the multi-token-prediction head too, in bfloat16.")
     ] = False,
@@ -100,24 +111,17 @@ def convert(
         if value and q_recipe != "auto":
             raise ValueError(f"{name}: expected --q-recipe auto with it, found {q_recipe or 'no recipe'}")
     console = Console(stderr=True)
-    columns = (
-        TextColumn("converting"),
-        BarColumn(),
-        TextColumn("{task.fields[tensors]} tensors"),
-        DownloadColumn(),
-        TimeElapsedColumn(),
-    )
-    # A rich task counts one thing: bytes, which the bar and DownloadColumn show; the tensors get a text of their own.
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[counts]}"), TimeElapsedColumn())
     with Bar(*columns, console=console) as bar:
-        task = bar.add_task("convert", total=None, visible=False, tensors="")
+        task = bar.add_task("converting", total=None, visible=False, counts="")
 
         def show(step: Progress) -> None:
-            counts = f"{step.tensors}/{step.total_tensors}"
-            bar.update(task, completed=step.nbytes, total=step.total_nbytes, visible=True, tensors=counts)
+            counts = f"{step.tensors}/{step.total_tensors} tensors, {step.nbytes / 1e6:,.0f} MB"
+            bar.update(task, completed=step.nbytes, total=step.total_nbytes, visible=True, counts=counts)
 
         measured = None
         if q_recipe == "auto":
-            measured = _sensitivity(source, text or [], imatrix_path, sensitivity, q_group_size, bar)
+            measured = _sensitivity(source, text or calibrate or [], imatrix_path, sensitivity, q_group_size, bar)
         report = run(
             source,
             out,
@@ -132,6 +136,7 @@ def convert(
             overrides=q_overrides,
             target_bpw=target_bpw,
             sensitivity=measured,
+            calibration=_calibration(source, calibrate, context, max_chunks, bar),
             keep_mtp=keep_mtp,
             dry_run=dry_run,
             force=force,
@@ -148,10 +153,11 @@ def _sensitivity(
     """What ``file`` has, or what running the model on ``text`` tells, kept in ``file``; None without either."""
     from mlx_delta.calibrate.chunks import read_chunks
     from mlx_delta.calibrate.sensitivity import CHUNKS, measure_sensitivity
+    from mlx_delta.checkpoint.source import open_source
     from mlx_delta.convert.auto import read_sensitivity, write_sensitivity
     from mlx_delta.convert.imatrix import read_imatrix
     from mlx_delta.convert.write import atomic_file, check_output_file
-    from mlx_delta.load import load_model
+    from mlx_delta.load import load_source
 
     if file is not None and file.is_file():
         return read_sensitivity(file)
@@ -159,13 +165,13 @@ def _sensitivity(
         return None
     if file is not None:
         check_output_file(file, force=False)
-    model = load_model(source, "float32")
+    model = load_source(open_source(source), "float32")
     chunks = read_chunks(text, model.tokenizer, limit=CHUNKS)
     importance = {} if imatrix is None else read_imatrix(imatrix, model.config)
-    task = bar.add_task("measure", total=None, tensors="")
+    task = bar.add_task("measuring", total=None, counts="")
 
     def show(done: int, total: int) -> None:
-        bar.update(task, completed=done, total=total, tensors=f"measuring, {done}/{total}")
+        bar.update(task, completed=done, total=total, counts=f"{done}/{total} matrices")
 
     found = measure_sensitivity(model, chunks, importance, group_size, progress=show)
     if file is not None:
@@ -173,6 +179,21 @@ def _sensitivity(
             write_sensitivity(partial, found)
     bar.remove_task(task)
     return found
+
+
+def _calibration(
+    source: Path, texts: Sequence[Path] | None, context: int, max_chunks: int, bar: Bar
+) -> LayerCalibration | None:
+    from mlx_delta.calibrate.layers import layer_calibration
+
+    if not texts:
+        return None
+    task = bar.add_task("calibrating", total=None, visible=False, counts="")
+
+    def show(done: int, total: int) -> None:
+        bar.update(task, completed=done, total=total, visible=True, counts=f"{done}/{total} chunks of a layer")
+
+    return layer_calibration(source, texts, context=context, max_chunks=max_chunks, progress=show)
 
 
 def _table(report: ConvertReport) -> Table:

@@ -57,10 +57,14 @@ class FoldGain:
 
 @dataclass(frozen=True)
 class FoldedLayer:
-    """A layer's arrays by full name, the importance of what its matrices now read, and what was gained."""
+    """A layer's arrays by full name, the importance of what its matrices now read, and what was gained.
+
+    scales: by module, what its inputs are divided by now, float32 [K]; modules without are as they were.
+    """
 
     arrays: dict[str, mx.array]
     importance: dict[str, np.ndarray]
+    scales: dict[str, np.ndarray]
     gains: list[FoldGain]
 
 
@@ -144,7 +148,7 @@ def fold_layer(
 
     A fold is left out where it would gain nothing: no consumer is quantized, or the importance of none is known.
     """
-    result = FoldedLayer(dict(arrays), dict(importance), [])
+    result = FoldedLayer(dict(arrays), dict(importance), {}, [])
     for producer_module, consumer_modules in FOLDS:
         producer = f"{prefix}{producer_module}.weight"
         consumers = [name for name in (f"{prefix}{m}.weight" for m in consumer_modules) if name in arrays]
@@ -160,7 +164,9 @@ def fold_layer(
         result.arrays[producer], folded, s = apply_fold(result.arrays[producer], before, scales, channels)
         result.arrays.update(zip(consumers, folded, strict=True))
         for name in consumers:  # what they read is x / s now
-            result.importance[name.removesuffix(".weight")] = clean_importance(known[0]) / s**2
+            module = name.removesuffix(".weight")
+            result.importance[module] = clean_importance(known[0]) / s**2
+            result.scales[module] = s
         result.gains.append(FoldGain(producer.removesuffix(".weight"), chosen, plain_error, error))
     return result
 

@@ -72,7 +72,7 @@ def fit_reference(weight: mx.array, width: Quantization, importance: np.ndarray 
     h = np.broadcast_to(np.float32(1) if importance is None else importance.astype(np.float32), matrix.shape)
     # A group is a column, so that every operation runs along rows, and its sums are additions of rows.
     w, h = (np.ascontiguousarray(part.reshape(-1, width.group_size).T) for part in (matrix, h))
-    q, s, b = _fit_groups(w, h, width.bits)
+    q, s, b, _ = fit_groups(w, h, width.bits)
     errors = (h * (w - s * q - b) ** 2).sum(axis=0).reshape(rows, -1)
     packed = pack(np.ascontiguousarray(q.T).reshape(rows, columns), width.bits)
     scales, biases = (mx.array((v.view(np.uint32) >> 16).astype(np.uint16).reshape(rows, -1)) for v in (s, b))
@@ -88,8 +88,11 @@ def pack(q: np.ndarray, bits: int) -> np.ndarray:
     return np.ascontiguousarray(stream).reshape(rows, -1).view(np.uint32)
 
 
-def _fit_groups(w: np.ndarray, h: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(q [n, M], s [M], b [M]) of groups w [n, M] with importances h [n, M], float32; s and b are bfloat16 values."""
+def fit_groups(w: np.ndarray, h: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(q [n, M], s [M], b [M], stretch [M]) of groups w [n, M] with importances h [n, M], float32.
+
+    s and b are bfloat16 values, and q = round((w * stretch - b) / s).
+    """
     top = np.float32(2**bits - 1)
     total = h.sum(axis=0)
     centre = np.multiply(w, h).sum(axis=0) / total
@@ -119,7 +122,8 @@ def _fit_groups(w: np.ndarray, h: np.ndarray, bits: int) -> tuple[np.ndarray, np
     for _ in range(_ROUNDS):
         regress(best[1], best[2])
     gain = _gain(x, h, product, total * centre * centre, best[0])
-    return _rounded(w * gain, h, total, best[1] * gain, (best[2] + centre) * gain, top)
+    q, scale, bias = _rounded(w * gain, h, total, best[1] * gain, (best[2] + centre) * gain, top)
+    return q, scale, bias, gain
 
 
 def _gain(x: np.ndarray, h: np.ndarray, scratch: np.ndarray, offset: np.ndarray, explained: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The conversion, top to bottom: source -> canonical names -> AWQ fold -> recipe -> quantize -> write."""
+"""The conversion, top to bottom: source -> canonical names -> moments -> AWQ fold -> recipe -> quantize -> write."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Protocol
 
 import mlx.core as mx
 import numpy as np
@@ -21,6 +22,7 @@ from mlx_delta.convert.auto import Sensitivity, auto
 from mlx_delta.convert.awq import FoldGain, clean_importance, fold_layer
 from mlx_delta.convert.errors import ConvertError
 from mlx_delta.convert.imatrix import Importance, check_importance, measured_channels, read_imatrix
+from mlx_delta.convert.moments import Feedbacks, Moments
 from mlx_delta.convert.quantize import encode
 from mlx_delta.convert.recipe import Recipe, TensorPlan, choose, plan, quantization_section, with_overrides
 from mlx_delta.convert.write import atomic_directory, file_size, write_file, write_safetensors
@@ -69,11 +71,24 @@ class ConvertReport:
     warnings: tuple[str, ...]
 
 
+class Calibration(Protocol):
+    """What a run of the model on calibration text tells: ``calibrate.layers.LayerCalibration`` is one."""
+
+    def moments(self, part: str, arrays: Mapping[str, mx.array]) -> dict[str, Moments]:
+        """Module -> moments of its inputs, of a layer (its prefix) or of one tensor (its name), in their order."""
+
+
 @dataclass(frozen=True)
 class _Options:
     awq_ratio: float | None
     awq: bool
     fit: bool
+    calibration: Calibration | None
+
+    @property
+    def by_layer(self) -> bool:
+        """Whether something ties the tensors of a layer together."""
+        return self.awq or self.calibration is not None
 
 
 def convert(
@@ -91,6 +106,7 @@ def convert(
     overrides: Path | str | None = None,
     target_bpw: float | None = None,
     sensitivity: Sensitivity | None = None,
+    calibration: Calibration | None = None,
     keep_mtp: bool = False,
     dry_run: bool = False,
     force: bool = False,
@@ -105,14 +121,19 @@ def convert(
     imatrix: with one the AWQ folds are searched and applied (``awq_ratio`` fixes their exponent, ``awq`` False leaves
     them out), and each group's scale and bias are fitted to what is important; without one the fit takes all inputs as
     equal. ``fit`` False is mx.quantize alone.
+    calibration: rounding feeds its errors forward by all second moments of the inputs (convert.moments); their diagonal
+    is the importance of modules that ``imatrix`` does not know, or of all without it.
     ``keep_mtp`` writes the MTP head too, in bfloat16 where no override says otherwise; else it is dropped. ``dry_run``
     reports what would be written. ``force`` replaces an existing ``out``.
 
     ``out`` appears whole, at the end, or not at all. Raises: ValueError (CheckpointError, ConfigError, ConvertError)
     naming the file, tensor or argument; OSError when the disk fails.
     """
-    chosen = _choose(quantize, recipe, bits, group_size, imatrix, overrides, target_bpw)
-    options = _Options(_awq_ratio(imatrix, awq, awq_ratio), awq and imatrix is not None, fit)
+    chosen = _choose(quantize, recipe, bits, group_size, imatrix, overrides, target_bpw, calibration)
+    if calibration is not None and not fit:
+        raise ConvertError("--calibrate: expected the fit with it, found --no-fit")
+    weighed = imatrix is not None or calibration is not None
+    options = _Options(_awq_ratio(weighed and awq, awq_ratio), weighed and awq, fit, calibration)
     checkpoint = open_source(Path(source))
     tensors = _wanted(checkpoint, keep_mtp)
     if recipe == "auto":
@@ -170,6 +191,7 @@ def _choose(
     imatrix: Path | str | None,
     overrides: Path | str | None,
     target: float | None,
+    calibration: Calibration | None,
 ) -> Recipe:
     given: dict[str, object] = {"--q-recipe": recipe, "--q-bits": bits, "--imatrix-path": imatrix}
     given |= {"--q-overrides": overrides, "--target-bpw": target}
@@ -177,14 +199,16 @@ def _choose(
         for name, value in given.items():
             if value is not None:
                 raise ConvertError(f"{name}: expected --quantize with it, found {value} alone")
+        if calibration is not None:
+            raise ConvertError("--calibrate: expected --quantize with it, found it alone")
         return Recipe((), None)
     if target is not None and recipe != "auto":
         raise ConvertError(f"--target-bpw: expected --q-recipe auto with it, found {recipe or 'no recipe'}")
     chosen = choose(recipe, bits, group_size)
-    if recipe == "unsloth" and imatrix is None:
+    if recipe == "unsloth" and imatrix is None and calibration is None:
         raise ConvertError(
-            "--q-recipe unsloth needs an importance matrix: pass --imatrix-path FILE "
-            "(make one with llama.cpp's llama-imatrix)"
+            "--q-recipe unsloth needs an importance matrix: pass --imatrix-path FILE (make one with "
+            "`mlx-delta imatrix` or llama.cpp's llama-imatrix), or --calibrate TEXT"
         )
     return chosen
 
@@ -197,13 +221,13 @@ def _auto(tensors: Mapping[str, Tensor], sensitivity: Sensitivity | None, target
     return auto(tensors.values(), sensitivity, target, group)
 
 
-def _awq_ratio(imatrix: Path | str | None, awq: bool, ratio: float | None) -> float | None:
+def _awq_ratio(awq: bool, ratio: float | None) -> float | None:
     if ratio is None:
         return None
     if not 0 <= ratio <= 1:
         raise ConvertError(f"--awq-ratio: expected a number from 0 to 1, found {ratio}")
-    if imatrix is None or not awq:
-        raise ConvertError(f"--awq-ratio: expected --imatrix-path and AWQ with it, found {ratio} alone")
+    if not awq:
+        raise ConvertError(f"--awq-ratio: expected --imatrix-path or --calibrate with it, and AWQ, found {ratio}")
     return ratio
 
 
@@ -245,20 +269,27 @@ def _arrays(
 ) -> Iterator[tuple[str, mx.array]]:
     """Every output array in the order of ``plans``; what the folds gained is appended to ``folds``.
 
-    Folds tie the tensors of a layer together, so with AWQ a layer is in memory; else one tensor.
+    Folds and calibration tie the tensors of a layer together, so with them a layer is in memory; else one tensor.
     """
-    for prefix, group in groupby(plans, key=lambda p: _layer_prefix(p.name) if options.awq else p.name):
+    for prefix, group in groupby(plans, key=lambda p: _layer_prefix(p.name) if options.by_layer else p.name):
         members = list(group)
         arrays, known = {p.name: _load(tensors[p.name]) for p in members}, importance
+        found = {} if options.calibration is None else options.calibration.moments(prefix, arrays)
+        if found:
+            known = {**{module: moments.importance for module, moments in found.items()}, **importance}
+        scales: Mapping[str, np.ndarray] = {}
         if options.awq and prefix != members[0].name:
             widths = {p.name: p.quantization for p in members}
-            folded = fold_layer(prefix, arrays, widths, importance, options.awq_ratio)
-            arrays, known = folded.arrays, folded.importance
+            folded = fold_layer(prefix, arrays, widths, known, options.awq_ratio)
+            arrays, known, scales = folded.arrays, folded.importance, folded.scales
             folds += folded.gains
+        groups = {p.module: p.quantization.group_size for p in members if p.quantization is not None}
+        feedbacks = Feedbacks(groups, found, scales)
+        del found  # each goes when its last matrix is done
         for each in members:
             values = known.get(each.module)
             cleaned = None if values is None else clean_importance(values)
-            yield from encode(each, arrays.pop(each.name), cleaned, options.fit)
+            yield from encode(each, arrays.pop(each.name), cleaned, options.fit, feedbacks.take(each.module))
         mx.clear_cache()
 
 

@@ -8,16 +8,22 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_delta.convert.fit import fit
+from mlx_delta.convert.moments import Feedback, fit_with_feedback
 from mlx_delta.convert.recipe import TensorPlan
 
 
 def encode(
-    plan: TensorPlan, array: mx.array, importance: np.ndarray | None = None, fitted: bool = True
+    plan: TensorPlan,
+    array: mx.array,
+    importance: np.ndarray | None = None,
+    fitted: bool = True,
+    feedback: Feedback | None = None,
 ) -> Iterator[tuple[str, mx.array]]:
     """The arrays that ``plan`` writes for ``array`` [..., any float dtype], in the order of ``plan.entries``.
 
     Kept: cast to the plan's dtype. Quantized: packed uint32 [N, K * bits / 32], then scales and biases
-    bfloat16 [N, K / group], fitted by ``importance`` [K] of the inputs (None: all equal). ``fitted`` False is MLX's own
+    bfloat16 [N, K / group], fitted by ``importance`` [K] of the inputs (None: all equal). With ``feedback`` errors are
+    fed forward instead, and importance is in there. ``fitted`` False is MLX's own
     ``mx.quantize``, of the matrix cast to bfloat16: it gives scales the matrix's dtype, and rounds q against the scales
     as they are stored.
     """
@@ -26,7 +32,7 @@ def encode(
         yield plan.name, array.astype(plan.dtype)
         return
     if fitted:
-        found = fit(array, width, importance)
+        found = fit(array, width, importance) if feedback is None else fit_with_feedback(array, width, feedback)
         parts: tuple[mx.array, ...] = (found.packed, found.scales, found.biases)
     else:
         parts = tuple(mx.quantize(array.astype(mx.bfloat16), group_size=width.group_size, bits=width.bits))

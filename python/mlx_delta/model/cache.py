@@ -69,6 +69,11 @@ class KeyValues:
 LayerState = DeltaState | KeyValues
 
 
+def empty_state(kind: str) -> LayerState:
+    """That of a layer of one of the config's ``layer_types``."""
+    return DeltaState() if kind == "linear_attention" else KeyValues()
+
+
 @dataclass
 class Cache:
     """The state of B sequences after ``offset`` tokens each; ``forward`` advances it.
@@ -82,7 +87,7 @@ class Cache:
 
     @classmethod
     def empty(cls, config: TextConfig) -> Cache:
-        return cls([DeltaState() if kind == "linear_attention" else KeyValues() for kind in config.layer_types])
+        return cls([empty_state(kind) for kind in config.layer_types])
 
     def copy(self) -> Cache:
         """A snapshot; costs nothing until one of the two goes on."""

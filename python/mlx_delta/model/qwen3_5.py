@@ -82,17 +82,7 @@ class Network:
     def matrices(self) -> Iterator[tuple[str, Matrix]]:
         """Every weight matrix that decoding a token reads whole, by its canonical module name."""
         for index, layer in enumerate(self.layers):
-            root = f"{_ROOT}.layers.{index}"
-            if isinstance(layer, DeltaLayer):
-                for name, matrix in zip(("qkv", "z", "b", "a"), layer.in_proj, strict=True):
-                    yield f"{root}.linear_attn.in_proj_{name}", matrix
-                yield f"{root}.linear_attn.out_proj", layer.out_proj
-            else:
-                for name, matrix in zip("qkv", layer.qkv_proj, strict=True):
-                    yield f"{root}.self_attn.{name}_proj", matrix
-                yield f"{root}.self_attn.o_proj", layer.o_proj
-            for name, matrix in (("gate", layer.mlp.gate), ("up", layer.mlp.up), ("down", layer.mlp.down)):
-                yield f"{root}.mlp.{name}_proj", matrix
+            yield from layer_matrices(index, layer)
         tied = self.lm_head is self.embed_tokens
         yield f"{_ROOT}.embed_tokens" if tied else "language_model.lm_head", self.lm_head
 
@@ -104,6 +94,26 @@ class Network:
         """
         row = self.embed_tokens.nbytes // self.embed_tokens.rows
         return row + sum(matrix.nbytes for _, matrix in self.matrices())
+
+
+def layer_matrices(index: int, layer: DeltaLayer | AttentionLayer) -> Iterator[tuple[str, Matrix]]:
+    """The matrices of the layer of that number, by their canonical module names."""
+    root = f"{_ROOT}.layers.{index}"
+    if isinstance(layer, DeltaLayer):
+        for name, matrix in zip(("qkv", "z", "b", "a"), layer.in_proj, strict=True):
+            yield f"{root}.linear_attn.in_proj_{name}", matrix
+        yield f"{root}.linear_attn.out_proj", layer.out_proj
+    else:
+        for name, matrix in zip("qkv", layer.qkv_proj, strict=True):
+            yield f"{root}.self_attn.{name}_proj", matrix
+        yield f"{root}.self_attn.o_proj", layer.o_proj
+    for name, matrix in (("gate", layer.mlp.gate), ("up", layer.mlp.up), ("down", layer.mlp.down)):
+        yield f"{root}.mlp.{name}_proj", matrix
+
+
+def layer_from_weights(config: ModelConfig, weights: Mapping[str, mx.array], index: int) -> DeltaLayer | AttentionLayer:
+    """One layer alone, from its canonical tensors."""
+    return _layer(config.text, _Weights(config, weights), index, config.text.layer_types[index])
 
 
 @dataclass(frozen=True)

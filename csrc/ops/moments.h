@@ -1,0 +1,25 @@
+// The second moments E[x x^T] of a matrix's inputs, and the factors by which rounding feeds its errors forward. Like
+// fit_affine no nodes of a graph: they work on evaluated arrays at once, and in place, for a moment matrix of a 9B is
+// 604 MB. mlx_delta.convert.moments is the interface.
+#pragma once
+
+#include "ops/common.h"
+
+namespace mlx_delta {
+
+// sums[K, K] += x^T x for x [M, K], all float32, in the upper triangle. The sums' bits do not depend on the threads.
+void add_moments(const mx::array& sums, const mx::array& x);
+
+// With H = sums * factor, rows and columns divided by scales [K] and put in order (int32 [K], which of them comes at
+// each place; every block of 64 is a permutation of itself), plus damping times its mean diagonal: the factors
+// U, upper triangular with ones on its diagonal, and D, diagonal, of
+//     H = U D U^T.
+// U replaces sums above the diagonal, what else is there means nothing; returns D, float32 [K].
+mx::array factor_moments(const mx::array& sums, const mx::array& scales, const mx::array& order, float factor,
+                         float damping);
+
+// Helpers of conversion's kernels. Both throw std::invalid_argument naming the argument.
+void check_ready(const char* op, const char* argument, const mx::array& a);  // evaluated and row-contiguous
+void check_order(const char* op, const mx::array& order, int block);         // each block a permutation of itself
+
+}  // namespace mlx_delta

@@ -1,0 +1,163 @@
+"""Conversion with ``--calibrate``: what is measured, every recipe and source, the same bits again, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from gguf_files import write_gguf
+from mlx_delta.calibrate import sensitivity
+from mlx_delta.calibrate.chunks import read_chunks
+from mlx_delta.calibrate.importance import measure_importance
+from mlx_delta.calibrate.layers import LayerCalibration, layer_calibration
+from mlx_delta.checkpoint.names import canonical_tensors
+from mlx_delta.checkpoint.source import open_source
+from mlx_delta.checkpoint.tensors import expected_shapes
+from mlx_delta.cli.main import app
+from mlx_delta.convert.errors import ConvertError
+from mlx_delta.convert.pipeline import convert
+from mlx_delta.load import LanguageModel, load_model
+
+
+@pytest.fixture(scope="module")
+def text(golden: Path) -> Path:
+    return golden / "heldout.txt"
+
+
+def calibration(source: Path, text: Path) -> LayerCalibration:
+    return layer_calibration(source, [text], context=64, max_chunks=2)
+
+
+def stored(path: Path) -> dict[str, mx.array]:
+    arrays = mx.load(str(path / "model.safetensors"))
+    assert isinstance(arrays, dict)
+    return arrays
+
+
+def same(a: Path, b: Path) -> bool:
+    first, second = stored(a), stored(b)
+    return first.keys() == second.keys() and all(mx.array_equal(first[name], second[name]) for name in first)
+
+
+def test_the_diagonal_is_the_importance(tiny: Path, text: Path) -> None:
+    """Of every matrix, as the run over the whole model finds it, but for bfloat16 between the layers."""
+    model = load_model(tiny, "float32")
+    run = measure_importance(model, read_chunks([text], model.tokenizer, 64, 2))
+    config, tensors = model.config, canonical_tensors(open_source(tiny))
+    ours, found = calibration(tiny, text), {}
+    names = list(expected_shapes(config))
+    parts = [names[0], *(f"language_model.model.layers.{i}." for i in range(config.text.num_layers)), *names[-2:]]
+    for part in parts:
+        found |= ours.moments(part, {name: tensors[name].load() for name in names if name.startswith(part)})
+    assert found.keys() == run.sums.keys()
+    for name, moments in found.items():
+        expected = run.sums[name] / run.tokens
+        assert np.sqrt(((moments.importance - expected) ** 2).mean() / (expected**2).mean()) < 0.03, name
+
+
+def test_sources_and_recipes(tiny: Path, text: Path, tmp_path: Path) -> None:
+    """A GGUF file gives the same bits as safetensors, in groups of unequal size that share their inputs too."""
+    gguf = write_gguf(tmp_path / "tiny.gguf")
+    widths = tmp_path / "widths.json"
+    widths.write_text(json.dumps({"*.mlp.up_proj": {"bits": 2, "group_size": 32}, "*.o_proj": 6, "*.lm_head": None}))
+    for source, out in ((tiny, tmp_path / "st"), (gguf, tmp_path / "gguf")):
+        convert(source, out, bits=3, overrides=widths, calibration=calibration(source, text))
+    first, second = stored(tmp_path / "st"), stored(tmp_path / "gguf")
+    assert all(mx.array_equal(array, second[name]) for name, array in first.items() if name in second)
+    assert all(name.startswith("vision_tower.") for name in first.keys() - second.keys())
+    assert "language_model.lm_head.scales" not in first
+    up = first["language_model.model.layers.0.mlp.up_proj.scales"]
+    assert up.shape[1] == 256 // 32
+    klds = {f"language_model.model.layers.0.mlp.{m}_proj": {3: 0.2, 8: 0.01} for m in ("gate", "up")}
+    auto = {"recipe": "auto", "target_bpw": 15.8, "sensitivity": klds}
+    convert(tiny, tmp_path / "auto", calibration=calibration(tiny, text), **auto)  # type: ignore[arg-type]
+    load_model(tmp_path / "auto").forward([[1, 2, 3]])
+
+
+def test_same_bits_on_any_number_of_threads(tiny: Path, text: Path, tmp_path: Path) -> None:
+    script = f"""
+from pathlib import Path
+from mlx_delta.calibrate.layers import layer_calibration
+from mlx_delta.convert.pipeline import convert
+import sys
+run = layer_calibration({str(tiny)!r}, [Path({str(text)!r})], context=64, max_chunks=2)
+convert({str(tiny)!r}, sys.argv[1], recipe="unsloth", calibration=run)
+"""
+    for threads in ("1", "2"):
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "MLX_DELTA_THREADS": threads}
+        subprocess.run([sys.executable, "-c", script, str(tmp_path / threads)], env=environment, check=True)
+    assert same(tmp_path / "1", tmp_path / "2")
+
+
+def test_interrupted_run_leaves_nothing(tiny: Path, text: Path, tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        assert total == 16
+        if done == 5:
+            raise KeyboardInterrupt
+
+    run = layer_calibration(tiny, [text], context=64, max_chunks=2, progress=stop)
+    with pytest.raises(KeyboardInterrupt):
+        convert(tiny, tmp_path / "out", bits=4, calibration=run)
+    assert not list(tmp_path.iterdir())
+
+
+def test_inputs_that_are_not_finite_are_named(tiny: Path, text: Path, tmp_path: Path) -> None:
+    """Weights that overflow the activations: layer 3's MLP is multiplied by 1e38."""
+    source = open_source(tiny)
+    (tmp_path / "in").mkdir()
+    for name, content in source.side_files().items():
+        (tmp_path / "in" / name).write_bytes(content)
+    (tmp_path / "in" / "config.json").write_bytes((tiny / "config.json").read_bytes())
+    arrays = {name: source.load(name) for name in source.tensors}
+    name = "model.language_model.layers.3.mlp.up_proj.weight"
+    arrays[name] = mx.sign(arrays[name]) * 3e38
+    mx.save_safetensors(str(tmp_path / "in" / "model.safetensors"), arrays)
+    with pytest.raises(ValueError, match=r"layers\.3\.mlp\.down_proj: expected finite inputs, found NaN or infinity"):
+        convert(tmp_path / "in", tmp_path / "out", bits=4, calibration=calibration(tmp_path / "in", text))
+    assert [left.name for left in tmp_path.iterdir()] == ["in"]
+
+
+def test_command_line(tiny: Path, text: Path, tmp_path: Path) -> None:
+    arguments = ["convert", "-i", str(tiny), "-o", str(tmp_path / "out")]
+    calibrated = ["--calibrate", str(text), "--max-chunks", "1", "--context", "32"]
+    done = CliRunner().invoke(app, [*arguments, "-q", "--q-recipe", "unsloth", *calibrated])
+    assert done.exit_code == 0, done.output
+    for wrong, message in (
+        (calibrated, "--calibrate: expected --quantize with it, found it alone"),
+        (["-q", *calibrated, "--no-fit"], "--calibrate: expected the fit with it, found --no-fit"),
+        (["-q", *calibrated[:2], "--max-chunks", "0"], "--max-chunks: expected at least 1, found 0"),
+        (["-q", *calibrated[:2], "--context", "100000"], "expected at least a chunk of 100000 tokens, found"),
+        (["-q", "--calibrate", str(tmp_path / "absent.txt")], "absent.txt"),
+        (["-q", "--q-recipe", "unsloth"], "`mlx-delta imatrix` or llama.cpp's llama-imatrix), or --calibrate TEXT"),
+    ):
+        refused = CliRunner().invoke(app, [*arguments, "--force", *wrong])
+        assert refused.exit_code == 1, wrong
+        assert message in refused.output.replace("\n", ""), refused.output
+    with pytest.raises(ConvertError, match="--awq-ratio: expected --imatrix-path or --calibrate with it"):
+        convert(tiny, tmp_path / "other", bits=4, awq_ratio=0.5)
+
+
+def test_auto_measures_a_gguf_file(tiny: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it measures safetensors, without --sensitivity: what is measured on is the model that they give."""
+    measured: list[LanguageModel] = []
+
+    def measure(model: LanguageModel, *_: object, **__: object) -> dict[str, dict[int, float]]:
+        measured.append(model)
+        return {"language_model.lm_head": {4: 0.1, 8: 0.01}}
+
+    monkeypatch.setattr(sensitivity, "measure_sensitivity", measure)
+    gguf = write_gguf(tmp_path / "tiny.gguf")
+    arguments = ["convert", "-i", str(gguf), "-o", str(tmp_path / "out"), "-q", "--q-recipe", "auto", "--dry-run"]
+    done = CliRunner().invoke(app, [*arguments, "--target-bpw", "15", "--text", str(text)])
+    assert done.exit_code == 0, done.output
+    (model,) = measured
+    ids = model.tokenizer.encode("def main():")
+    assert mx.array_equal(model.forward([ids]), load_model(tiny, "float32").forward([ids]))
