@@ -22,7 +22,7 @@ def read_chunks(
     A .jsonl file has a conversation a line, {"messages": [..], "tools": [..]}, rendered by the chat template, or
     {"text": ".."}; any other file is UTF-8 text, in which written-out special tokens count as such. Files are cut
     one by one, without regard to lines; what is left at the end of each, less than a chunk, is dropped.
-    Raises: ValueError naming the argument or the file (and line); OSError.
+    Raises: ValueError naming the argument or the file (and line).
     """
     if context < 2:
         raise ValueError(f"--context: expected at least 2 tokens, found {context}")
@@ -46,6 +46,8 @@ def read_text(file: Path, chat_template: str | None = None) -> str:
         content = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: expected UTF-8 text, found {error}") from error
+    except OSError as error:
+        raise ValueError(f"{file}: expected a text file, found {error.strerror}") from error
     if file.suffix != ".jsonl":
         return content
     lines = enumerate(content.splitlines(), start=1)
