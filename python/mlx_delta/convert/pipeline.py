@@ -269,17 +269,11 @@ def _arrays(
 ) -> Iterator[tuple[str, mx.array]]:
     """Every output array in the order of ``plans``; what the folds gained is appended to ``folds``.
 
-    Folds and calibration tie the tensors of a layer together, so with them a layer is in memory; else one tensor. What
-    comes next is read meanwhile, unless calibration needs the memory.
+    Folds and calibration tie the tensors of a layer together, so with them a layer is in memory; else one tensor.
     """
-    grouped = groupby(plans, key=lambda p: _layer_prefix(p.name) if options.by_layer else p.name)
-    groups_of_plans = [(prefix, list(members)) for prefix, members in grouped]
-    ahead: dict[str, mx.array] = {}
-    for index, (prefix, members) in enumerate(groups_of_plans):
-        arrays, known = {p.name: _read(tensors[p.name], ahead.pop(p.name, None)) for p in members}, importance
-        if options.calibration is None and index + 1 < len(groups_of_plans):
-            ahead = {p.name: tensors[p.name].load() for p in groups_of_plans[index + 1][1]}
-            mx.async_eval(*ahead.values())
+    for prefix, group in groupby(plans, key=lambda p: _layer_prefix(p.name) if options.by_layer else p.name):
+        members = list(group)
+        arrays, known = {p.name: _load(tensors[p.name]) for p in members}, importance
         found = {} if options.calibration is None else options.calibration.moments(prefix, arrays)
         if found:
             known = {**{module: moments.importance for module, moments in found.items()}, **importance}
@@ -305,9 +299,9 @@ def _layer_prefix(name: str) -> str:
     return name if not layers else f"{head}{layers}{tail.partition('.')[0]}."
 
 
-def _read(tensor: Tensor, begun: mx.array | None) -> mx.array:
-    """The tensor's array, read (from where its reading has begun) and found finite. Raises: ConvertError naming it."""
-    array = tensor.load() if begun is None else begun
+def _load(tensor: Tensor) -> mx.array:
+    """The tensor's array, read and found finite. Raises: ConvertError naming it."""
+    array = tensor.load()
     mx.eval(array)
     if not _finite(array):
         raise ConvertError(f"{tensor.source_name}: expected finite weights, found NaN or infinity")
