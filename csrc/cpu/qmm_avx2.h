@@ -263,33 +263,11 @@ void multiply_packed(const MatrixView& matrix, int64_t n, int64_t count, const F
       out[r * x.M + m] = finish_row(load(acc + (r * x.M + m) * W), row(r).biases, x.sums + m * x.sum_stride, groups);
 }
 
-// Calls f with a matrix's width and group size as constants.
-template <typename Function>
-inline void for_width(const MatrixView& matrix, const Function& f) {
-  const auto width = [&](auto bits) {
-    if (matrix.group_size == 64) return f(bits, std::integral_constant<int, 64>{});
-    return f(bits, std::integral_constant<int, 128>{});
-  };
-  switch (matrix.bits) {
-    case 2:
-      return width(std::integral_constant<int, 2>{});
-    case 3:
-      return width(std::integral_constant<int, 3>{});
-    case 4:
-      return width(std::integral_constant<int, 4>{});
-    case 5:
-      return width(std::integral_constant<int, 5>{});
-    case 6:
-      return width(std::integral_constant<int, 6>{});
-    case 8:
-      return width(std::integral_constant<int, 8>{});
-  }
-}
-
 // out[r * M + m] = row n + r of the matrix times row m of x, for r < count <= kUnitRows.
 inline void multiply_fixed(const MatrixView& matrix, int64_t n, int64_t count, const FixedX& x, float* out) {
   for_width(matrix, [&](auto bits, auto group_size) {
-    multiply_packed<decltype(bits)::value, decltype(group_size)::value>(matrix, n, count, x, out);
+    if constexpr (decltype(group_size)::value >= kLeastGroup)
+      multiply_packed<decltype(bits)::value, decltype(group_size)::value>(matrix, n, count, x, out);
   });
 }
 

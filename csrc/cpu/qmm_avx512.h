@@ -388,13 +388,6 @@ void multiply_packed(const PackedRows& rows, int64_t count, const FixedX& x, flo
     multiply_several<bits, group_size>(rows, count, x, m, least(some, x.M - m), out);
 }
 
-template <int bits>
-void multiply_groups(int group_size, const PackedRows& rows, int64_t count, const FixedX& x, float* out) {
-  if (group_size == 32) return multiply_packed<bits, 32>(rows, count, x, out);
-  if (group_size == 64) return multiply_packed<bits, 64>(rows, count, x, out);
-  return multiply_packed<bits, 128>(rows, count, x, out);
-}
-
 inline PackedRows packed_rows(const MatrixView& matrix, int64_t n) {
   const int64_t row_bytes = matrix.cols * matrix.bits / 8, groups = matrix.cols / matrix.group_size;
   return {static_cast<const uint8_t*>(matrix.data) + n * row_bytes,
@@ -407,21 +400,9 @@ inline PackedRows packed_rows(const MatrixView& matrix, int64_t n) {
 
 // out[r * M + m] = row n + r of the matrix times row m of x, for r < count <= kUnitRows.
 inline void multiply_fixed(const MatrixView& matrix, int64_t n, int64_t count, const FixedX& x, float* out) {
-  const PackedRows rows = packed_rows(matrix, n);
-  switch (matrix.bits) {
-    case 2:
-      return multiply_groups<2>(matrix.group_size, rows, count, x, out);
-    case 3:
-      return multiply_groups<3>(matrix.group_size, rows, count, x, out);
-    case 4:
-      return multiply_groups<4>(matrix.group_size, rows, count, x, out);
-    case 5:
-      return multiply_groups<5>(matrix.group_size, rows, count, x, out);
-    case 6:
-      return multiply_groups<6>(matrix.group_size, rows, count, x, out);
-    case 8:
-      return multiply_groups<8>(matrix.group_size, rows, count, x, out);
-  }
+  for_width(matrix, [&](auto bits, auto group_size) {
+    multiply_packed<decltype(bits)::value, decltype(group_size)::value>(packed_rows(matrix, n), count, x, out);
+  });
 }
 
 }  // namespace mlx_delta::cpu::MLX_DELTA_ISA

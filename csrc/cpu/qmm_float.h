@@ -15,6 +15,30 @@ inline constexpr int64_t kPanel = 512;            // columns of a panel
 inline constexpr int kRows = 4;                   // weight rows of a register tile
 inline constexpr int kTileRows = W == 8 ? 2 : 4;  // rows of x of one: 16 registers with AVX2, 32 elsewhere
 
+// Calls f with a packed matrix's width and group size as constants.
+template <typename Function>
+inline void for_width(const MatrixView& matrix, const Function& f) {
+  const auto width = [&](auto bits) {
+    if (matrix.group_size == 32) return f(bits, std::integral_constant<int, 32>{});
+    if (matrix.group_size == 64) return f(bits, std::integral_constant<int, 64>{});
+    return f(bits, std::integral_constant<int, 128>{});
+  };
+  switch (matrix.bits) {
+    case 2:
+      return width(std::integral_constant<int, 2>{});
+    case 3:
+      return width(std::integral_constant<int, 3>{});
+    case 4:
+      return width(std::integral_constant<int, 4>{});
+    case 5:
+      return width(std::integral_constant<int, 5>{});
+    case 6:
+      return width(std::integral_constant<int, 6>{});
+    case 8:
+      return width(std::integral_constant<int, 8>{});
+  }
+}
+
 // x as floats, with the norm weight folded in.
 struct FloatX {
   const float* data;  // [M, stride], zero beyond K

@@ -124,7 +124,8 @@ void multiply_unit(const MatrixView& matrix, int64_t n, int64_t count, const Fix
 // acc[m * kTiledRows + r] += row n + r of the matrix times row m of x, for r < count <= kTiledRows.
 inline void multiply_tiled(const MatrixView& matrix, int64_t n, int64_t count, const FixedX& x, float* acc) {
   for_width(matrix, [&](auto bits, auto group_size) {
-    multiply_unit<decltype(bits)::value, decltype(group_size)::value>(matrix, n, count, x, acc);
+    if constexpr (decltype(group_size)::value >= kLeastGroup)
+      multiply_unit<decltype(bits)::value, decltype(group_size)::value>(matrix, n, count, x, acc);
   });
 }
 

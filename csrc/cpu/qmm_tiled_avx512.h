@@ -217,36 +217,15 @@ void multiply_unit(const PackedRows& rows, int64_t count, const FixedX& x, float
   }
 }
 
-template <int bits>
-void multiply_unit_of(int group_size, const PackedRows& rows, int64_t count, const FixedX& x, float* acc) {
-  const auto strips = [&](auto size) {
-    constexpr int group = decltype(size)::value;
-    if (count > 32) return multiply_unit<bits, group, 3>(rows, count, x, acc);
-    if (count > 16) return multiply_unit<bits, group, 2>(rows, count, x, acc);
-    return multiply_unit<bits, group, 1>(rows, count, x, acc);
-  };
-  if (group_size == 32) return strips(std::integral_constant<int, 32>{});
-  if (group_size == 64) return strips(std::integral_constant<int, 64>{});
-  return strips(std::integral_constant<int, 128>{});
-}
-
 // acc[m * kTiledRows + r] += row n + r of the matrix times row m of x, for r < count <= kTiledRows.
 inline void multiply_tiled(const MatrixView& matrix, int64_t n, int64_t count, const FixedX& x, float* acc) {
   const PackedRows rows = packed_rows(matrix, n);
-  switch (matrix.bits) {
-    case 2:
-      return multiply_unit_of<2>(matrix.group_size, rows, count, x, acc);
-    case 3:
-      return multiply_unit_of<3>(matrix.group_size, rows, count, x, acc);
-    case 4:
-      return multiply_unit_of<4>(matrix.group_size, rows, count, x, acc);
-    case 5:
-      return multiply_unit_of<5>(matrix.group_size, rows, count, x, acc);
-    case 6:
-      return multiply_unit_of<6>(matrix.group_size, rows, count, x, acc);
-    case 8:
-      return multiply_unit_of<8>(matrix.group_size, rows, count, x, acc);
-  }
+  for_width(matrix, [&](auto bits, auto group_size) {
+    constexpr int width = decltype(bits)::value, group = decltype(group_size)::value;
+    if (count > 32) return multiply_unit<width, group, 3>(rows, count, x, acc);
+    if (count > 16) return multiply_unit<width, group, 2>(rows, count, x, acc);
+    return multiply_unit<width, group, 1>(rows, count, x, acc);
+  });
 }
 
 #if defined(__AVX512BF16__)
