@@ -9,7 +9,7 @@ namespace {
 template <typename T>
 void run(const GatedNormArgs& args) {
   const int64_t D = args.D;
-  parallel_for(args.rows, balanced_grain(args.rows, 1 + 8192 / D), [&](int64_t first, int64_t last) {
+  parallel_for_shrinking(args.rows, 1 + 8192 / D, [&](int64_t first, int64_t last) {
     float* y = scratch_of<float>(0, D);
     for (int64_t row = first; row < last; ++row) {
       load_floats(static_cast<const T*>(args.y) + row * D, D, y);

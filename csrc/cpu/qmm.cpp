@@ -226,7 +226,7 @@ struct Block {
     const int64_t units = first_unit[segments];
     // A unit below some 64K multiplications is done sooner than another thread hears of it.
     const int64_t least_units = most<int64_t>(1, 65536 / (most_rows * args.K * M));
-    parallel_for(units, balanced_grain(units, least_units), [&](int64_t from, int64_t to) {
+    parallel_for_shrinking(units, least_units, [&](int64_t from, int64_t to) {
       int s = 0;
       for (int64_t unit = from; unit < to; ++unit) {
         while (unit >= first_unit[s + 1]) ++s;

@@ -26,22 +26,35 @@ struct Tile {
   static constexpr int bytes = weights * bits / 8;  // 64 .. 128: two loads, the second at its end, cover it
 };
 
+// A vector's bytes, known when compiled: built in a constructor, they took 5 % of a unit of 16 rows of 4096.
+struct alignas(64) Bytes {
+  uint8_t at[64];
+};
+template <typename F>
+constexpr Bytes bytes_of(F byte) {
+  Bytes bytes{};
+  for (int i = 0; i < 64; ++i) bytes.at[i] = uint8_t(byte(i));
+  return bytes;
+}
+
 // Piece p of a tile goes to lane `lane` of permuted vector `half`: where vpunpcklqdq and vpunpckhqdq of the two halves
 // of the tile put the 16 quadwords of a width whose pieces fill them (4 and 8 bits), and the same for all widths.
 struct Place {
   int half, lane;
 };
 constexpr Place place(int piece) { return {piece % 2, piece % 8 / 2 * 2 + piece / 8}; }
+constexpr int piece_at(Place p) { return p.lane % 2 * 8 + p.lane / 2 * 2 + p.half; }
 
 // The group in a tile of `vectors` that 64-bit lane `lane` belongs to: its two pieces are neighbours.
 template <int vectors, int group_size>
 constexpr int group_of(int lane) {
   constexpr int piece = vectors * 4;
-  return (lane % 2 * 8 + lane / 2 * 2) * piece / group_size;
+  return piece_at({0, lane}) * piece / group_size;
 }
 
 constexpr int64_t kBlockColumns = 1024;
 constexpr int kLeastGroup = 32;
+constexpr int64_t kLongRow = 8192;  // columns, beyond which one row of x, 2 bytes a column, leaves no room in L1
 
 // x of one call in fixed point, for tiles of `vectors` and one group size.
 struct FixedX {
@@ -60,28 +73,25 @@ struct FixedX {
   }
 };
 
+// Where byte i of permuted vector `half` comes from: a byte of a tile's first load, or, from 64 on, of its second.
+template <int bits>
+constexpr int source_of(int half, int i) {
+  constexpr int piece_bytes = Tile<bits>::piece * bits / 8;
+  const int at = piece_at({half, i / 8}) * piece_bytes + i % 8;
+  return i % 8 >= piece_bytes ? 0 : at < 64 ? at : 64 + at - (Tile<bits>::bytes - 64);
+}
+
 // Unpacks a tile to a byte a weight. Widths to 4 bits: a piece of 16 weights becomes 8 bytes of two weights each, and
 // those two vectors, the even and the odd weights. The shift that separates them does not compete with the products
 // for Zen 4's two multipliers, as vpmultishiftqb does.
 template <int bits>
 struct Unpack {
   using T = Tile<bits>;
-  __m512i index[2], shifts, mask;
-
-  Unpack() {
-    alignas(64) uint8_t from[2][64] = {};
-    for (int p = 0; p < 16; ++p)
-      for (int i = 0; i < T::piece * bits / 8; ++i) {
-        const int at = p * T::piece * bits / 8 + i;
-        from[place(p).half][8 * place(p).lane + i] = uint8_t(at < 64 ? at : 64 + at - (T::bytes - 64));
-      }
-    alignas(64) uint8_t shift[64];
-    for (int i = 0; i < 64; ++i) shift[i] = uint8_t(i % 8 * T::piece / 8 * bits);
-    index[0] = _mm512_load_si512(from[0]);
-    index[1] = _mm512_load_si512(from[1]);
-    shifts = _mm512_load_si512(shift);
-    mask = _mm512_set1_epi8(char((1 << bits) - 1));
-  }
+  static constexpr Bytes kIndex[2] = {bytes_of([](int i) { return source_of<bits>(0, i); }),
+                                      bytes_of([](int i) { return source_of<bits>(1, i); })};
+  static constexpr Bytes kShifts = bytes_of([](int i) { return i % 8 * T::piece / 8 * bits; });
+  __m512i index[2] = {_mm512_load_si512(&kIndex[0]), _mm512_load_si512(&kIndex[1])};
+  __m512i shifts = _mm512_load_si512(&kShifts), mask = _mm512_set1_epi8(char((1 << bits) - 1));
 
   // w[vectors] = the weights of the tile whose bytes `first` and `second` are.
   __attribute__((always_inline)) void operator()(__m512i first, __m512i second, __m512i* w) const {
@@ -140,18 +150,9 @@ inline void load_part_tile(const uint8_t* p, int64_t bytes, __m512i& first, __m5
 template <int vectors, int group_size>
 struct Scales {
   static constexpr int groups = 64 * vectors / group_size;
-  __m512i index;
-
-  Scales() {
-    alignas(64) uint8_t from[64];
-    for (int lane = 0; lane < 16; ++lane) {
-      const int group = group_of<vectors, group_size>(lane / 2);
-      from[4 * lane] = from[4 * lane + 1] = 0x80;
-      from[4 * lane + 2] = uint8_t(2 * group);
-      from[4 * lane + 3] = uint8_t(2 * group + 1);
-    }
-    index = _mm512_load_si512(from);
-  }
+  static constexpr Bytes kIndex =
+      bytes_of([](int i) { return i % 4 < 2 ? 0x80 : 2 * group_of<vectors, group_size>(i / 8) + i % 2; });
+  __m512i index = _mm512_load_si512(&kIndex);
 
   __m512 operator()(const uint16_t* p) const { return shuffle(broadcast(p, groups)); }
   __m512 part(const uint16_t* p, int64_t count) const {
@@ -182,7 +183,8 @@ struct Scales {
 inline __m512 widen(__m256i half) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16)); }
 
 // acc + sum_g bias_g sum_g, lane by lane
-inline __m512 add_biases(__m512 acc, const uint16_t* biases, const float* sums, int64_t groups) {
+__attribute__((always_inline)) inline __m512 add_biases(__m512 acc, const uint16_t* biases, const float* sums,
+                                                        int64_t groups) {
   int64_t g = 0;
   for (; g + 16 <= groups; g += 16)
     acc = _mm512_fmadd_ps(widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(biases + g))),
@@ -195,6 +197,28 @@ inline __m512 add_biases(__m512 acc, const uint16_t* biases, const float* sums, 
   return acc;
 }
 
+// The sums over lanes of a unit's vectors, row r's in lane r: 45 operations for 16 rows, which one by one take 16 each.
+inline __m512 sums_of_rows(const __m512 (&rows)[kUnitRows]) {
+  __m512 pairs[8], fours[4];
+  MLX_DELTA_UNROLL
+  for (int i = 0; i < 8; ++i)
+    pairs[i] = _mm512_add_ps(_mm512_unpacklo_ps(rows[2 * i], rows[2 * i + 1]),
+                             _mm512_unpackhi_ps(rows[2 * i], rows[2 * i + 1]));
+  const auto unpacked = [](__m512 a, __m512 b, auto high) {
+    const __m512d x = _mm512_castps_pd(a), y = _mm512_castps_pd(b);
+    return _mm512_castpd_ps(high ? _mm512_unpackhi_pd(x, y) : _mm512_unpacklo_pd(x, y));
+  };
+  MLX_DELTA_UNROLL
+  for (int i = 0; i < 4; ++i)
+    fours[i] = _mm512_add_ps(unpacked(pairs[2 * i], pairs[2 * i + 1], std::false_type{}),
+                             unpacked(pairs[2 * i], pairs[2 * i + 1], std::true_type{}));
+  // A quarter of each of fours now holds a partial sum of four rows.
+  const auto quarters = [](__m512 a, __m512 b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  };
+  return quarters(quarters(fours[0], fours[1]), quarters(fours[2], fours[3]));
+}
+
 // Rows n .. of a matrix.
 struct PackedRows {
   const uint8_t* data;
@@ -203,18 +227,32 @@ struct PackedRows {
   int64_t row_bytes, groups, cols;
 };
 
-// One row of x times NR weight rows that follow each other in memory. out[r] = the results.
+// out[r * stride] = the results of `count` <= kUnitRows rows for one row of x, from their vectors of sums and x's sums.
+inline void finish_unit(const PackedRows& rows, int64_t count, const float* acc, const float* sums, float* out,
+                        int64_t stride) {
+  __m512 unit[kUnitRows];
+  for (int64_t r = 0; r < kUnitRows; ++r)
+    unit[r] = r < count ? add_biases(_mm512_load_ps(acc + 16 * r), rows.biases + r * rows.groups, sums, rows.groups)
+                        : _mm512_setzero_ps();
+  alignas(64) float results[kUnitRows];
+  _mm512_store_ps(results, sums_of_rows(unit));
+  for (int64_t r = 0; r < count; ++r) out[r * stride] = results[r];
+}
+
+// One row of x times NR weight rows that follow each other in memory. acc[r] = the vectors of sums.
 //
 // Reads bits / 8 + 4 / group_size bytes a weight. Two rows share the loads of x, which alone would cost as many cycles
-// as the products; their bytes are asked for in the order of memory before they are needed, since the hardware
-// prefetchers stop at every 4 KB page. A tile of 256 weights at 3 bits is 2 permutations, 4 shifts, 4 masks, 8 products
-// and 7 operations of float arithmetic: on Zen 4, 12 of them for its two multipliers at half a vector a cycle each.
+// as the products, and four where these come from L2; their bytes are asked for in the order of memory before they are
+// needed, since the hardware prefetchers stop at every 4 KB page. A tile of 256 weights at 3 bits is 2 permutations, 4
+// shifts, 4 masks, 8 products and 7 operations of float arithmetic: on Zen 4, 12 of them for its two multipliers at
+// half a vector a cycle each.
 template <int bits, int group_size, int NR>
-void multiply_rows_of_one(const PackedRows& rows, int64_t first, const Unpack<bits>& unpack, const FixedX& x,
-                          float* out) {
+__attribute__((always_inline)) inline void multiply_rows_of_one(const PackedRows& rows, int64_t first,
+                                                                const Unpack<bits>& unpack,
+                                                                const Scales<Tile<bits>::vectors, group_size>& scales,
+                                                                const FixedX& x, float* out) {
   using T = Tile<bits>;
   constexpr int groups = T::weights / group_size;
-  const Scales<T::vectors, group_size> scales;
   const uint8_t* row = rows.data + first * rows.row_bytes;
   const uint16_t* row_scales = rows.scales + first * rows.groups;
   __m512 acc[NR];
@@ -244,7 +282,7 @@ void multiply_rows_of_one(const PackedRows& rows, int64_t first, const Unpack<bi
         __builtin_prefetch(row + t * NR * T::bytes + i + kFarAhead, 0, 2);
       MLX_DELTA_UNROLL
       for (int r = 0; r < NR; ++r) MLX_DELTA_UNROLL
-      for (int i = 0; i < T::bytes; i += 64) __builtin_prefetch(p + r * rows.row_bytes + i + kNearAhead, 0, 3);
+      for (int i = 0; i < T::bytes; i += 64) __builtin_prefetch(p + r * rows.row_bytes + i + 2 * kNearAhead / NR, 0, 3);
     }
     MLX_DELTA_UNROLL
     for (int j = 0; j < T::vectors; ++j) {
@@ -281,16 +319,20 @@ void multiply_rows_of_one(const PackedRows& rows, int64_t first, const Unpack<bi
   }
   if (whole * T::weights < rows.cols) add(whole, multiply(whole, std::false_type{}), std::false_type{});
   MLX_DELTA_UNROLL
-  for (int r = 0; r < NR; ++r)
-    out[r] = _mm512_reduce_add_ps(add_biases(acc[r], rows.biases + (first + r) * rows.groups, x.sums, rows.groups));
+  for (int r = 0; r < NR; ++r) _mm512_store_ps(out + 16 * r, acc[r]);
 }
 
 template <int bits, int group_size>
 void multiply_one(const PackedRows& rows, int64_t count, const FixedX& x, float* out) {
   const Unpack<bits> unpack;
+  const Scales<Tile<bits>::vectors, group_size> scales;
+  alignas(64) float acc[kUnitRows * 16];
   int64_t r = 0;
-  for (; r + 2 <= count; r += 2) multiply_rows_of_one<bits, group_size, 2>(rows, r, unpack, x, out + r);
-  if (r < count) multiply_rows_of_one<bits, group_size, 1>(rows, r, unpack, x, out + r);
+  if (rows.cols > kLongRow)
+    for (; r + 4 <= count; r += 4) multiply_rows_of_one<bits, group_size, 4>(rows, r, unpack, scales, x, acc + 16 * r);
+  for (; r + 2 <= count; r += 2) multiply_rows_of_one<bits, group_size, 2>(rows, r, unpack, scales, x, acc + 16 * r);
+  if (r < count) multiply_rows_of_one<bits, group_size, 1>(rows, r, unpack, scales, x, acc + 16 * r);
+  finish_unit(rows, count, acc, x.sums, out, 1);
 }
 
 // Several rows of x, `M` from row m0 on: each tile of NR weight rows is unpacked in registers and passes by all of
@@ -374,10 +416,7 @@ void multiply_several(const PackedRows& rows, int64_t count, const FixedX& x, in
     while (r < count) some(std::integral_constant<int, 1>{});
   }
   for (int64_t m = 0; m < M; ++m)
-    for (int64_t r = 0; r < count; ++r)
-      out[r * x.M + m0 + m] =
-          _mm512_reduce_add_ps(add_biases(_mm512_load_ps(acc + (m * kUnitRows + r) * 16), rows.biases + r * rows.groups,
-                                          x.sums + (m0 + m) * x.sum_stride, rows.groups));
+    finish_unit(rows, count, acc + m * kUnitRows * 16, x.sums + (m0 + m) * x.sum_stride, out + m0 + m, x.M);
 }
 
 template <int bits, int group_size>

@@ -159,7 +159,7 @@ class Row {
   template <typename T>
   void read(const SampleArgs& args, int64_t row) {
     // For the likeliest token nothing more than each block's largest is needed: x stays in the cache.
-    parallel_for(blocks_, balanced_grain(blocks_, 8), [&](int64_t first, int64_t last) {
+    parallel_for_shrinking(blocks_, 8, [&](int64_t first, int64_t last) {
       float unused[kBlock];
       for (int64_t b = first; b < last; ++b)
         largest_[b] = read_block<T>(args, row, b, args.random ? x_ + b * kBlock : unused);
@@ -296,7 +296,7 @@ class Row {
 
   // Of what is kept; masses_ has each block's.
   uint64_t total_mass() {
-    parallel_for(blocks_, balanced_grain(blocks_, 8), [&](int64_t first, int64_t last) {
+    parallel_for_shrinking(blocks_, 8, [&](int64_t first, int64_t last) {
       for (int64_t b = first; b < last; ++b) {
         Mass sums[2] = {};
         if (largest_[b] >= least_)

@@ -207,7 +207,7 @@ inline float max_lane(F x) {
 
 // A stream of weights is prefetched by hand, because the hardware stops at every 4 KB page: far ahead into L2, where
 // more lines can be in flight than in L1, and a little ahead from there into L1. Bytes.
-inline constexpr int kFarAhead = 12288, kNearAhead = 2048;
+inline constexpr int kFarAhead = 12288, kNearAhead = 1024;
 
 // Asks for p, and for what is ahead of p; never faults. Always inlined: GCC 12 takes a function that only prefetches
 // for one without effect, and drops the call.

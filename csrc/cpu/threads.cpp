@@ -84,17 +84,19 @@ struct alignas(64) Pool {
   // Held for the length of a job. Taken without waiting: a second stream runs its job alone instead.
   std::atomic_flag taken = ATOMIC_FLAG_INIT;
   const Work* work = nullptr;
-  int64_t count = 0, grain = 0;
+  int64_t count = 0, grain = 0, parts = 1;
   int workers = 0;
   alignas(64) std::atomic<uint64_t> state{0};
   alignas(64) std::atomic<uint32_t> number{0};  // the job's number again, to sleep on
   alignas(64) std::atomic<int64_t> next{0};
 
   void take_pieces() {
-    for (;;) {
-      const int64_t first = next.fetch_add(grain, std::memory_order_relaxed);
-      if (first >= count) return;
-      (*work)(first, std::min(first + grain, count));
+    int64_t first = next.load(std::memory_order_relaxed);
+    while (first < count) {
+      const int64_t last = std::min(count, first + std::max(grain, (count - first) / parts));
+      if (!next.compare_exchange_weak(first, last, std::memory_order_relaxed)) continue;
+      (*work)(first, last);
+      first = next.load(std::memory_order_relaxed);
     }
   }
 
@@ -119,10 +121,11 @@ struct alignas(64) Pool {
     }
   }
 
-  void run(int64_t items, int64_t piece, const Work& what) {
+  void run(int64_t items, int64_t piece, int64_t part, const Work& what) {
     work = &what;
     count = items;
     grain = piece;
+    parts = part;
     next.store(0, std::memory_order_relaxed);
     const uint32_t job = number.load(std::memory_order_relaxed) + 1;
     state.store((uint64_t{job} << 32) | kOpen, std::memory_order_release);
@@ -176,16 +179,11 @@ int thread_count() {
   return count;
 }
 
-void run_parallel(int64_t count, int64_t grain, const Work& work) {
+void run_parallel(int64_t count, int64_t grain, int64_t parts, const Work& work) {
   Pool& p = get_pool();
   if (p.workers == 0 || p.taken.test_and_set(std::memory_order_acquire)) return work(0, count);
-  p.run(count, grain, work);
+  p.run(count, grain, parts, work);
   p.taken.clear(std::memory_order_release);
-}
-
-int64_t balanced_grain(int64_t count, int64_t minimum) {
-  const int64_t pieces = 12 * int64_t(thread_count());
-  return std::max(minimum, (count + pieces - 1) / pieces);
 }
 
 void* scratch(int slot, size_t bytes) {

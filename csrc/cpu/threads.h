@@ -26,7 +26,8 @@ class Work {
   void (*call_)(const void*, int64_t, int64_t);
 };
 
-void run_parallel(int64_t count, int64_t grain, const Work& work);
+// Calls work for pieces of [0, count): each 1 / parts of what is left of it, but at least `grain` items.
+void run_parallel(int64_t count, int64_t grain, int64_t parts, const Work& work);
 
 // Calls f(first, last) for pieces of [0, count) of `grain` items until all are done, on all threads: whoever is free
 // takes the next piece, so a core that others disturb does not hold the rest up. Serial when the pool is taken (by
@@ -36,11 +37,18 @@ void parallel_for(int64_t count, int64_t grain, const F& f) {
   if (count <= grain)
     f(int64_t{0}, count);
   else
-    run_parallel(count, grain, Work(f));
+    run_parallel(count, grain, count, Work(f));
 }
 
-// A piece size that gives each thread several pieces of at least `minimum` items.
-int64_t balanced_grain(int64_t count, int64_t minimum);
+// The same in pieces that shrink to `least`: each is half of a thread's share of what is left, so that memory is read
+// in long runs and yet all threads are done at once (with pieces of one size, half a piece is waited for).
+template <typename F>
+void parallel_for_shrinking(int64_t count, int64_t least, const F& f) {
+  if (count <= least)
+    f(int64_t{0}, count);
+  else
+    run_parallel(count, least, 2 * int64_t(thread_count()), Work(f));
+}
 
 // This thread's scratch number `slot`, at least `bytes` large, on a cache line; valid until the slot is asked for
 // again.

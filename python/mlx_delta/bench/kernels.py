@@ -19,6 +19,10 @@ from mlx_delta.bench.timing import ReadBandwidth, measure, working_set
 
 _COMPUTE_BOUND = 100  # operations a byte
 _MEMORY = 1 << 30  # bytes, for the sets of a case
+# Bytes that one evaluation moves: a token of a large model is a hundred products in a row, and the first waits up to
+# 0.3 ms for a thread to wake, a third of one product's time.
+_EVALUATION = 1 << 30
+_MOST_STEPS = 256
 
 
 @dataclass(frozen=True)
@@ -95,23 +99,24 @@ def _time_case(case: Case, bandwidth: ReadBandwidth, repeats: int) -> Row:
     once = heavy or case.op == "embedding"
     count = 1 if once else _copies(nbytes, sum(a.nbytes for a in _arrays(arguments)))
     sets = [{name: _copied(value) for name, value in arguments.items()} for _ in range(count)]
+    rounds = 1 if once else max(1, min(_EVALUATION // (count * nbytes), _MOST_STEPS // count))
     del arguments, results
     since = len(bandwidth)
 
     def prepare() -> list[list[mx.array]]:
         bandwidth.sample()
-        return [case.step(one) for one in sets]
+        return [case.step(one) for _ in range(rounds) for one in sets]
 
     # One evaluation of all sets, as a token is one evaluation of all layers; its graph is built before.
     time = measure(prepare, mx.eval, min(repeats, 5) if heavy else repeats)
-    seconds, read = time.median / count, bandwidth.median(since)
+    seconds, read = time.median / (rounds * count), bandwidth.median(since)
     return Row(
         case=case.id,
         bits=bits,
         bytes=nbytes,
         flops=flops,
         ms=1e3 * seconds,
-        mad=1e3 * time.mad / count,
+        mad=1e3 * time.mad / (rounds * count),
         gbs=nbytes / seconds / 1e9,
         read_gbs=read / 1e9,
         share=nbytes / seconds / read,
