@@ -1,4 +1,4 @@
-"""Rounding with error feedback: what one column's rounding leaves over, the columns after it make up for (GPTQ).
+"""Rounding with error feedback (GPTQ), of weights that make up for what the matrices before them lost.
 
 The error of a quantized matrix's outputs is, with dW = W - Q and the second moments H = E[x x^T] of its inputs,
 
@@ -13,18 +13,25 @@ what the columns before feed to it and U_g its own part of U. With H diagonal U 
 Columns of a group go by falling H_jj, so that what weighs most is rounded while most can still make up for it. H is
 damped: 1 % of its mean diagonal is added to the diagonal, for directions that calibration has not seen.
 
-Source: Frantar et al., GPTQ, arXiv 2210.17323; the form with U and D: Chee et al., QuIP, arXiv 2307.13304 (LDLQ).
+x is what the quantized model gives the matrix, x + d what the original gives its own, and the product (W x) should be
+W (x + d), or W x + r where a residual stream is to be restored as well. The best weights for that are no longer W:
+
+    W' = W + E[(W d) x^T] H^-1,  or  W + E[r x^T] H^-1,    minimise  E |W' x - (W x + r)|^2 + damping |W' - W|^2.
+
+W' is what is rounded, or, of a matrix that stays whole, what is kept.
+
+Sources: Frantar et al., GPTQ, arXiv 2210.17323; the form with U and D: Chee et al., QuIP, arXiv 2307.13304 (LDLQ);
+targets of the original model: Li et al., GPTAQ, arXiv 2504.02692.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
 
-from mlx_delta import _core
+from mlx_delta import _core, ops
 from mlx_delta.config import Quantization
 from mlx_delta.convert.fit import Fit, fit_groups
 
@@ -34,29 +41,49 @@ ORDER_BLOCK = 64  # columns are put in order within blocks of this, or of the gr
 
 @dataclass(frozen=True)
 class Feedback:
-    """H = U D U^T of columns in ``order`` (int32 [K], which column is at each place; within groups).
+    """H = U D U^T of columns in ``order`` (int32 [K], which column is at each place; within groups), and what lacks.
 
     upper: float32 [K, K], U above the diagonal; what is on and below it means nothing. diagonal: float32 [K], D.
+    lack: what ``Moments`` sums of it, as a mean over the tokens, by column.
     """
 
     upper: mx.array
     diagonal: mx.array
     order: mx.array
+    lack: mx.array
+    of_inputs: bool
+
+    def restoring(self, weight: mx.array) -> mx.array:
+        """W' of ``weight`` [N, K], float32: what gives the original model's outputs from this one's inputs.
+
+        What outputs lack belongs to one matrix, and is used up.
+        """
+        weight = weight.astype(mx.float32)
+        change = ops.qmm(weight, [self.lack]) if self.of_inputs else self.lack
+        mx.eval(change)
+        _core.solve_moments(change, self.upper, self.diagonal, self.order)
+        return weight + change
 
 
 class Moments:
-    """Sums over tokens of x x^T, float32 [K, K], of which the upper triangle counts."""
+    """Sums over tokens, float32: of x x^T [K, K], of which the upper triangle counts, and of what is missing.
 
-    def __init__(self, columns: int) -> None:
+    x is what a matrix [N, K] reads; ``lack`` the sum of x d^T [K, K], d what its inputs lack of the original model's,
+    or, given ``outputs`` N, of r x^T [N, K], r what its outputs do.
+    """
+
+    def __init__(self, columns: int, outputs: int | None = None) -> None:
         self.tokens = 0
-        self._sums = mx.zeros((columns, columns))
-        mx.eval(self._sums)
+        self._of_inputs = outputs is None
+        self._sums, self._lack = mx.zeros((columns, columns)), mx.zeros((outputs or columns, columns))
+        mx.eval(self._sums, self._lack)
 
-    def add(self, x: mx.array) -> None:
-        """Add the tokens of x float32 [M, K]."""
-        x = mx.contiguous(x)
-        mx.eval(x)
+    def add(self, x: mx.array, lack: mx.array) -> None:
+        """Add the tokens of x float32 [M, K], and their d [M, K] or r [M, N]."""
+        x, lack = mx.contiguous(x), mx.contiguous(lack)
+        mx.eval(x, lack)
         _core.add_moments(self._sums, x)
+        _core.add_moments(self._lack, *((lack, x) if self._of_inputs else (x, lack)))
         self.tokens += x.shape[0]
 
     @property
@@ -64,47 +91,26 @@ class Moments:
         """E[x_k^2], float32 [K]."""
         return np.array(mx.diagonal(self._sums)) / np.float32(max(1, self.tokens))
 
-    def feedback(self, scales: np.ndarray | None = None, block: int = ORDER_BLOCK) -> Feedback:
-        """The factors for inputs divided by ``scales`` [K]. The sums are used up: their memory becomes U's."""
-        s = np.ones(self._sums.shape[0], np.float32) if scales is None else scales.astype(np.float32)
-        order = falling_order(self.importance / s**2, block)
-        ready = mx.array(s), mx.array(order)
-        mx.eval(ready)
-        diagonal = _core.factor_moments(self._sums, *ready, 1 / max(1, self.tokens), DAMPING)
-        return Feedback(self._sums, diagonal, ready[1])
-
-
-class Feedbacks:
-    """The feedback of matrices some of which share their input: factored when the first is taken, gone after the last.
-
-    groups: group size by module; scales: what AWQ divides a module's inputs by, as in ``Moments.feedback``.
-    """
-
-    def __init__(
-        self, groups: Mapping[str, int], moments: Mapping[str, Moments], scales: Mapping[str, np.ndarray]
-    ) -> None:
-        self._scales = scales
-        self._waiting = {module: moments[module] for module in groups if module in moments}
-        self._blocks: dict[int, int] = {}  # by moments, the smallest group of the matrices that share them
-        for module, sums in self._waiting.items():
-            self._blocks[id(sums)] = min(groups[module], self._blocks.get(id(sums), ORDER_BLOCK))
-        self._factored: dict[int, Feedback] = {}
-
-    def take(self, module: str) -> Feedback | None:
-        """That of ``module``, once; None where nothing is known of its input."""
-        sums = self._waiting.pop(module, None)
-        if sums is None:
-            return None
-        if id(sums) not in self._factored:
-            self._factored[id(sums)] = sums.feedback(self._scales.get(module), self._blocks[id(sums)])
-        shared = any(other is sums for other in self._waiting.values())
-        return self._factored[id(sums)] if shared else self._factored.pop(id(sums))
+    def feedback(self, block: int = ORDER_BLOCK) -> Feedback:
+        """The factors, columns in order within ``block`` of them. The sums are used up: their memory becomes U's."""
+        order, part = mx.array(falling_order(self.importance, block)), 1 / max(1, self.tokens)
+        mx.eval(order)
+        diagonal = _core.factor_moments(self._sums, order, part, DAMPING)
+        self._lack = self._lack * part
+        mx.eval(self._lack)
+        return Feedback(self._sums, diagonal, order, self._lack, self._of_inputs)
 
 
 def falling_order(importance: np.ndarray, block: int) -> np.ndarray:
     """int32 [K]: the columns of each block of ``block`` by falling importance, the first of equals first."""
     starts = range(0, importance.size, block)
     return np.concatenate([i + np.argsort(-importance[i : i + block], kind="stable") for i in starts]).astype(np.int32)
+
+
+def restoring_reference(weight: np.ndarray, moments: np.ndarray, lack: np.ndarray) -> np.ndarray:
+    """``Feedback.restoring`` in float64: weight [N, K], moments E[x x^T], lack E[(W d) x^T] or E[r x^T] [N, K]."""
+    h = moments + DAMPING * np.diag(moments).mean() * np.eye(moments.shape[0])
+    return weight + np.linalg.solve(h, lack.T).T
 
 
 def feedback_reference(
