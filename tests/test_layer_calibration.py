@@ -23,7 +23,7 @@ from mlx_delta.checkpoint.source import open_source
 from mlx_delta.checkpoint.tensors import expected_shapes
 from mlx_delta.cli.main import app
 from mlx_delta.convert.errors import ConvertError
-from mlx_delta.convert.moments import DAMPING
+from mlx_delta.convert.moments import damping
 from mlx_delta.convert.pipeline import convert
 from mlx_delta.load import LanguageModel, load_model
 
@@ -70,8 +70,8 @@ def test_what_matrices_read(tiny: Path, text: Path) -> None:
             u, d, places = (np.array(each) for each in (feedback.upper, feedback.diagonal, feedback.order))
             importance = np.empty_like(d)
             importance[places] = d + np.triu(u, 1) ** 2 @ d
-            importance -= importance.mean() * DAMPING / (1 + DAMPING)
             expected = run.sums[module] / run.tokens
+            importance -= damping(expected, run.tokens)
             assert np.sqrt(((importance - expected) ** 2).mean() / (expected**2).mean()) < 0.03, module
             assert not feedback.lack.any().item(), module
     assert found == run.sums.keys()

@@ -108,16 +108,13 @@ void factor_moments(DType, const FactorMomentsArgs& args) {
     for (int64_t b = first; b < last; ++b)
       for (int64_t c = b; c < blocks; ++c) scale_and_order(args, b * kBlock, c * kBlock);
   });
-  double trace = 0;
-  for (int64_t i = 0; i < n; ++i) trace += h[i * n + i];
-  const float added = trace > 0 ? args.damping * float(trace / double(n)) : 1;
-  for (int64_t i = 0; i < n; ++i) h[i * n + i] += added;
+  for (int64_t i = 0; i < n; ++i) h[i * n + i] += args.damping;
 
   float* above = scratch_of<float>(0, n * kBlock);   // - U D of the columns above a block, [rows, width]
   float* turned = scratch_of<float>(1, n * kBlock);  // U^T of them, [width, rows]
   for (int64_t block = blocks - 1; block >= 0; --block) {
     const int64_t c = block * kBlock, width = least(kBlock, n - c);
-    factor_block(h + c * n + c, n, width, added, args.diagonal + c);
+    factor_block(h + c * n + c, n, width, args.damping, args.diagonal + c);
     alignas(64) float own[kBlock * kBlock];
     transpose(h + c * n + c, n, width, width, own, width);
     parallel_for(block, 1, [&](int64_t first, int64_t last) {

@@ -17,7 +17,7 @@ struct FactorMomentsArgs {
   const int* order;  // [cols]: which input each row and column becomes; within blocks of 64
   float* diagonal;   // [cols]: D
   int64_t cols;
-  float factor, damping;  // sums times factor are the moments; damping is a part of their mean diagonal
+  float factor, damping;  // sums times factor are the moments; damping is added to their diagonal
 };
 
 struct SolveMomentsArgs {

@@ -12,7 +12,7 @@ namespace mlx_delta {
 void add_moments(const mx::array& sums, const mx::array& x, const std::optional<mx::array>& y = {});
 
 // With H = sums * factor, its rows and columns put in order (int32 [K], which of them comes at each place; every block
-// of 64 is a permutation of itself), plus damping times its mean diagonal: the factors U, upper triangular with ones on
+// of 64 is a permutation of itself), and damping added to its diagonal: the factors U, upper triangular with ones on
 // its diagonal, and D, diagonal, of
 //     H = U D U^T.
 // U replaces sums above the diagonal, what else is there means nothing; returns D, float32 [K].

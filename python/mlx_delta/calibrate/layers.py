@@ -114,6 +114,8 @@ class LayerCalibration:
             sharing, moments = self._layer.sharing(module), self._measured(self._layer, module)
         else:
             return None
+        if not moments.finite:
+            raise ValueError(f"{module}: expected finite inputs, found NaN or infinity")
         groups = [self._widths[each].group_size for each in sharing if each in self._widths]
         self._found = sharing, moments.feedback(min([ORDER_BLOCK, *groups]))
         return self._found[1]
@@ -152,7 +154,7 @@ class LayerCalibration:
                 mx.eval(self._original[at])
             else:
                 lack = wanted - read
-            _add(moments, read, lack, module)
+            _add(moments, read, lack)
             self._done += 1
             if self._progress is not None:
                 self._progress(self._done, self._total)
@@ -162,7 +164,7 @@ class LayerCalibration:
         moments, eps = Moments(self._config.text.hidden_size), self._config.text.rms_norm_eps
         while self._original:
             wanted, read = (_normed(states.pop(), self._norm, eps) for states in (self._original, self._quantized))
-            _add(moments, read, wanted - read, _HEAD)
+            _add(moments, read, wanted - read)
         return moments
 
 
@@ -216,7 +218,5 @@ def _normed(x: mx.array, norm: mx.array, eps: float) -> mx.array:
     return mx.fast.rms_norm(x.astype(mx.float32), norm, eps)
 
 
-def _add(moments: Moments, read: mx.array, lack: mx.array, module: str) -> None:
-    if not (mx.isfinite(read).all() & mx.isfinite(lack).all()).item():
-        raise ValueError(f"{module}: expected finite inputs, found NaN or infinity")
+def _add(moments: Moments, read: mx.array, lack: mx.array) -> None:
     moments.add(read.reshape(-1, read.shape[-1]), lack.reshape(-1, lack.shape[-1]))

@@ -35,7 +35,7 @@ from mlx_delta import _core, ops
 from mlx_delta.config import Quantization
 from mlx_delta.convert.fit import Fit, fit_groups
 
-DAMPING = 0.01
+DAMPING, DAMPING_BY_TOKENS = 0.01, 3.0
 ORDER_BLOCK = 64  # columns are put in order within blocks of this, or of the group where it is smaller
 
 
@@ -87,6 +87,11 @@ class Moments:
         self.tokens += x.shape[0]
 
     @property
+    def finite(self) -> bool:
+        """Whether all that was added is finite, and not too large to be squared."""
+        return bool(np.isfinite(self.importance).all() and np.isfinite(np.array(self._lack, copy=False)).all())
+
+    @property
     def importance(self) -> np.ndarray:
         """E[x_k^2], float32 [K]."""
         return np.array(mx.diagonal(self._sums)) / np.float32(max(1, self.tokens))
@@ -95,7 +100,8 @@ class Moments:
         """The factors, columns in order within ``block`` of them. The sums are used up: their memory becomes U's."""
         order, part = mx.array(falling_order(self.importance, block)), 1 / max(1, self.tokens)
         mx.eval(order)
-        diagonal = _core.factor_moments(self._sums, order, part, DAMPING)
+        added = damping(self.importance, self.tokens)
+        diagonal = _core.factor_moments(self._sums, order, part, added)
         self._lack = self._lack * part
         mx.eval(self._lack)
         return Feedback(self._sums, diagonal, order, self._lack, self._of_inputs)
@@ -107,23 +113,26 @@ def falling_order(importance: np.ndarray, block: int) -> np.ndarray:
     return np.concatenate([i + np.argsort(-importance[i : i + block], kind="stable") for i in starts]).astype(np.int32)
 
 
-def restoring_reference(weight: np.ndarray, moments: np.ndarray, lack: np.ndarray) -> np.ndarray:
-    """``Feedback.restoring`` in float64: weight [N, K], moments E[x x^T], lack E[(W d) x^T] or E[r x^T] [N, K]."""
-    h = moments + DAMPING * np.diag(moments).mean() * np.eye(moments.shape[0])
-    return weight + np.linalg.solve(h, lack.T).T
+def damping(importance: np.ndarray, tokens: int) -> float:
+    """What is added to H's diagonal, of which ``importance`` [K] is an estimate from that many tokens."""
+    typical = next((float(value) for value in (np.median(importance), np.mean(importance)) if value > 0), 1.0)
+    return typical * (DAMPING + DAMPING_BY_TOKENS * importance.size / max(1, tokens))
+
+
+def restoring_reference(weight: np.ndarray, damped: np.ndarray, lack: np.ndarray) -> np.ndarray:
+    """``Feedback.restoring`` in float64: weight [N, K], H [K, K], damped, lack E[(W d) x^T] or E[r x^T] [N, K]."""
+    return weight + np.linalg.solve(damped, lack.T).T
 
 
 def feedback_reference(
-    weight: np.ndarray, moments: np.ndarray, width: Quantization, order: np.ndarray
+    weight: np.ndarray, damped: np.ndarray, width: Quantization, order: np.ndarray
 ) -> tuple[np.ndarray, float]:
-    """GPTQ as it was published, in float64: (Q [N, K], its trace(dW H dW^T)) of weight [N, K] under moments [K, K].
+    """GPTQ as it was published, in float64: (Q [N, K], its trace(dW H dW^T)) of weight [N, K] under H [K, K], damped.
 
-    H is damped as ``Moments.feedback`` does it; C is the upper Cholesky factor of its inverse, H^-1 = C^T C, and what
-    a column leaves over, divided by C_jj, is taken from all columns after it times their C_jk.
+    C is the upper Cholesky factor of its inverse, H^-1 = C^T C, and what a column leaves over, divided by C_jj, is
+    taken from all columns after it times their C_jk.
     """
-    h = moments.astype(np.float64)
-    h = h + DAMPING * np.diag(h).mean() * np.eye(h.shape[0])
-    w, h = weight.astype(np.float64)[:, order], h[np.ix_(order, order)]
+    w, h = weight.astype(np.float64)[:, order], damped.astype(np.float64)[np.ix_(order, order)]
     c = np.linalg.cholesky(np.linalg.inv(h)).T
     n, result = width.group_size, np.empty_like(w)
     targets = w.copy()
