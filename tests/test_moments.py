@@ -8,6 +8,7 @@ import pytest
 
 from mlx_delta import _core
 from mlx_delta.config import Quantization
+from mlx_delta.convert import moments as moments_module
 from mlx_delta.convert.fit import Fit, fit
 from mlx_delta.convert.moments import (
     Moments,
@@ -84,8 +85,11 @@ def test_factors_give_the_moments_back(columns: int, isa: str) -> None:
         ((64, 192), Quantization(6, 64), mx.bfloat16),
     ],
 )
-def test_kernel_is_gptq(shape: tuple[int, int], width: Quantization, dtype: mx.Dtype, isa: str) -> None:
+def test_kernel_is_gptq(
+    shape: tuple[int, int], width: Quantization, dtype: mx.Dtype, isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The published recursion by the inverse's factor gives the same weights, but for what ties decide, and error."""
+    monkeypatch.setattr(moments_module, "_BLOCK", 48 * shape[1])
     x, weight = correlated(900, shape[1]), weights(*shape, dtype)
     before = _core.cpu_isa()
     _core.use_cpu_isa(isa)
@@ -138,14 +142,17 @@ def test_inputs_that_never_were() -> None:
 
 @pytest.mark.parametrize("isa", _core.cpu_isas())
 @pytest.mark.parametrize(("rows", "columns", "of_inputs"), [(1, 32, True), (70, 640, True), (64, 96, False)])
-def test_restored_weights_are_the_regression(rows: int, columns: int, of_inputs: bool, isa: str) -> None:
-    """Of what the original gives on what the quantized model reads, in float64."""
+def test_restored_weights_are_the_regression(
+    rows: int, columns: int, of_inputs: bool, isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what the original gives on what the quantized model reads, in float64; blocks of 32 rows."""
+    monkeypatch.setattr(moments_module, "_BLOCK", 32 * columns)
     x, weight = correlated(900, columns), weights(rows, columns, mx.bfloat16)
     lack = correlated(900, columns if of_inputs else rows, seed=3) * 0.1 + x[:, :1]
     before = _core.cpu_isa()
     _core.use_cpu_isa(isa)
     try:
-        found = moments_of(x, lack, None if of_inputs else rows).feedback(32).restoring(weight)
+        found = mx.concatenate(list(moments_of(x, lack, None if of_inputs else rows).feedback(32).restored(weight)))
     finally:
         _core.use_cpu_isa(before)
     w, inputs, missing = (np.array(part.astype(mx.float32), np.float64) for part in (weight, x, lack))
@@ -161,7 +168,7 @@ def test_what_inputs_lack_is_made_up_for() -> None:
     rng = np.random.default_rng(5)
     loss = mx.array((np.eye(32) + rng.normal(0, 0.05, (32, 32))).astype(np.float32))
     weight, ((x, y), (unseen, target)) = weights(16, 32), [(each @ loss, each) for each in wanted]
-    restored_weight = moments_of(x, y - x).feedback().restoring(weight)
+    (restored_weight,) = moments_of(x, y - x).feedback().restored(weight)
     plain, found = (mx.square(unseen @ w.T - target @ weight.T).mean() for w in (weight, restored_weight))
     assert (found < 0.1 * plain).item()
 

@@ -26,6 +26,7 @@ targets of the original model: Li et al., GPTAQ, arXiv 2504.02692.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -36,6 +37,7 @@ from mlx_delta.config import Quantization
 from mlx_delta.convert.fit import Fit, fit_groups
 
 DAMPING, DAMPING_BY_TOKENS = 0.01, 3.0
+_BLOCK = 1 << 24  # values of W' at a time
 ORDER_BLOCK = 64  # columns are put in order within blocks of this, or of the group where it is smaller
 
 
@@ -53,16 +55,17 @@ class Feedback:
     lack: mx.array
     of_inputs: bool
 
-    def restoring(self, weight: mx.array) -> mx.array:
-        """W' of ``weight`` [N, K], float32: what gives the original model's outputs from this one's inputs.
-
-        What outputs lack belongs to one matrix, and is used up.
-        """
-        weight = weight.astype(mx.float32)
-        change = ops.qmm(weight, [self.lack]) if self.of_inputs else self.lack
-        mx.eval(change)
-        _core.solve_moments(change, self.upper, self.diagonal, self.order)
-        return weight + change
+    def restored(self, weight: mx.array) -> Iterator[mx.array]:
+        """W' of ``weight`` [N, K], float32, in blocks of rows: the original model's outputs from this one's inputs."""
+        block = max(1, _BLOCK // weight.shape[1])
+        for start in range(0, weight.shape[0], block):
+            rows = weight[start : start + block].astype(mx.float32)
+            change = ops.qmm(rows, [self.lack]) if self.of_inputs else mx.array(self.lack[start : start + block])
+            mx.eval(rows, change)
+            _core.solve_moments(change, self.upper, self.diagonal, self.order)
+            rows = rows + change
+            mx.eval(rows)
+            yield rows
 
 
 class Moments:
@@ -151,8 +154,19 @@ def feedback_reference(
 
 
 def fit_with_feedback(weight: mx.array, width: Quantization, feedback: Feedback) -> Fit:
-    """Quantize ``weight`` [N, K] with error feedback; ``errors`` add up to trace(dW H dW^T)."""
-    weight = mx.contiguous(weight)
-    mx.eval(weight)
+    """Restore ``weight`` [N, K], quantize it with error feedback; ``errors`` add up to trace(dW H dW^T), dW = W' - Q.
+
+    Blocks of rows go straight to their places, for all of W' of a 9B's lm_head would be 4 GB.
+    """
     parts = feedback.diagonal, width.bits, width.group_size, feedback.upper, feedback.order
-    return Fit(*_core.fit_affine(weight, *parts))
+    rows, columns = weight.shape
+    sizes = columns * width.bits // 32, *(columns // width.group_size,) * 3
+    dtypes = mx.uint32, mx.bfloat16, mx.bfloat16, mx.float32
+    result = [mx.zeros((rows, size), dtype) for size, dtype in zip(sizes, dtypes, strict=True)]
+    start = 0
+    for block in feedback.restored(weight):
+        for array, found in zip(result, _core.fit_affine(block, *parts), strict=True):
+            array[start : start + block.shape[0]] = found
+        mx.eval(result)  # one by one they are in place
+        start += block.shape[0]
+    return Fit(*result)

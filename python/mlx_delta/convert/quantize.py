@@ -27,10 +27,10 @@ def encode(
     ``fitted`` False is MLX's own ``mx.quantize``, of the matrix cast to bfloat16: it gives scales the matrix's dtype,
     and rounds q against the scales as they are stored.
     """
-    if feedback is not None:
-        array = feedback.restoring(array)
     width = plan.quantization
     if width is None:
+        if feedback is not None:
+            array = mx.concatenate([block.astype(plan.dtype) for block in feedback.restored(array)])
         yield plan.name, array.astype(plan.dtype)
         return
     if fitted:
