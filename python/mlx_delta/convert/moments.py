@@ -11,7 +11,7 @@ when its turn comes, to the targets that its columns have if none of them leaves
 what the columns before feed to it and U_g its own part of U. With H diagonal U is 1, and all of it the plain fit.
 
 Columns of a group go by falling H_jj, so that what weighs most is rounded while most can still make up for it. H is
-damped: 1 % of its mean diagonal is added to the diagonal, for directions that calibration has not seen.
+damped (``damping``), for directions that calibration has not seen, or not often enough to tell chance from rule.
 
 x is what the quantized model gives the matrix, x + d what the original gives its own, and the product (W x) should be
 W (x + d), or W x + r where a residual stream is to be restored as well. The best weights for that are no longer W:
@@ -36,7 +36,9 @@ from mlx_delta import _core, ops
 from mlx_delta.config import Quantization
 from mlx_delta.convert.fit import Fit, fit_groups
 
-DAMPING, DAMPING_BY_TOKENS = 0.01, 3.0
+# Of the typical diagonal of H: always, and times columns over tokens. The regression has K unknowns a row, and what is
+# missing is mostly chance: on 16 k tokens of the tiny model 1, 3 and 6 gave 0.00350, 0.00328 and 0.00314 nats.
+DAMPING, DAMPING_BY_TOKENS = 0.01, 6.0
 _BLOCK = 1 << 24  # values of W' at a time
 ORDER_BLOCK = 64  # columns are put in order within blocks of this, or of the group where it is smaller
 
@@ -117,7 +119,10 @@ def falling_order(importance: np.ndarray, block: int) -> np.ndarray:
 
 
 def damping(importance: np.ndarray, tokens: int) -> float:
-    """What is added to H's diagonal, of which ``importance`` [K] is an estimate from that many tokens."""
+    """What is added to the diagonal of H, which is ``importance`` [K], estimated from that many tokens.
+
+    A part of its median: a few channels may be a thousand times as large as the others.
+    """
     typical = next((float(value) for value in (np.median(importance), np.mean(importance)) if value > 0), 1.0)
     return typical * (DAMPING + DAMPING_BY_TOKENS * importance.size / max(1, tokens))
 
