@@ -1,4 +1,4 @@
-"""The conversion, top to bottom: source -> canonical names -> moments -> AWQ fold -> recipe -> quantize -> write."""
+"""The conversion, top to bottom: source -> canonical names -> recipe -> AWQ or calibration -> quantize -> write."""
 
 from __future__ import annotations
 
@@ -297,6 +297,7 @@ def _arrays(
                 continue
             feedback = calibration.feedback(each.module)
             encoded = dict(encode(each, arrays.pop(each.name), cleaned, options.fit, feedback))
+            del feedback  # the next may need its memory
             calibration.became(each.module, encoded)
             yield from encoded.items()
         mx.clear_cache()
