@@ -95,10 +95,12 @@ NB_MODULE(_core, m) {
         "order"_a = nb::none(), nb::call_guard<nb::gil_scoped_release>(),
         "Quantize an evaluated matrix by weighted least squares.");
 
-  m.def("add_moments", &add_moments, "sums"_a, "x"_a, nb::call_guard<nb::gil_scoped_release>(),
-        "Add x^T x to the upper triangle of an evaluated array, in place.");
-  m.def("factor_moments", &factor_moments, "sums"_a, "scales"_a, "order"_a, "factor"_a, "damping"_a,
+  m.def("add_moments", &add_moments, "sums"_a, "x"_a, "y"_a = nb::none(), nb::call_guard<nb::gil_scoped_release>(),
+        "Add x^T x to the upper triangle of an evaluated array, or y^T x to all of it, in place.");
+  m.def("factor_moments", &factor_moments, "sums"_a, "order"_a, "factor"_a, "damping"_a,
         nb::call_guard<nb::gil_scoped_release>(), "Factor moments into U D U^T in place; returns D.");
+  m.def("solve_moments", &solve_moments, "values"_a, "upper"_a, "diagonal"_a, "order"_a,
+        nb::call_guard<nb::gil_scoped_release>(), "Multiply by the inverse of factored moments, in place.");
 
   m.def("cpu_isa", [] { return cpu::kernels().isa; }, "The instruction set that the CPU kernels use.");
   m.def("cpu_isas", &cpu::available_isas, "Those that this machine runs, best first; MLX_DELTA_ISA forces one.");

@@ -79,13 +79,14 @@ def test_our_fit_is_closer_than_mx_quantize(tiny: Path, reference: LanguageModel
 def test_error_feedback_is_closer_still(
     tiny: Path, golden: Path, reference: LanguageModel, plain: Path, text: str
 ) -> None:
-    """The same recipe and bits again, calibrated on other text: seven tenths of mx.quantize's divergence at most."""
+    """The same recipe and bits again, calibrated on other text: a third of mx.quantize's divergence (12 k tokens of
+    calibration), and less than llama.cpp's Q4_K_M has here, 0.0037 by `mlx-delta evaluate`."""
     calibration, out = layer_calibration(tiny, [golden / "calibration.txt"]), plain.parent / "calibrated"
-    convert(tiny, out, recipe="unsloth", imatrix=tiny / "imatrix.gguf", calibration=calibration)
+    convert(tiny, out, recipe="unsloth", calibration=calibration)
     theirs, ours = evaluate([load_model(path, "float32") for path in (plain, out)], reference, text)
     assert ours.nbytes == theirs.nbytes
-    assert ours.kld_mean < 0.7 * theirs.kld_mean
-    assert ours.kld_median < 0.7 * theirs.kld_median
+    assert ours.kld_mean < min(0.35 * theirs.kld_mean, 0.0037)
+    assert ours.kld_median < 0.4 * theirs.kld_median
 
 
 def test_command_line(tiny: Path, plain: Path, golden: Path, tmp_path: Path) -> None:

@@ -8,8 +8,16 @@ import pytest
 
 from mlx_delta import _core
 from mlx_delta.config import Quantization
+from mlx_delta.convert import moments as moments_module
 from mlx_delta.convert.fit import Fit, fit
-from mlx_delta.convert.moments import DAMPING, Feedbacks, Moments, falling_order, feedback_reference, fit_with_feedback
+from mlx_delta.convert.moments import (
+    Moments,
+    damping,
+    falling_order,
+    feedback_reference,
+    fit_with_feedback,
+    restoring_reference,
+)
 
 
 def correlated(tokens: int, columns: int, seed: int = 0) -> mx.array:
@@ -24,10 +32,10 @@ def weights(rows: int, columns: int, dtype: mx.Dtype = mx.float32) -> mx.array:
     return mx.array(np.random.default_rng(1).standard_normal((rows, columns)).astype(np.float32)).astype(dtype)
 
 
-def moments_of(x: mx.array) -> Moments:
-    moments = Moments(x.shape[1])
+def moments_of(x: mx.array, lack: mx.array | None = None, outputs: int | None = None) -> Moments:
+    moments, lack = Moments(x.shape[1], outputs), mx.zeros_like(x) if lack is None else lack
     for start in range(0, x.shape[0], 200):
-        moments.add(x[start : start + 200])
+        moments.add(x[start : start + 200], lack[start : start + 200])
     return moments
 
 
@@ -36,9 +44,9 @@ def restored(found: Fit, width: Quantization) -> np.ndarray:
     return np.array(mx.dequantize(found.packed, scales, biases, group_size=width.group_size, bits=width.bits))
 
 
-def damped(x: mx.array) -> np.ndarray:
+def damped_moments(x: mx.array) -> np.ndarray:
     h = np.array(x, np.float64).T @ np.array(x, np.float64) / x.shape[0]
-    return h + DAMPING * np.diag(h).mean() * np.eye(h.shape[0])
+    return h + damping(np.diag(h), x.shape[0]) * np.eye(h.shape[0])
 
 
 def output_error(weight: mx.array, q: np.ndarray, h: np.ndarray) -> float:
@@ -49,21 +57,21 @@ def output_error(weight: mx.array, q: np.ndarray, h: np.ndarray) -> float:
 @pytest.mark.parametrize("isa", _core.cpu_isas())
 @pytest.mark.parametrize("columns", [32, 96, 640])
 def test_factors_give_the_moments_back(columns: int, isa: str) -> None:
-    """U D U^T of scaled and ordered inputs, in float64, is their damped moments."""
+    """U D U^T of ordered inputs, in float64, is their damped moments."""
     before = _core.cpu_isa()
     _core.use_cpu_isa(isa)
     try:
-        x, scales = correlated(1000, columns), np.exp(np.random.default_rng(2).normal(0, 0.3, columns))
+        x = correlated(1000, columns)
         moments = moments_of(x)
         importance = moments.importance
         assert np.allclose(importance, (np.array(x, np.float64) ** 2).mean(0), rtol=1e-5)
-        found = moments.feedback(scales, 32)
+        found = moments.feedback(32)
     finally:
         _core.use_cpu_isa(before)
     order, d = np.array(found.order), np.array(found.diagonal, np.float64)
-    assert np.array_equal(order, falling_order(importance / scales.astype(np.float32) ** 2, 32))
+    assert np.array_equal(order, falling_order(importance, 32))
     upper = np.triu(np.array(found.upper, np.float64), 1) + np.eye(columns)
-    expected = damped(x / mx.array(scales.astype(np.float32)))[np.ix_(order, order)]
+    expected = damped_moments(x)[np.ix_(order, order)]
     assert np.abs((upper * d) @ upper.T - expected).max() < 1e-4 * np.abs(expected).max()
 
 
@@ -77,8 +85,11 @@ def test_factors_give_the_moments_back(columns: int, isa: str) -> None:
         ((64, 192), Quantization(6, 64), mx.bfloat16),
     ],
 )
-def test_kernel_is_gptq(shape: tuple[int, int], width: Quantization, dtype: mx.Dtype, isa: str) -> None:
+def test_kernel_is_gptq(
+    shape: tuple[int, int], width: Quantization, dtype: mx.Dtype, isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The published recursion by the inverse's factor gives the same weights, but for what ties decide, and error."""
+    monkeypatch.setattr(moments_module, "_BLOCK", 48 * shape[1])
     x, weight = correlated(900, shape[1]), weights(*shape, dtype)
     before = _core.cpu_isa()
     _core.use_cpu_isa(isa)
@@ -87,13 +98,15 @@ def test_kernel_is_gptq(shape: tuple[int, int], width: Quantization, dtype: mx.D
         found = fit_with_feedback(weight, width, feedback)
     finally:
         _core.use_cpu_isa(before)
-    plain, h = np.array(weight.astype(mx.float32)), np.array(x, np.float64).T @ np.array(x, np.float64) / x.shape[0]
-    expected, error = feedback_reference(plain, h, width, np.array(feedback.order))
+    plain = np.array(weight.astype(mx.float32))
+    expected, error = feedback_reference(plain, damped_moments(x), width, np.array(feedback.order))
     q = restored(found, width)
     # A scale that is as good as its neighbour in bfloat16, more often the case with more bits, changes what follows.
     assert np.isclose(q, expected, atol=1e-5).mean() > (0.95 if width.bits < 5 else 0.9)
-    assert output_error(weight, q, damped(x)) == pytest.approx(error, rel=0.01)
-    assert np.array(found.errors).sum(dtype=np.float64) == pytest.approx(output_error(weight, q, damped(x)), rel=1e-3)
+    assert output_error(weight, q, damped_moments(x)) == pytest.approx(error, rel=0.01)
+    assert np.array(found.errors).sum(dtype=np.float64) == pytest.approx(
+        output_error(weight, q, damped_moments(x)), rel=1e-3
+    )
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
@@ -103,8 +116,8 @@ def test_output_error_falls(bits: int) -> None:
     moments = moments_of(x)
     plain = restored(fit(weight, width, moments.importance), width)
     fed = restored(fit_with_feedback(weight, width, moments.feedback()), width)
-    assert output_error(weight, fed, damped(x)) < 0.6 * output_error(weight, plain, damped(x))
-    assert output_error(weight, fed, damped(unseen)) < 0.6 * output_error(weight, plain, damped(unseen))
+    assert output_error(weight, fed, damped_moments(x)) < 0.6 * output_error(weight, plain, damped_moments(x))
+    assert output_error(weight, fed, damped_moments(unseen)) < 0.6 * output_error(weight, plain, damped_moments(unseen))
 
 
 def test_uncorrelated_inputs_are_the_plain_fit() -> None:
@@ -127,25 +140,52 @@ def test_inputs_that_never_were() -> None:
         assert np.abs(q - np.array(weight)).max() < 1
 
 
-def test_matrices_share_their_moments() -> None:
-    x = moments_of(correlated(100, 128))
-    feedbacks = Feedbacks({"a": 64, "b": 32, "c": 64}, {"a": x, "b": x, "z": x}, {})
-    first, second = feedbacks.take("a"), feedbacks.take("b")
-    assert first is second
-    assert first is not None
-    assert {place // 32 == column // 32 for place, column in enumerate(np.array(first.order))} == {True}
-    assert feedbacks.take("c") is feedbacks.take("a") is None
+@pytest.mark.parametrize("isa", _core.cpu_isas())
+@pytest.mark.parametrize(("rows", "columns", "of_inputs"), [(1, 32, True), (70, 640, True), (64, 96, False)])
+def test_restored_weights_are_the_regression(
+    rows: int, columns: int, of_inputs: bool, isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what the original gives on what the quantized model reads, in float64; blocks of 32 rows."""
+    monkeypatch.setattr(moments_module, "_BLOCK", 32 * columns)
+    x, weight = correlated(900, columns), weights(rows, columns, mx.bfloat16)
+    lack = correlated(900, columns if of_inputs else rows, seed=3) * 0.1 + x[:, :1]
+    before = _core.cpu_isa()
+    _core.use_cpu_isa(isa)
+    try:
+        found = mx.concatenate(list(moments_of(x, lack, None if of_inputs else rows).feedback(32).restored(weight)))
+    finally:
+        _core.use_cpu_isa(before)
+    w, inputs, missing = (np.array(part.astype(mx.float32), np.float64) for part in (weight, x, lack))
+    of_outputs = missing @ w.T if of_inputs else missing
+    expected = restoring_reference(w, damped_moments(x), of_outputs.T @ inputs / 900)
+    assert np.abs(expected - w).max() > 0.02  # there is something to restore
+    assert np.abs(np.array(found) - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_what_inputs_lack_is_made_up_for() -> None:
+    """Inputs that lost a part that the others tell of: on tokens not seen, outputs are what they were."""
+    wanted = mx.split(correlated(8000, 32), 2)
+    rng = np.random.default_rng(5)
+    loss = mx.array((np.eye(32) + rng.normal(0, 0.05, (32, 32))).astype(np.float32))
+    weight, ((x, y), (unseen, target)) = weights(16, 32), [(each @ loss, each) for each in wanted]
+    (restored_weight,) = moments_of(x, y - x).feedback().restored(weight)
+    plain, found = (mx.square(unseen @ w.T - target @ weight.T).mean() for w in (weight, restored_weight))
+    assert (found < 0.1 * plain).item()
 
 
 def test_kernels_refuse_what_does_not_fit() -> None:
     sums, ones, order = mx.zeros((64, 64)), mx.ones(64), mx.arange(64, dtype=mx.int32)
-    weight, twice = mx.ones((2, 64)), mx.zeros(64, mx.int32)
-    mx.eval(sums, ones, order, weight, twice)
+    weight, x, twice = mx.ones((2, 64)), mx.ones((2, 32)), mx.zeros(64, mx.int32)
+    mx.eval(sums, ones, order, weight, x, twice)
     for call, message in (
-        (lambda: _core.add_moments(sums, mx.ones((2, 32))), r"add_moments: x: expected .*64.*, found"),
-        (lambda: _core.add_moments(sums[:32], mx.ones((2, 32))), "add_moments: sums: expected"),
-        (lambda: _core.factor_moments(sums, ones, twice, 1.0, 0.01), "order: expected each block of 64 a permutation"),
-        (lambda: _core.factor_moments(sums, ones, order, 1.0, 0.0), "factor_moments: damping: expected"),
+        (lambda: _core.add_moments(sums, x), r"add_moments: sums: expected .*32, 32.*, found"),
+        (lambda: _core.add_moments(sums, x, weight), r"add_moments: sums: expected .*64, 32.*, found"),
+        (lambda: _core.add_moments(sums, x, sums), r"add_moments: y: expected .*2, .*, found"),
+        (lambda: _core.factor_moments(sums, twice, 1.0, 0.01), "order: expected each block of 64 a permutation"),
+        (lambda: _core.factor_moments(sums, order, 1.0, 0.0), "factor_moments: damping: expected"),
+        (lambda: _core.solve_moments(weight, sums, x, order), "solve_moments: diagonal: expected"),
+        (lambda: _core.solve_moments(weight, weight, ones, order), r"solve_moments: upper: expected .*64, 64"),
+        (lambda: _core.solve_moments(x, sums, ones, order), r"solve_moments: upper: expected .*32, 32"),
         (lambda: _core.fit_affine(weight, ones, 4, 64, sums), "fit_affine: order: expected one with feedback, found"),
         (lambda: _core.fit_affine(weight, ones, 4, 32, sums, order[::-1] + 0), "fit_affine: order: expected"),
         (lambda: _core.fit_affine(weight, ones, 4, 64, weight, order), r"fit_affine: feedback: expected .*64, 64"),

@@ -36,6 +36,7 @@ struct Kernels {
   void (*gated_norm)(DType, const GatedNormArgs&);
   void (*qmm)(DType, const QmmArgs&);
   void (*sample)(DType, const SampleArgs&);
+  void (*solve_moments)(DType, const SolveMomentsArgs&);
   int64_t (*multiply_add)(int64_t steps);  // cpu/roof.cpp
 };
 

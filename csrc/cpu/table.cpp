@@ -15,6 +15,7 @@ void gated_delta(DType, const GatedDeltaArgs&);
 void gated_norm(DType, const GatedNormArgs&);
 void qmm(DType, const QmmArgs&);
 void sample(DType, const SampleArgs&);
+void solve_moments(DType, const SolveMomentsArgs&);
 int64_t multiply_add(int64_t);
 
 #define MLX_DELTA_STRING_OF(x) #x
@@ -34,6 +35,7 @@ const Kernels table{MLX_DELTA_STRING(MLX_DELTA_ISA),
                     &gated_norm,
                     &qmm,
                     &sample,
+                    &solve_moments,
                     &multiply_add};
 
 }  // namespace mlx_delta::cpu::MLX_DELTA_ISA

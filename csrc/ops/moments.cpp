@@ -8,11 +8,17 @@ namespace {
 
 constexpr int kOrderBlock = 64;  // the kernel's tile
 
-void check_sums(const char* op, const mx::array& sums) {
-  check_same_dtype(op, "sums", sums, mx::float32);
-  check_rank(op, "sums", sums, 2, "[K, K]");
-  check_shape(op, "sums", sums, {sums.shape(0), sums.shape(0)});
-  check_ready(op, "sums", sums);
+void check_ready_matrix(const char* op, const char* argument, const mx::array& a) {
+  check_same_dtype(op, argument, a, mx::float32);
+  check_rank(op, argument, a, 2, "[rows, columns]");
+  check_ready(op, argument, a);
+}
+
+void check_ready_order(const char* op, const mx::array& order, int n) {
+  check_same_dtype(op, "order", order, mx::int32);
+  check_shape(op, "order", order, {n});
+  check_ready(op, "order", order);
+  check_order(op, order, kOrderBlock);
 }
 
 }  // namespace
@@ -34,36 +40,50 @@ void check_order(const char* op, const mx::array& order, int block) {
   }
 }
 
-void add_moments(const mx::array& sums, const mx::array& x) {
+void add_moments(const mx::array& sums, const mx::array& x, const std::optional<mx::array>& y) {
   constexpr const char* kOp = "add_moments";
-  check_sums(kOp, sums);
-  check_same_dtype(kOp, "x", x, mx::float32);
-  check_rank(kOp, "x", x, 2, "[M, K]");
-  check_shape(kOp, "x", x, {-1, sums.shape(0)});
-  check_ready(kOp, "x", x);
+  check_ready_matrix(kOp, "x", x);
+  const int cols = x.shape(1);
+  if (y) {
+    check_ready_matrix(kOp, "y", *y);
+    check_shape(kOp, "y", *y, {x.shape(0), -1});
+  }
+  const int outputs = y ? y->shape(1) : cols;
+  check_ready_matrix(kOp, "sums", sums);
+  check_shape(kOp, "sums", sums, {outputs, cols});
   mx::array target = sums;  // another handle on the same memory
-  cpu::kernels().add_moments(cpu::DType::f32, {target.data<float>(), x.data<float>(), x.shape(0), x.shape(1)});
+  cpu::kernels().add_moments(cpu::DType::f32, {target.data<float>(), x.data<float>(), y ? y->data<float>() : nullptr,
+                                               x.shape(0), cols, outputs});
 }
 
-mx::array factor_moments(const mx::array& sums, const mx::array& scales, const mx::array& order, float factor,
-                         float damping) {
+mx::array factor_moments(const mx::array& sums, const mx::array& order, float factor, float damping) {
   constexpr const char* kOp = "factor_moments";
-  check_sums(kOp, sums);
+  check_ready_matrix(kOp, "sums", sums);
   const int n = sums.shape(0);
-  check_same_dtype(kOp, "scales", scales, mx::float32);
-  check_shape(kOp, "scales", scales, {n});
-  check_ready(kOp, "scales", scales);
-  check_same_dtype(kOp, "order", order, mx::int32);
-  check_shape(kOp, "order", order, {n});
-  check_ready(kOp, "order", order);
-  check_order(kOp, order, kOrderBlock);
+  check_shape(kOp, "sums", sums, {n, n});
+  check_ready_order(kOp, order, n);
   check_positive(kOp, "factor", factor);
   check_positive(kOp, "damping", damping);
   mx::array target = sums;
   mx::array diagonal(mx::allocator::malloc(size_t(n) * sizeof(float)), {n}, mx::float32);
-  cpu::kernels().factor_moments(cpu::DType::f32, {target.data<float>(), scales.data<float>(), order.data<int>(),
-                                                  diagonal.data<float>(), n, factor, damping});
+  cpu::kernels().factor_moments(cpu::DType::f32,
+                                {target.data<float>(), order.data<int>(), diagonal.data<float>(), n, factor, damping});
   return diagonal;
+}
+
+void solve_moments(const mx::array& values, const mx::array& upper, const mx::array& diagonal, const mx::array& order) {
+  constexpr const char* kOp = "solve_moments";
+  check_ready_matrix(kOp, "values", values);
+  const int n = values.shape(1);
+  check_ready_matrix(kOp, "upper", upper);
+  check_shape(kOp, "upper", upper, {n, n});
+  check_same_dtype(kOp, "diagonal", diagonal, mx::float32);
+  check_shape(kOp, "diagonal", diagonal, {n});
+  check_ready(kOp, "diagonal", diagonal);
+  check_ready_order(kOp, order, n);
+  mx::array target = values;
+  cpu::kernels().solve_moments(cpu::DType::f32, {target.data<float>(), upper.data<float>(), diagonal.data<float>(),
+                                                 order.data<int>(), values.shape(0), n});
 }
 
 }  // namespace mlx_delta

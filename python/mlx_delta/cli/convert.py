@@ -86,9 +86,9 @@ def convert(
     calibrate: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Text, or a .jsonl of chats, as --text: run through the model layer by layer, so that rounding can "
-            "feed its errors forward (GPTQ). Much closer, and slower. May be given several times; serves AWQ and the "
-            "fit too where there is no --imatrix-path."
+            help="Text, or a .jsonl of chats, as --text: run through the model layer by layer, original and quantized, "
+            "so that rounding feeds its errors forward (GPTQ) and each matrix makes up for those before it. Much "
+            "closer, and slower. May be given several times; replaces AWQ."
         ),
     ] = None,
     context: Annotated[int, typer.Option(help="For --calibrate: tokens a chunk.")] = 512,

@@ -1,4 +1,4 @@
-"""The conversion, top to bottom: source -> canonical names -> moments -> AWQ fold -> recipe -> quantize -> write."""
+"""The conversion, top to bottom: source -> canonical names -> recipe -> AWQ or calibration -> quantize -> write."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from mlx_delta.checkpoint.components import COMPONENTS, component
 from mlx_delta.checkpoint.names import canonical_tensors
 from mlx_delta.checkpoint.source import Source, open_source
 from mlx_delta.checkpoint.tensors import Tensor, check_tensors, expected_shapes, mtp_shapes
+from mlx_delta.config import Quantization
 from mlx_delta.convert.auto import Sensitivity, auto
 from mlx_delta.convert.awq import FoldGain, clean_importance, fold_layer
 from mlx_delta.convert.errors import ConvertError
 from mlx_delta.convert.imatrix import Importance, check_importance, measured_channels, read_imatrix
-from mlx_delta.convert.moments import Feedbacks, Moments
+from mlx_delta.convert.moments import Feedback
 from mlx_delta.convert.quantize import encode
 from mlx_delta.convert.recipe import Recipe, TensorPlan, choose, plan, quantization_section, with_overrides
 from mlx_delta.convert.write import atomic_directory, file_size, write_file, write_safetensors
@@ -74,8 +75,14 @@ class ConvertReport:
 class Calibration(Protocol):
     """What a run of the model on calibration text tells: ``calibrate.layers.LayerCalibration`` is one."""
 
-    def moments(self, part: str, arrays: Mapping[str, mx.array]) -> dict[str, Moments]:
-        """Module -> moments of its inputs, of a layer (its prefix) or of one tensor (its name), in their order."""
+    def begin(self, part: str, arrays: Mapping[str, mx.array], widths: Mapping[str, Quantization]) -> None:
+        """The tensors of a layer (its prefix) or one tensor (its name), and the widths of those to be quantized."""
+
+    def feedback(self, module: str) -> Feedback | None:
+        """By what a module of that part is rounded, asked for in the order of the model."""
+
+    def became(self, module: str, arrays: Mapping[str, mx.array]) -> None:
+        """What was written for it."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +128,8 @@ def convert(
     imatrix: with one the AWQ folds are searched and applied (``awq_ratio`` fixes their exponent, ``awq`` False leaves
     them out), and each group's scale and bias are fitted to what is important; without one the fit takes all inputs as
     equal. ``fit`` False is mx.quantize alone.
-    calibration: rounding feeds its errors forward by all second moments of the inputs (convert.moments); their diagonal
-    is the importance of modules that ``imatrix`` does not know, or of all without it.
+    calibration: each matrix makes up for what those before it lost, those that stay whole too, and rounding feeds its
+    errors forward by all second moments of the inputs (convert.moments). AWQ gains nothing then, and is left out.
     ``keep_mtp`` writes the MTP head too, in bfloat16 where no override says otherwise; else it is dropped. ``dry_run``
     reports what would be written. ``force`` replaces an existing ``out``.
 
@@ -132,7 +139,7 @@ def convert(
     chosen = _choose(quantize, recipe, bits, group_size, imatrix, overrides, target_bpw, calibration)
     if calibration is not None and not fit:
         raise ConvertError("--calibrate: expected the fit with it, found --no-fit")
-    weighed = imatrix is not None or calibration is not None
+    weighed = imatrix is not None and calibration is None
     options = _Options(_awq_ratio(weighed and awq, awq_ratio), weighed and awq, fit, calibration)
     checkpoint = open_source(Path(source))
     tensors = _wanted(checkpoint, keep_mtp)
@@ -227,7 +234,7 @@ def _awq_ratio(awq: bool, ratio: float | None) -> float | None:
     if not 0 <= ratio <= 1:
         raise ConvertError(f"--awq-ratio: expected a number from 0 to 1, found {ratio}")
     if not awq:
-        raise ConvertError(f"--awq-ratio: expected --imatrix-path or --calibrate with it, and AWQ, found {ratio}")
+        raise ConvertError(f"--awq-ratio: expected --imatrix-path with it, AWQ, and no --calibrate, found {ratio}")
     return ratio
 
 
@@ -274,22 +281,25 @@ def _arrays(
     for prefix, group in groupby(plans, key=lambda p: _layer_prefix(p.name) if options.by_layer else p.name):
         members = list(group)
         arrays, known = {p.name: _load(tensors[p.name]) for p in members}, importance
-        found = {} if options.calibration is None else options.calibration.moments(prefix, arrays)
-        if found:
-            known = {**{module: moments.importance for module, moments in found.items()}, **importance}
-        scales: Mapping[str, np.ndarray] = {}
+        calibration = options.calibration
+        if calibration is not None:
+            widths = {p.module: p.quantization for p in members if p.quantization is not None}
+            calibration.begin(prefix, arrays, widths)
         if options.awq and prefix != members[0].name:
-            widths = {p.name: p.quantization for p in members}
-            folded = fold_layer(prefix, arrays, widths, known, options.awq_ratio)
-            arrays, known, scales = folded.arrays, folded.importance, folded.scales
+            folded = fold_layer(prefix, arrays, {p.name: p.quantization for p in members}, known, options.awq_ratio)
+            arrays, known = folded.arrays, folded.importance
             folds += folded.gains
-        groups = {p.module: p.quantization.group_size for p in members if p.quantization is not None}
-        feedbacks = Feedbacks(groups, found, scales)
-        del found  # each goes when its last matrix is done
         for each in members:
             values = known.get(each.module)
             cleaned = None if values is None else clean_importance(values)
-            yield from encode(each, arrays.pop(each.name), cleaned, options.fit, feedbacks.take(each.module))
+            if calibration is None:
+                yield from encode(each, arrays.pop(each.name), cleaned, options.fit)
+                continue
+            feedback = calibration.feedback(each.module)
+            encoded = dict(encode(each, arrays.pop(each.name), cleaned, options.fit, feedback))
+            del feedback  # the next may need its memory
+            calibration.became(each.module, encoded)
+            yield from encoded.items()
         mx.clear_cache()
 
 

@@ -22,13 +22,15 @@ def encode(
     """The arrays that ``plan`` writes for ``array`` [..., any float dtype], in the order of ``plan.entries``.
 
     Kept: cast to the plan's dtype. Quantized: packed uint32 [N, K * bits / 32], then scales and biases
-    bfloat16 [N, K / group], fitted by ``importance`` [K] of the inputs (None: all equal). With ``feedback`` errors are
-    fed forward instead, and importance is in there. ``fitted`` False is MLX's own
-    ``mx.quantize``, of the matrix cast to bfloat16: it gives scales the matrix's dtype, and rounds q against the scales
-    as they are stored.
+    bfloat16 [N, K / group], fitted by ``importance`` [K] of the inputs (None: all equal). With ``feedback``, where
+    importance is too, the array is first made to restore the original model's outputs, and errors are fed forward.
+    ``fitted`` False is MLX's own ``mx.quantize``, of the matrix cast to bfloat16: it gives scales the matrix's dtype,
+    and rounds q against the scales as they are stored.
     """
     width = plan.quantization
     if width is None:
+        if feedback is not None:
+            array = mx.concatenate([block.astype(plan.dtype) for block in feedback.restored(array)])
         yield plan.name, array.astype(plan.dtype)
         return
     if fitted:

@@ -43,8 +43,11 @@ class Mlp:
     down: Matrix
 
     def __call__(self, x: mx.array, eps: float) -> mx.array:
-        h = ops.qmm(x, (self.gate, self.up), norm=self.norm, eps=eps, activation="swiglu")
-        return ops.qmm(h, (self.down,), residual=x)
+        return ops.qmm(self.activations(x, eps), (self.down,), residual=x)
+
+    def activations(self, x: mx.array, eps: float) -> mx.array:
+        """What down reads."""
+        return ops.qmm(x, (self.gate, self.up), norm=self.norm, eps=eps, activation="swiglu")
 
 
 @dataclass(frozen=True)
@@ -62,12 +65,15 @@ class DeltaLayer:
     mlp: Mlp
 
     def __call__(self, x: mx.array, state: LayerState, window: Window) -> mx.array:
+        x = ops.qmm(self.mix(x, state, window), (self.out_proj,), residual=x)
+        return self.mlp(x, self.config.rms_norm_eps)
+
+    def mix(self, x: mx.array, state: LayerState, window: Window) -> mx.array:
+        """What out_proj reads."""
         assert isinstance(state, DeltaState)
-        eps = self.config.rms_norm_eps
-        projection = ops.qmm(x, self.in_proj, norm=self.norm, eps=eps)
+        projection = ops.qmm(x, self.in_proj, norm=self.norm, eps=self.config.rms_norm_eps)
         mix = self._decode if x.shape[1] <= _MIXER_TOKENS else self._prefill
-        x = ops.qmm(mix(projection, state, window), (self.out_proj,), residual=x)
-        return self.mlp(x, eps)
+        return mix(projection, state, window)
 
     def _decode(self, projection: mx.array, state: DeltaState, window: Window) -> mx.array:
         y, state.conv, state.delta = ops.delta_mixer(
@@ -123,6 +129,11 @@ class AttentionLayer:
     mlp: Mlp
 
     def __call__(self, x: mx.array, cache: LayerState, window: Window) -> mx.array:
+        x = ops.qmm(self.mix(x, cache, window), (self.o_proj,), residual=x)
+        return self.mlp(x, self.config.rms_norm_eps)
+
+    def mix(self, x: mx.array, cache: LayerState, window: Window) -> mx.array:
+        """What o_proj reads."""
         assert isinstance(cache, KeyValues)
         c = self.config
         B, T, _ = x.shape
@@ -142,7 +153,6 @@ class AttentionLayer:
             eps=c.rms_norm_eps,
             positions=window.positions,
         )
-        y = ops.attention(
+        return ops.attention(
             q, projection, cache.keys, cache.values, length=length, scale=c.head_dim**-0.5, start=window.start
         )
-        return self.mlp(ops.qmm(y, (self.o_proj,), residual=x), c.rms_norm_eps)
