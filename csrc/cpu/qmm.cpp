@@ -8,12 +8,13 @@
 #include "cpu/qmm_float.h"
 #include "cpu/qmm_tiled_avx2.h"
 #include "cpu/qmm_tiled_avx512.h"
+#include "cpu/qmm_tiled_dotprod.h"
 #include "cpu/threads.h"
 
 #if defined(__AVX512VNNI__) || defined(MLX_DELTA_INT16)
 #define MLX_DELTA_FIXED  // packed weights multiply x in fixed point
 #endif
-#if defined(MLX_DELTA_FIXED) && !defined(MLX_DELTA_ISA_NEON)
+#if defined(MLX_DELTA_FIXED) && (!defined(MLX_DELTA_ISA_NEON) || defined(MLX_DELTA_DOTPROD))
 #define MLX_DELTA_TILED  // those of a prompt too, by tiles
 #endif
 
@@ -40,8 +41,8 @@ constexpr int kTiledRows = kUnitRows;
 #endif
 
 #if defined(MLX_DELTA_FIXED)
-// NEON multiplies as many floats as 16-bit integers an instruction (on Arm's own cores in half the time), so that
-// integers gain only where weights are unpacked for few rows.
+// Without dot products NEON multiplies as many floats as 16-bit integers an instruction, so that integers gain only
+// where weights are unpacked for few rows.
 bool fixed_point(const MatrixView& m, DType x, const QmmArgs& args) {
   return x == DType::bf16 && m.bits != 0 && m.type == DType::bf16 && m.group_size >= kLeastGroup &&
          (kTiled || args.positions <= kFewPositions);

@@ -1,14 +1,17 @@
-// qmm on packed weights in 16-bit integers, with AVX2 and with NEON: for bfloat16 x and bfloat16 scales, groups of 64
-// or 128.
+// qmm on packed weights, x in 16-bit integers, with AVX2 and with NEON: for bfloat16 x and bfloat16 scales, groups of
+// 64 or 128.
 //
 // As in qmm_avx512.h, x (times the norm weight) is 16-bit fixed point with one step for 64 columns, |error| <= 2^-16 of
 // their largest value, and y += scale * step * sum(q * x16) + bias * step * sum(x16) with exact sums. Products of 16
 // bits take x whole, so that a weight need not come down to a byte: 16-bit lanes that hold 4 weights (2 from 5 bits on)
 // are masked in place, and a field that stands s bits high gives 2^s times its products, which an exact shift takes off
-// their sum. What depends on the vectors is in int16_fields.h.
+// their sum. 64 weights of 3 bits are some 20 instructions of AVX2, where unpacking to floats and multiplying those is
+// 200. What depends on the vectors is in int16_*.h.
 #pragma once
 
-#include "cpu/int16_fields.h"
+#include "cpu/int16_avx2.h"
+#include "cpu/int16_dotprod.h"
+#include "cpu/int16_neon.h"
 #include "cpu/qmm_float.h"
 
 #if defined(MLX_DELTA_INT16)
@@ -20,7 +23,7 @@ inline constexpr int64_t kBlockColumns = 512;  // of x, 1 KB a row: what several
 
 // x of one call in fixed point, for one order of a chunk's values and one group size.
 struct FixedX {
-  const int16_t* values;  // [blocks, M, 512], each chunk in the order of Fields
+  const int16_t* values;  // [blocks, M, 512], each chunk as Fields::dot takes it
   const float* steps;     // [M, step_stride]: one a chunk
   const float* sums;      // [M, sum_stride]: step * sum(x16) of each group
   int64_t M, step_stride, sum_stride;
@@ -31,9 +34,9 @@ struct FixedX {
   }
 };
 
-// The layouts of x: the two orders of Fields, each for groups of 64 and of 128.
-constexpr int kLayouts = 4;
-inline int layout_of(const MatrixView& m) { return (m.bits <= 4 ? 0 : 2) + (m.group_size == 64 ? 0 : 1); }
+// The layouts of x: the orders of Fields, each for groups of 64 and of 128.
+constexpr int kLayouts = 2 * (in_line + 1);
+inline int layout_of(const MatrixView& m) { return 2 * order_of(m.bits) + (m.group_size == 64 ? 0 : 1); }
 
 // What a layout of M rows needs, in bytes, and where its parts are.
 struct FixedSpace {
@@ -81,8 +84,7 @@ struct FixedSpace {
       }
       int16_t* out = const_cast<int16_t*>(to.chunk(m, c));
       for (int i = 0; i < 16; ++i)
-        for (int j = 0; j < 4; ++j)
-          out[16 * j + i] = int16_t(layout < 2 ? q[4 * i + j] : q[32 * (j / 2) + 2 * i + j % 2]);
+        for (int j = 0; j < 4; ++j) put(out, 16 * j + i, q[weight_at(layout / 2, j, i)]);
       int32_t sum = 0;
       for (int i = 0; i < W; ++i) sum += total[i];
       const float value = steps[c] * float(sum);
@@ -108,11 +110,21 @@ inline PackedRow packed_row(const MatrixView& matrix, int64_t n) {
           static_cast<const bf16*>(matrix.scales) + n * groups, static_cast<const bf16*>(matrix.biases) + n * groups};
 }
 
+// A group's bias for weights less `offset`.
+template <int offset, typename Float>
+inline Float bias_of(Float bias, Float scale) {
+  return offset == 0 ? bias : bias + float(offset) * scale;
+}
+
 // acc + sum_g bias_g sum_g, lane by lane; then the sum of the lanes.
-inline float finish_row(F acc, const bf16* biases, const float* sums, int64_t groups) {
+template <int offset>
+inline float finish_row(F acc, const PackedRow& row, const float* sums, int64_t groups) {
   int64_t g = 0;
-  for (; g + W <= groups; g += W) acc += load(biases + g) * load(sums + g);
-  if (g < groups) acc += load_part(biases + g, groups - g) * load_part(sums + g, groups - g);
+  for (; g + W <= groups; g += W) acc += bias_of<offset>(load(row.biases + g), load(row.scales + g)) * load(sums + g);
+  const int64_t left = groups - g;
+  if (left > 0)
+    acc +=
+        bias_of<offset>(load_part(row.biases + g, left), load_part(row.scales + g, left)) * load_part(sums + g, left);
   return sum(acc);
 }
 
@@ -149,20 +161,22 @@ float multiply_one(const PackedRow& row, int64_t chunks, const FixedX& x) {
     }
   }
   for (; c < chunks; ++c) add(c, to_float(row.scales[c * kChunk / group_size]) * x.steps[c]);
-  return finish_row(acc, row.biases, x.sums, chunks * kChunk / group_size);
+  return finish_row<Fields<bits>::offset>(acc, row, x.sums, chunks * kChunk / group_size);
 }
 
-// acc[m] (vectors) += chunks from .. to of a row times all rows of x; the same operations in the same order.
+// acc[m] (vectors) += chunks from .. to of a row, of one block, times all rows of x; the same operations in the same
+// order.
 template <int bits, int group_size>
 void multiply_block(const PackedRow& row, int64_t from, int64_t to, const FixedX& x, float* acc) {
   const Fields<bits> fields;
   const int64_t M = x.M, step_stride = x.step_stride;  // read once: a store to acc might change them
+  const int16_t* first = x.chunk(0, from);
   for (int64_t c = from; c < to; ++c) {
     typename Fields<bits>::Chunk f;
     fields(row.data + c * 8 * bits, f);
     const float scale = to_float(row.scales[c * kChunk / group_size]);
     prefetch(row.data + (c + to - from) * 8 * bits);
-    const int16_t* values = x.chunk(0, c);
+    const int16_t* values = first + (c - from) * kChunk;
     const float* steps = x.steps + c;
     for (int64_t m = 0; m < M; ++m, values += kBlockColumns, steps += step_stride) {
       const F part = floats(Fields<bits>::dot(f, values));
@@ -186,7 +200,8 @@ void multiply_packed(const MatrixView& matrix, int64_t n, int64_t count, const F
       multiply_block<bits, group_size>(row(r), c, least(c + block, chunks), x, acc + r * x.M * W);
   for (int64_t r = 0; r < count; ++r)
     for (int64_t m = 0; m < x.M; ++m)
-      out[r * x.M + m] = finish_row(load(acc + (r * x.M + m) * W), row(r).biases, x.sums + m * x.sum_stride, groups);
+      out[r * x.M + m] =
+          finish_row<Fields<bits>::offset>(load(acc + (r * x.M + m) * W), row(r), x.sums + m * x.sum_stride, groups);
 }
 
 // out[r * M + m] = row n + r of the matrix times row m of x, for r < count <= kUnitRows.
