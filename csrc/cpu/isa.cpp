@@ -4,6 +4,10 @@
 
 #include "cpu/kernels.h"
 
+#if defined(MLX_DELTA_ARM64) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
 namespace mlx_delta::cpu {
 
 #define MLX_DELTA_DECLARE(isa) \
@@ -18,6 +22,9 @@ MLX_DELTA_DECLARE(avx2)
 #endif
 #ifdef MLX_DELTA_ARM64
 MLX_DELTA_DECLARE(neon)
+#ifdef __linux__
+MLX_DELTA_DECLARE(neondot)
+#endif
 #endif
 #undef MLX_DELTA_DECLARE
 
@@ -38,6 +45,10 @@ std::vector<const Kernels*> find_available() {
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&avx2::table);
 #endif
 #ifdef MLX_DELTA_ARM64
+#ifdef __linux__  // elsewhere every machine has dot products, and the build `neon` uses them
+  constexpr unsigned long kDotProducts = 1ul << 20;  // HWCAP_ASIMDDP, which older headers lack
+  if (getauxval(AT_HWCAP) & kDotProducts) found.push_back(&neondot::table);
+#endif
   found.push_back(&neon::table);
 #endif
   found.push_back(&portable::table);

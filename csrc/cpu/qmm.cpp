@@ -8,10 +8,14 @@
 #include "cpu/qmm_float.h"
 #include "cpu/qmm_tiled_avx2.h"
 #include "cpu/qmm_tiled_avx512.h"
+#include "cpu/qmm_tiled_dotprod.h"
 #include "cpu/threads.h"
 
-#if defined(__AVX512VNNI__) || (defined(__AVX2__) && !defined(__AVX512F__))
+#if defined(__AVX512VNNI__) || defined(MLX_DELTA_INT16)
 #define MLX_DELTA_FIXED  // packed weights multiply x in fixed point
+#endif
+#if defined(MLX_DELTA_FIXED) && (!defined(MLX_DELTA_ISA_NEON) || defined(MLX_DELTA_DOTPROD))
+#define MLX_DELTA_TILED  // those of a prompt too, by tiles
 #endif
 
 namespace mlx_delta::cpu::MLX_DELTA_ISA {
@@ -27,17 +31,24 @@ constexpr int64_t kBlockBytes = 768 * 1024;
 // rows. Not the number of rows decides, so that sequences decoded together keep the bits that they have alone.
 constexpr int64_t kFewPositions = 16;
 
-#if defined(MLX_DELTA_FIXED)
+#if defined(MLX_DELTA_TILED)
+constexpr bool kTiled = true;
 // Tiles read x less often than weights, so that it may come from the L3.
 constexpr int64_t kTiledBlockBytes = 4096 * 1024;
+#else
+constexpr bool kTiled = false;
+constexpr int kTiledRows = kUnitRows;
+#endif
 
-bool fixed_point(const MatrixView& m, DType x) {
-  return x == DType::bf16 && m.bits != 0 && m.type == DType::bf16 && m.group_size >= kLeastGroup;
+#if defined(MLX_DELTA_FIXED)
+// Without dot products NEON multiplies as many floats as 16-bit integers an instruction, so that integers gain only
+// where weights are unpacked for few rows.
+bool fixed_point(const MatrixView& m, DType x, const QmmArgs& args) {
+  return x == DType::bf16 && m.bits != 0 && m.type == DType::bf16 && m.group_size >= kLeastGroup &&
+         (kTiled || args.positions <= kFewPositions);
 }
 #else
-constexpr int kTiledRows = kUnitRows;
-
-bool fixed_point(const MatrixView&, DType) { return false; }
+bool fixed_point(const MatrixView&, DType, const QmmArgs&) { return false; }
 #endif
 
 #if defined(__AVX512BF16__)
@@ -50,8 +61,8 @@ bool bf16_pairs(const MatrixView&, DType, bool) { return false; }
 
 // Whether the rows of x of a call pass by tiles of this matrix.
 bool takes_tiles(const MatrixView& m, DType x, const QmmArgs& args) {
-  return args.positions > kFewPositions &&
-         (fixed_point(m, x) || (bf16_pairs(m, x, args.norm != nullptr) && m.cols % 2 == 0));
+  return kTiled && args.positions > kFewPositions &&
+         (fixed_point(m, x, args) || (bf16_pairs(m, x, args.norm != nullptr) && m.cols % 2 == 0));
 }
 
 template <typename T>
@@ -86,7 +97,7 @@ struct Block {
     bool need_floats = false, need_layout[6] = {};
     for (int s = 0; s < args.segment_count; ++s) {
       if (bf16_pairs(args.segments[s], dtype_of<T>(), args.norm)) continue;
-      if (!fixed_point(args.segments[s], dtype_of<T>())) need_floats = true;
+      if (!fixed_point(args.segments[s], dtype_of<T>(), args)) need_floats = true;
 #if defined(MLX_DELTA_FIXED)
       else
         need_layout[layout_of(args.segments[s])] = true;
@@ -144,7 +155,8 @@ struct Block {
   // out[r * M + m]: rows n .. n + count of a segment
   void multiply(const MatrixView& segment, int64_t n, int64_t count, float* out) const {
 #if defined(MLX_DELTA_FIXED)
-    if (fixed_point(segment, dtype_of<T>())) return multiply_fixed(segment, n, count, fixed[layout_of(segment)], out);
+    if (fixed_point(segment, dtype_of<T>(), args))
+      return multiply_fixed(segment, n, count, fixed[layout_of(segment)], out);
 #endif
 #if defined(__AVX512BF16__)
     if (bf16_pairs(segment, dtype_of<T>(), args.norm))
@@ -165,7 +177,7 @@ struct Block {
     const int64_t rows = least<int64_t>(unit_rows(s), args.segments[s].rows - n);
     float* out = scratch_of<float>(kResultSlot, 2 * kTiledRows * M);
     float* up = out + kTiledRows * M;
-#if defined(MLX_DELTA_FIXED)
+#if defined(MLX_DELTA_TILED)
     if (tiled(s)) {
       fill(out, (args.swiglu ? 2 : 1) * kTiledRows * M, 0.0f);
       multiply_tiles(args.segments[s], n, rows, out);
@@ -204,7 +216,7 @@ struct Block {
     if (r < count) vector(std::false_type{}, r, count - r);
   }
 
-#if defined(MLX_DELTA_FIXED)
+#if defined(MLX_DELTA_TILED)
   // out[m * kTiledRows + r] += rows n .. n + count of a segment
   void multiply_tiles(const MatrixView& segment, int64_t n, int64_t count, float* out) const {
 #if defined(__AVX512BF16__)
@@ -240,7 +252,7 @@ struct Block {
 template <typename T>
 void multiply_blocks(const QmmArgs& args) {
   int64_t bytes = kBlockBytes;
-#if defined(MLX_DELTA_FIXED)
+#if defined(MLX_DELTA_TILED)
   if (takes_tiles(args.segments[0], dtype_of<T>(), args)) bytes = kTiledBlockBytes;
 #endif
   const int64_t most_rows = most<int64_t>(16, bytes / (2 * args.K) / 16 * 16);

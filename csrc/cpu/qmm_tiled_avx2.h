@@ -5,7 +5,7 @@
 // and 8 additions for 2 loads of weights and 4 broadcasts of x.
 #pragma once
 
-#include "cpu/qmm_avx2.h"
+#include "cpu/qmm_int16.h"
 
 #if defined(__AVX2__) && !defined(__AVX512F__)
 

@@ -48,7 +48,7 @@ inline T least(T a, T b) {
   return b < a ? b : a;
 }
 template <typename T>
-inline T most(T a, T b) {
+constexpr T most(T a, T b) {
   return a < b ? b : a;
 }
 

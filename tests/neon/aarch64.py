@@ -21,7 +21,11 @@ HERE = Path(__file__).resolve().parent
 CPU = ROOT / "csrc" / "cpu"
 CACHE = ROOT / "build" / "neon"
 TARGET = ["-target", "aarch64-linux-musl"]
-ISA_FLAGS = {"neon": ["-DMLX_DELTA_ISA_NEON"], "portable": []}
+ISA_FLAGS = {
+    "neon": ["-DMLX_DELTA_ISA_NEON"],
+    "neondot": ["-DMLX_DELTA_ISA_NEON", "-mcpu=generic+dotprod"],
+    "portable": [],
+}
 SHARED = {"isa.cpp", "threads.cpp"}  # in csrc/cpu, but compiled once
 UNUSED = ["-Wno-unused-parameter", "-Wno-unused-variable"]  # what other instruction sets use
 
@@ -60,7 +64,7 @@ def compiled(source: Path, *options: str) -> Path:
 
 
 def program() -> Path:
-    """run_calls with both tables of kernels, a static executable."""
+    """run_calls with all tables of kernels, a static executable."""
     jobs = [(HERE / "run_calls.cpp", ())]
     for isa, options in ISA_FLAGS.items():
         kernels = [path for path in sorted(CPU.glob("*.cpp")) if path.name not in SHARED]

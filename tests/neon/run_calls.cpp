@@ -14,6 +14,9 @@ namespace mlx_delta::cpu {
 namespace neon {
 extern const Kernels table;
 }
+namespace neondot {
+extern const Kernels table;
+}
 namespace portable {
 extern const Kernels table;
 }
@@ -112,8 +115,11 @@ void run(const Kernels& k, int32_t op, int32_t type, const char* args, int32_t b
 // is an output} and its content.
 int main(int argc, char** argv) {
   if (argc != 4) fail("expected ISA CALLS RESULTS, arguments found", argc - 1);
-  const Kernels& kernels = std::strcmp(argv[1], "neon") == 0 ? neon::table : portable::table;
-  if (std::strcmp(argv[1], kernels.isa) != 0) fail("expected neon or portable", 0);
+  const Kernels* found = nullptr;
+  for (const Kernels* table : {&neon::table, &neondot::table, &portable::table})
+    if (std::strcmp(argv[1], table->isa) == 0) found = table;
+  if (!found) fail("expected neon, neondot or portable", 0);
+  const Kernels& kernels = *found;
   std::FILE* calls = std::fopen(argv[2], "rb");
   std::FILE* results = std::fopen(argv[3], "wb");
   if (!calls || !results) fail("cannot open the files", 0);

@@ -67,10 +67,13 @@ def test_matches_the_reference(isa: str, op: str, dtype: mx.Dtype, tmp_path: Pat
 
 
 @emulated
-@pytest.mark.parametrize("case", ["b2g32", "b3g64", "b4g128", "b5g32", "b6g64", "b8g64", "plain-bfloat16"])
-def test_qmm_rows_are_identical_whatever_the_batch(case: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "case", ["b5g32", "plain-bfloat16", *(f"b{b}g{g}m4" for b in (2, 3, 4, 5, 6, 8) for g in (64, 128))]
+)
+@pytest.mark.parametrize("isa", ["neon", "neondot"])
+def test_qmm_rows_are_identical_whatever_the_batch(isa: str, case: str, tmp_path: Path) -> None:
     arguments = next(c for c in SMALL if c.id == f"qmm-{case}").arguments(mx.bfloat16)
     x = mx.random.normal((ROWS[-1], arguments["x"].shape[1]), key=mx.random.key(7)).astype(mx.bfloat16)
-    found = run("neon", [Call("qmm", {**arguments, "x": x[:M]}) for M in ROWS], tmp_path)
+    found = run(isa, [Call("qmm", {**arguments, "x": x[:M]}) for M in ROWS], tmp_path)
     for M, (part,) in zip(ROWS, found, strict=True):
         assert mx.array_equal(part, found[-1][0][:M])

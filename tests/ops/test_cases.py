@@ -87,7 +87,7 @@ def test_works_under_compile(case: Case) -> None:
 
 
 @pytest.mark.parametrize(
-    "case", ["b2g32", "b3g64", "b4g128", "b5g32", "b6g64", "b8g64", "plain-bfloat16", "scales-float16"]
+    "case", ["b2g32", "b3g64m4", "b4g128m4", "b5g32", "b6g64", "b8g64", "plain-bfloat16", "scales-float16"]
 )
 def test_qmm_rows_are_identical_whatever_the_batch(case: str, isa: str) -> None:
     arguments = next(c for c in CASES if c.id == f"qmm-{case}").arguments(mx.bfloat16)

@@ -159,6 +159,7 @@ def qmm_cases() -> Iterator[Case]:
             yield qmm_case(f"b{bits}g{group_size}", 3, 3 * 128, [(37, bits, group_size)])
             # K that ends within a kernel's tile of 256 or 128 columns, after none or some whole ones
             yield qmm_case(f"b{bits}g{group_size}m1", 1, 5 * group_size, [(18, bits, group_size)])
+            yield qmm_case(f"b{bits}g{group_size}m1-long", 1, 19 * group_size, [(5, bits, group_size)])
             yield qmm_case(f"b{bits}g{group_size}m4", 4, 19 * group_size, [(33, bits, group_size)], norm=True)
             # A prompt's rows, over several blocks of columns, with rows and weight rows that fill no tile
             yield qmm_case(f"b{bits}g{group_size}m22", 22, 19 * group_size, [(70, bits, group_size)], norm=True)
