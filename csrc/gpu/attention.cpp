@@ -23,10 +23,10 @@ Plan plan(const AttentionShape& shape) {
   const int tile = head_tile(shape.Hq / shape.Hkv);
   const int heads = shape.Hq / tile, tokens = shape.B * shape.T;
   // Whatever the batch is, so that a sequence has the bits that it has alone.
-  const int splits = std::min(ceil_div(kThreadgroups, heads * shape.T),
-                              ceil_div(shape.length, MLX_DELTA_LEAST_SPLIT_ROWS));
-  const std::vector<char> params = bytes_of(
-      AttentionParams{shape.T, shape.Hq, shape.Hkv, shape.S, shape.length, shape.width, splits, shape.scale});
+  const int splits =
+      std::min(ceil_div(kThreadgroups, heads * shape.T), ceil_div(shape.length, MLX_DELTA_LEAST_SPLIT_ROWS));
+  const std::vector<char> params =
+      bytes_of(AttentionParams{shape.T, shape.Hq, shape.Hkv, shape.S, shape.length, shape.width, splits, shape.scale});
   const bool split = splits > 1;
   const Buffer y{Buffer::output, 0}, partial{Buffer::scratch, 0};
   Plan result{{{"attention",

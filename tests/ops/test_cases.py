@@ -9,6 +9,7 @@ import pytest
 
 from mlx_delta import _core, ops
 from mlx_delta.bench.cases import BOUNDS, CASES, DTYPES, STATES, Arguments, Case, cases_of, relative_rms
+from padded import padded_batches
 
 SMALL = [case for case in CASES if not case.real]
 
@@ -156,14 +157,11 @@ def test_a_state_that_nobody_holds_is_updated_in_place() -> None:
     assert mx.get_peak_memory() - before < state_bytes // 2
 
 
-def test_attention_of_a_padded_sequence_has_the_bits_it_has_alone(isa: str) -> None:
-    """Over a context that is cut into stretches: they are counted from where the sequence begins."""
-    case = next(c for c in CASES if c.id == "attention-b1t1h4:1d64l2345")
-    arguments = case.arguments(mx.bfloat16)
-    padding = mx.zeros((1, 1, 700, 64), mx.bfloat16)
-    padded = {name: mx.concatenate([padding, arguments[name]], axis=2) for name in ("keys", "values")}
-    longer = {**arguments, **padded, "length": arguments["length"] + 700, "start": mx.array([700])}
-    assert mx.array_equal(case.run(longer)[0], case.run(arguments)[0])
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
+def test_a_padded_sequence_has_the_bits_it_has_alone(dtype: mx.Dtype, isa: str) -> None:
+    """Chunks, and stretches of a long context, are counted from where the sequence begins."""
+    for batch in padded_batches(dtype):
+        batch.check(lambda results: results)
 
 
 def test_an_embedding_of_an_unknown_token_is_nan() -> None:
