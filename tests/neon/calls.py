@@ -146,7 +146,7 @@ class Call:
         for name in names.split():
             array = self.arguments[name]
             row = math.prod(array.shape[-dims:])
-            wide = mx.pad(array.reshape(-1, row), ((0, 0), (0, 2)), mx.array(math.nan, array.dtype))
+            wide = mx.pad(array.reshape(-1, row), [(0, 0), (0, 2)], constant_values=math.nan)
             found.append(Rows(self.add(wide.reshape(-1)[:-2]), row + 2))
         return found
 
