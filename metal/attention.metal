@@ -5,7 +5,8 @@
 // Query heads that share a key head go together, G at a time, so that the cache is read once for them. A long context
 // is split: threadgroup (split, heads, token) takes its rows of the cache, the simdgroups in turns of KEYS rows, with a
 // running maximum and sum; they meet in threadgroup memory at the end, one head after the other. With PARTIAL the
-// result of a split goes to scratch as [D sums, maximum, sum], for attention_combine.
+// result of a split goes to scratch as [D sums, maximum, sum], for attention_combine. Splits are counted from where the
+// sequence begins and are as long as its own length asks for: padding on its left does not change a bit of it.
 //
 // Bytes: keys and values once (G divides the group for the 9B's 4:1), q and gate once per split. Threads: 256 a split
 // and G heads, 65536 for the 9B from 8192 rows on. Loads in flight: KEYS rows of keys, then of values, 16 bytes a load
@@ -34,8 +35,12 @@ template <typename T, typename Out, int D, int G, int SIMDGROUPS, bool START, bo
   const int key_head = first_head / (p.Hq / p.Hkv);
   const size_t cache = size_t(b * p.Hkv + key_head) * size_t(p.S) * size_t(D) + size_t(lane * per_lane);
   const int visible = p.length - p.T + t + 1;
-  const int begin = max(split * p.split_rows, START ? start[b] : 0);
-  const int end = min((split + 1) * p.split_rows, visible);
+  const int first_row = START ? max(start[b], 0) : 0;
+  const int rows = max(p.length - first_row, 1);  // of this sequence
+  const int wanted = min(p.splits, (rows + MLX_DELTA_LEAST_SPLIT_ROWS - 1) / MLX_DELTA_LEAST_SPLIT_ROWS);
+  const int split_rows = (rows + wanted - 1) / wanted;
+  const int begin = first_row + split * split_rows;
+  const int end = min(begin + split_rows, visible);
 
   float query[G][per_lane];
   float total[G][per_lane];

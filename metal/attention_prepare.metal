@@ -63,8 +63,8 @@ template <typename T, int D, bool POSITIONS>
       const int axis = f % 3 != 0 && f / 3 < p.sections[f % 3] ? f % 3 : 0;
       const int at = POSITIONS ? positions[axis * int(grid.z) * p.T + token] : p.offset + t;
       const float angle = float(at) * p.frequencies[f];
-      turned = e < p.rope_half ? h[i] * cos(angle) - head_values[e + p.rope_half] * sin(angle)
-                               : h[i] * cos(angle) + head_values[e - p.rope_half] * sin(angle);
+      const float across = e < p.rope_half ? -head_values[e + p.rope_half] : head_values[e - p.rope_half];
+      turned = fma(h[i], cos(angle), across * sin(angle));  // the same bits with and without POSITIONS
     }
     out[e] = T(turned);
   }

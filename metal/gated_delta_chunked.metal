@@ -11,6 +11,7 @@
 //
 // Two launches: one a chunk and head, all at once, for what does not depend on S, and one a head and a few of its value
 // columns, chunk after chunk. A token that is masked or past the end has beta = 0, log g = 0 and its q and k read as 0.
+// Chunks are counted from where the sequence begins, so that padding on its left does not change a bit of it.
 #include "common.h"
 #include "delta.h"
 #include "params.h"
@@ -30,6 +31,15 @@ struct ChunkLayout {
     floats = decay + 4
   };
 };
+
+// How many tokens come before the first that is there; T: none is. On all lanes of a simdgroup.
+inline int padding_of(device const bool* mask, int T, int lane) {
+  int found = T;
+  for (int t = 0; t < T && found == T; t += 32) {
+    found = simd_min(t + lane < T && mask[t + lane] ? t + lane : T);
+  }
+  return found;
+}
 
 // Two neighbours of a row of q, k or v; 0 for a token that is not there, whatever its memory holds.
 template <typename T>
@@ -64,8 +74,13 @@ template <typename T, int DK, int DV, bool MASK>
   const int sequence = int(threadgroup_.z);
   const int key_head = head / (p.Hv / p.Hk);
   const int chunk_count = (p.T + 63) / 64;
-  const size_t first = size_t(sequence) * size_t(p.T) + size_t(chunk * 64);
-  const int count = min(64, p.T - chunk * 64);
+  const size_t of_sequence = size_t(sequence) * size_t(p.T);
+  const int begin = (MASK ? padding_of(mask + of_sequence, p.T, lane) : 0) + chunk * 64;
+  const size_t first = of_sequence + size_t(begin);
+  const int count = min(64, p.T - begin);
+  if (count <= 0) {  // fewer chunks than without padding
+    return;
+  }
   const size_t key_step = size_t(p.Hk) * size_t(DK);
   const size_t value_step = size_t(p.Hv) * size_t(DV);
   device const T* qc = q + first * key_step + size_t(key_head * DK);
@@ -229,11 +244,12 @@ template <typename T, int DK, int DV, bool MASK>
 // value columns, from the last-level cache; U, y and the state once. Threads: 256 DV / COLUMNS a head, 32768 for the
 // 9B. Loads in flight: two tiles a multiply of COLUMNS / 8. Registers: 16 of state, 16 of V and y, about 60 at COLUMNS
 // = 32. Threadgroup memory: (DK + 64) COLUMNS floats, 24 KB for the 9B. Two barriers a chunk.
-template <typename T, int DK, int DV, int COLUMNS>
+template <typename T, int DK, int DV, int COLUMNS, bool MASK>
 [[kernel, max_total_threads_per_threadgroup(256)]] void gated_delta_chunks(
     device const T* q [[buffer(0)]], device const T* k [[buffer(1)]], device const float* chunks [[buffer(2)]],
-    device const float* state [[buffer(3)]], device T* y [[buffer(4)]], device float* new_state [[buffer(5)]],
-    constant GatedDeltaParams& p [[buffer(6)]], uint3 threadgroup_ [[threadgroup_position_in_grid]],
+    device const float* state [[buffer(3)]], device const bool* mask [[buffer(4)]], device T* y [[buffer(5)]],
+    device float* new_state [[buffer(6)]], constant GatedDeltaParams& p [[buffer(7)]],
+    uint3 threadgroup_ [[threadgroup_position_in_grid]], uint thread_ [[thread_index_in_threadgroup]],
     uint simdgroup_ [[simdgroup_index_in_threadgroup]], uint lane_ [[thread_index_in_simdgroup]]) {
   typedef ChunkLayout<DK, DV> Layout;
   const int blocks = (DK + 63) / 64;  // of 8 rows of S^T a simdgroup
@@ -247,8 +263,10 @@ template <typename T, int DK, int DV, int COLUMNS>
   const int column = int(threadgroup_.x) * COLUMNS;
   const int key_head = head / (p.Hv / p.Hk);
   const int chunk_count = (p.T + 63) / 64;
-  const Place place = place_of(int(lane_));
+  const int lane = int(lane_);
+  const Place place = place_of(lane);
   const size_t key_step = size_t(p.Hk) * size_t(DK);
+  const size_t of_sequence = size_t(sequence) * size_t(p.T);
   const size_t sequence_head = size_t(sequence) * size_t(p.Hv) + size_t(head);
   const size_t of_state = sequence_head * size_t(DV * DK) + size_t(column * DK);
 
@@ -263,11 +281,17 @@ template <typename T, int DK, int DV, int COLUMNS>
       }
     }
   }
-  for (int chunk = 0; chunk < chunk_count; chunk++) {
+  const int padding = MASK ? padding_of(mask + of_sequence, p.T, lane) : 0;
+  for (int i = int(thread_); i < padding * COLUMNS; i += 256) {
+    const size_t token = of_sequence + size_t(i / COLUMNS);
+    y[(token * size_t(p.Hv) + size_t(head)) * size_t(DV) + size_t(column + i % COLUMNS)] = T(0.0f);
+  }
+  for (int chunk = 0; padding + chunk * 64 < p.T; chunk++) {
     device const float* of_chunk =
         chunks + (sequence_head * size_t(chunk_count) + size_t(chunk)) * size_t(Layout::floats);
     device const float* k_factor = of_chunk + Layout::k_factor;
-    const size_t first = size_t(sequence) * size_t(p.T) + size_t(chunk * 64);
+    const int begin = padding + chunk * 64;
+    const size_t first = of_sequence + size_t(begin);
     UNROLL
     for (int m = 0; m < blocks; m++) {
       const int d = (simdgroup + 8 * m) * 8;
@@ -316,7 +340,7 @@ template <typename T, int DK, int DV, int COLUMNS>
         simdgroup_multiply_accumulate(seen[n], left, right, seen[n]);
       }
     }
-    if (chunk * 64 + t < p.T) {
+    if (begin + t < p.T) {
       device T* out = y + ((first + size_t(t)) * size_t(p.Hv) + size_t(head)) * size_t(DV) + size_t(column);
       UNROLL
       for (int n = 0; n < tiles; n++) {

@@ -8,6 +8,7 @@ namespace mlx_delta::gpu {
 
 #define MLX_DELTA_MAX_SEGMENTS 4
 #define MLX_DELTA_MAX_FREQUENCIES 128
+#define MLX_DELTA_LEAST_SPLIT_ROWS 128  // less does not pay for its part of attention's second launch
 
 struct QmmParams {
   int M;
@@ -61,8 +62,7 @@ struct AttentionParams {
   int S;
   int length;
   int width;  // columns of the projection that holds the gate
-  int splits;
-  int split_rows;
+  int splits;  // at most, of a sequence
   float scale;
 };
 

@@ -9,7 +9,7 @@ inline constexpr int kConvWidth = 4;
 inline constexpr int kConvState = kConvWidth - 1;
 
 struct Conv1dArgs {
-  const void* x;         // row (b, t) starts at ((b T) + t) x_stride: C values of T
+  Rows x;                // [B T, C] of T
   const float* weight;   // [C, 4], the newest token's weight last
   const bool* mask;      // [B, T], or null
   const void* state_in;  // [B, 3, C] of T, oldest first
@@ -18,7 +18,6 @@ struct Conv1dArgs {
   int64_t B;
   int64_t T;
   int64_t C;
-  int64_t x_stride;
 };
 
 }  // namespace mlx_delta::cpu

@@ -51,11 +51,11 @@ inline void convolve_lanes(const Conv1dArgs& args, int64_t b, int64_t c, int64_t
     std::memcpy(padded, args.weight + c * kConvWidth, size_t(lanes) * kConvWidth * sizeof(float));
     load_taps(padded, taps);
   }
-  const T* x = static_cast<const T*>(args.x) + b * args.T * args.x_stride + c;
+  const T* x = row<T>(args.x, b * args.T) + c;
   const T* state_in = static_cast<const T*>(args.state_in) + b * kConvState * args.C + c;
   F window[kConvState];
   for (int j = 0; j < kConvState; ++j) window[j] = read(state_in + j * args.C);
-  for (int64_t t = 0; t < args.T; ++t, x += args.x_stride) {
+  for (int64_t t = 0; t < args.T; ++t, x += args.x.stride) {
     if (args.mask && !args.mask[b * args.T + t]) {
       out(t, F{});
       continue;

@@ -23,7 +23,7 @@ void mix_head(const DeltaMixerArgs& args, const Conv1dArgs& conv, int64_t b, int
   const float q_scale = 1.0f / sqrtf(float(Dk));
   for (int64_t t = 0; t < args.T; ++t) {
     const int64_t token = b * args.T + t;
-    const T* z = static_cast<const T*>(args.projection) + token * conv.x_stride + conv.C;
+    const T* z = row<T>(conv.x, token) + conv.C;
     const T* gate_b = z + value_dim;
     const T* gate_a = gate_b + args.Hv;
     T* out = static_cast<T*>(args.y) + token * value_dim;
@@ -48,7 +48,7 @@ template <typename T>
 void mix(const DeltaMixerArgs& args) {
   const int64_t value_dim = args.Hv * args.Dv;
   const int64_t C = 2 * args.Hk * args.Dk + value_dim;
-  const Conv1dArgs conv{args.projection,
+  const Conv1dArgs conv{{args.projection, C + value_dim + 2 * args.Hv},
                         args.conv_weight,
                         args.mask,
                         args.conv_in,
@@ -56,8 +56,7 @@ void mix(const DeltaMixerArgs& args) {
                         nullptr,
                         args.B,
                         args.T,
-                        C,
-                        C + value_dim + 2 * args.Hv};
+                        C};
   parallel_for(args.B * args.Hk, 1, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) mix_head<T>(args, conv, i / args.Hk, i % args.Hk);
   });

@@ -22,9 +22,9 @@ struct Head {
   void load_qk(int64_t first, int64_t count, float* q, float* k) const {
     const float q_scale = 1.0f / sqrtf(float(args.Dk));
     for (int64_t t = 0; t < count; ++t, q += args.Dk, k += args.Dk) {
-      const int64_t at = ((b * args.T + first + t) * args.Hk + hk) * args.Dk;
-      load_floats(static_cast<const T*>(args.q) + at, args.Dk, q);
-      load_floats(static_cast<const T*>(args.k) + at, args.Dk, k);
+      const int64_t token = b * args.T + first + t;
+      load_floats(row<T>(args.q, token) + hk * args.Dk, args.Dk, q);
+      load_floats(row<T>(args.k, token) + hk * args.Dk, args.Dk, k);
       l2_normalize(q, args.Dk, q_scale);
       l2_normalize(k, args.Dk, 1.0f);
     }
@@ -35,16 +35,16 @@ struct Head {
   // A masked token has log g = 0 and beta = 0: it leaves the state as it is.
   Gates gates(int64_t t, int64_t hv) const {
     if (masked(t)) return {0.0f, 0.0f};
-    const int64_t at = (b * args.T + t) * args.Hv + hv;
-    return delta_gates(to_float(static_cast<const T*>(args.a)[at]), to_float(static_cast<const T*>(args.b)[at]),
-                       args.A_log[hv], args.dt_bias[hv]);
+    const int64_t token = b * args.T + t;
+    return delta_gates(to_float(row<T>(args.a, token)[hv]), to_float(row<T>(args.b, token)[hv]), args.A_log[hv],
+                       args.dt_bias[hv]);
   }
 
-  int64_t value_at(int64_t t, int64_t hv) const { return ((b * args.T + t) * args.Hv + hv) * args.Dv; }
+  const T* v(int64_t t, int64_t hv) const { return row<T>(args.v, b * args.T + t) + hv * args.Dv; }
   float* state(int64_t hv) const { return args.state + (b * args.Hv + hv) * args.Dv * args.Dk; }
 
   void store_y(int64_t t, int64_t hv, const float* y) const {
-    T* out = static_cast<T*>(args.y) + value_at(t, hv);
+    T* out = static_cast<T*>(args.y) + ((b * args.T + t) * args.Hv + hv) * args.Dv;
     if (masked(t))
       fill(out, args.Dv, from_float<T>(0.0f));
     else
@@ -56,14 +56,14 @@ struct Head {
     const int64_t ratio = args.Hv / args.Hk;
     float* q = scratch_of<float>(kQSlot, args.T * args.Dk);
     float* k = scratch_of<float>(kKSlot, args.T * args.Dk);
-    float* v = scratch_of<float>(kVSlot, 2 * args.Dv);
-    float* y = v + args.Dv;
+    float* values = scratch_of<float>(kVSlot, 2 * args.Dv);
+    float* y = values + args.Dv;
     load_qk(0, args.T, q, k);
     for (int64_t hv = hk * ratio; hv < (hk + 1) * ratio; ++hv)
       for (int64_t t = 0; t < args.T; ++t) {
         if (!masked(t)) {
-          load_floats(static_cast<const T*>(args.v) + value_at(t, hv), args.Dv, v);
-          delta_step(q + t * args.Dk, k + t * args.Dk, v, gates(t, hv), args.Dk, args.Dv, state(hv), y);
+          load_floats(v(t, hv), args.Dv, values);
+          delta_step(q + t * args.Dk, k + t * args.Dk, values, gates(t, hv), args.Dk, args.Dv, state(hv), y);
         }
         store_y(t, hv, y);
       }
@@ -130,7 +130,7 @@ struct Head {
       fill(weights + t * kChunk + t + 1, C - t - 1, 0.0f);
       float* ut = u + t * Dv;
       scale(-from_start, Dv, ut);
-      axpy(1.0f, static_cast<const T*>(args.v) + value_at(first + t, hv), Dv, ut);
+      axpy(1.0f, v(first + t, hv), Dv, ut);
       gemm(row, kChunk, u, Dv, ut, Dv, 1, Dv, t);
       scale(beta[t], Dv, ut);
       scale(from_start, Dv, y + t * Dv);

@@ -6,11 +6,9 @@
 namespace mlx_delta::cpu {
 
 struct GatedDeltaArgs {
-  const void* q;         // [B, T, Hk, Dk] of T
-  const void* k;         // [B, T, Hk, Dk]
-  const void* v;         // [B, T, Hv, Dv]
-  const void* a;         // [B, T, Hv]
-  const void* b;         // [B, T, Hv]
+  Rows q, k;             // [B T, Hk Dk] of T
+  Rows v;                // [B T, Hv Dv]
+  Rows a, b;             // [B T, Hv]
   const float* A_log;    // [Hv]
   const float* dt_bias;  // [Hv]
   const bool* mask;      // [B, T], or null

@@ -8,13 +8,13 @@ namespace {
 
 template <typename T>
 void run(const GatedNormArgs& args) {
-  const int64_t D = args.D;
-  parallel_for_shrinking(args.rows, 1 + 8192 / D, [&](int64_t first, int64_t last) {
+  const int64_t D = args.D, heads = args.rows * args.heads;
+  parallel_for_shrinking(heads, 1 + 8192 / D, [&](int64_t first, int64_t last) {
     float* y = scratch_of<float>(0, D);
-    for (int64_t row = first; row < last; ++row) {
-      load_floats(static_cast<const T*>(args.y) + row * D, D, y);
-      norm_and_gate(y, static_cast<const T*>(args.z) + row * D, args.norm, D, args.eps,
-                    static_cast<T*>(args.out) + row * D);
+    for (int64_t i = first; i < last; ++i) {
+      load_floats(static_cast<const T*>(args.y) + i * D, D, y);
+      const T* z = row<T>(args.z, i / args.heads) + i % args.heads * D;
+      norm_and_gate(y, z, args.norm, D, args.eps, static_cast<T*>(args.out) + i * D);
     }
   });
 }

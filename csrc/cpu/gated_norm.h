@@ -1,4 +1,4 @@
-// norm * rms(y) * silu(z), row by row: see ops/gated_norm.h.
+// norm * rms(y) * silu(z), head by head: see ops/gated_norm.h.
 #pragma once
 
 #include "cpu/types.h"
@@ -6,10 +6,11 @@
 namespace mlx_delta::cpu {
 
 struct GatedNormArgs {
-  const void *y, *z;  // [rows, D] of T
+  const void* y;      // [rows, heads, D] of T
+  Rows z;             // [rows, heads D] of T
   const float* norm;  // [D]
-  void* out;          // [rows, D] of T
-  int64_t rows, D;
+  void* out;          // [rows, heads, D] of T
+  int64_t rows, heads, D;
   float eps;
 };
 

@@ -8,6 +8,11 @@
 namespace mlx_delta::cpu::MLX_DELTA_ISA {
 
 template <typename T>
+inline const T* row(const Rows& rows, int64_t i) {
+  return static_cast<const T*>(rows.data) + i * rows.stride;
+}
+
+template <typename T>
 inline void load_floats(const T* from, int64_t n, float* to) {
   int64_t i = 0;
   for (; i + W <= n; i += W) store(load(from + i), to + i);

@@ -16,4 +16,10 @@ struct f16 {
   uint16_t bits;
 };
 
+// Rows that are contiguous in themselves and one stride apart, in elements: slices of wider rows among them.
+struct Rows {
+  const void* data;
+  int64_t stride;
+};
+
 }  // namespace mlx_delta::cpu

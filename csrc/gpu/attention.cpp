@@ -18,16 +18,15 @@ int head_tile(int group) {
 
 Plan plan(const AttentionShape& shape) {
   constexpr int kSimdgroups = 8;
-  constexpr int kLeastRows = 128;     // of a split: less does not pay for its part of the second launch
-  constexpr int kThreadgroups = 256;  // enough for the widest GPU
+  constexpr int kThreadgroups = 256;  // of one sequence: enough for the widest GPU
   check_head_dims("attention", {shape.D});
   const int tile = head_tile(shape.Hq / shape.Hkv);
   const int heads = shape.Hq / tile, tokens = shape.B * shape.T;
-  const int wanted = std::clamp(ceil_div(kThreadgroups, heads * tokens), 1, ceil_div(shape.length, kLeastRows));
-  const int split_rows = ceil_div(shape.length, wanted);
-  const int splits = ceil_div(shape.length, split_rows);
-  const std::vector<char> params = bytes_of(AttentionParams{shape.T, shape.Hq, shape.Hkv, shape.S, shape.length,
-                                                            shape.width, splits, split_rows, shape.scale});
+  // Whatever the batch is, so that a sequence has the bits that it has alone.
+  const int splits =
+      std::min(ceil_div(kThreadgroups, heads * shape.T), ceil_div(shape.length, MLX_DELTA_LEAST_SPLIT_ROWS));
+  const std::vector<char> params =
+      bytes_of(AttentionParams{shape.T, shape.Hq, shape.Hkv, shape.S, shape.length, shape.width, splits, shape.scale});
   const bool split = splits > 1;
   const Buffer y{Buffer::output, 0}, partial{Buffer::scratch, 0};
   Plan result{{{"attention",

@@ -41,6 +41,25 @@ bool known_contiguous(const mx::array& a) {
   return a.status() != mx::array::Status::unscheduled && a.flags().row_contiguous;
 }
 
+// The elements from one row of the last `dims` dimensions to the next, if that is one number and rows are contiguous.
+std::optional<int64_t> row_stride(const mx::array& a, int dims) {
+  const int rank = int(a.ndim());
+  int64_t size = 1;  // of a row
+  for (int axis = rank - 1; axis >= rank - dims; --axis) {
+    if (a.shape(axis) != 1 && a.strides(axis) != size) return std::nullopt;
+    size *= a.shape(axis);
+  }
+  std::optional<int64_t> stride;
+  int64_t next = 0;  // the stride of the next dimension outwards
+  for (int axis = rank - dims - 1; axis >= 0; --axis) {
+    if (a.shape(axis) == 1) continue;
+    if (!stride) stride = next = a.strides(axis);
+    if (a.strides(axis) != next) return std::nullopt;
+    next *= a.shape(axis);
+  }
+  return stride.value_or(size);
+}
+
 }  // namespace
 
 void fail(const char* op, const char* argument, const std::string& expected, const std::string& found) {
@@ -77,6 +96,8 @@ bool on_gpu(const mx::Stream& stream) { return stream.device == mx::Device::gpu;
 mx::array contiguous(const mx::array& a, mx::Stream stream) {
   return known_contiguous(a) ? a : mx::contiguous(a, false, stream);
 }
+
+mx::array sliced(const mx::array& a, mx::Stream stream) { return on_gpu(stream) ? contiguous(a, stream) : a; }
 
 mx::array float_parameter(const mx::array& a, mx::Stream stream) {
   return contiguous(a.dtype() == mx::float32 ? a : mx::astype(a, mx::float32, stream), stream);
@@ -121,6 +142,15 @@ void set_poison_outputs(bool on) { poison_outputs = on; }
 void allocate(mx::array& out) {
   out.set_data(mx::allocator::malloc(out.nbytes()));
   if (poison_outputs) std::memset(out.data<char>(), 0xff, out.nbytes());
+}
+
+cpu::Rows rows_of(const mx::array& a, int dims, mx::Stream stream) {
+  if (const std::optional<int64_t> stride = row_stride(a, dims)) return {a.data<void>(), *stride};
+  mx::array copy = mx::contiguous(a, false, stream);  // evaluated here: this is an evaluation already
+  std::vector<mx::array> outputs{copy};
+  copy.primitive().eval_cpu({a}, outputs);
+  mx::cpu::get_command_encoder(stream).add_temporary(copy);
+  return {copy.data<void>(), *row_stride(copy, dims)};
 }
 
 void release_sibling_inputs(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {

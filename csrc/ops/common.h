@@ -40,8 +40,13 @@ bool on_gpu(const mx::Stream& stream);
 // More tokens, or rows of a matrix, than this are prefill.
 inline constexpr int kDecodeTokens = 16;
 
-// `a` with rows laid end to end. Adds a node only where the layout is not known to be so already.
+// `a` laid end to end, which is how kernels read all inputs but those of sliced(). Adds a node only where the layout is
+// not known to be so already.
 mx::array contiguous(const mx::array& a, mx::Stream stream);
+
+// An input that prefill slices from wider rows: a CPU kernel reads it where it is, by rows_of(); for a GPU it is made
+// contiguous.
+mx::array sliced(const mx::array& a, mx::Stream stream);
 
 // Small parameters (norm weights, gates, convolution taps) reach the kernels as contiguous float32.
 mx::array float_parameter(const mx::array& a, mx::Stream stream);
@@ -70,6 +75,10 @@ class Primitive : public mx::Primitive {
 void set_poison_outputs(bool on);
 
 void allocate(mx::array& out);
+
+// The rows of `a` made of its last `dims` dimensions, for a CPU kernel. Those that have one stride are read where they
+// are; of anything else the stream makes a copy first.
+cpu::Rows rows_of(const mx::array& a, int dims, mx::Stream stream);
 
 // Says of a CPU evaluation that it runs when the stream gets there, for what it holds of states (ops/donation.h):
 // inputs and outputs by index.

@@ -19,7 +19,7 @@ class Conv1d : public Primitive {
     mx::array &y = outputs[0], &state = outputs[1];
     allocate(y);
     donate_or_copy(inputs[2], state, stream());
-    const cpu::Conv1dArgs args{x.data<void>(),
+    const cpu::Conv1dArgs args{rows_of(x, 1, stream()),
                                inputs[1].data<float>(),
                                data_or_null<bool>(inputs, mask_),
                                state.data<void>(),
@@ -27,7 +27,6 @@ class Conv1d : public Primitive {
                                y.data<void>(),
                                x.shape(0),
                                x.shape(1),
-                               x.shape(2),
                                x.shape(2)};
     run_kernel(stream(), cpu::kernels().conv1d, x.dtype(), args);
     note_states(inputs, outputs, {}, {1}, stream());
@@ -69,8 +68,7 @@ std::pair<mx::array, mx::array> conv1d(const mx::array& x, const mx::array& weig
   check_float(kOp, "x", x);
   check_rank(kOp, "x", x, 3, "[B, T, C]");
   const int B = x.shape(0), T = x.shape(1), C = x.shape(2);
-  std::vector<mx::array> inputs{contiguous(x, s), conv_taps(kOp, weight, C, s),
-                                conv_state(kOp, state, B, C, x.dtype(), s)};
+  std::vector<mx::array> inputs{sliced(x, s), conv_taps(kOp, weight, C, s), conv_state(kOp, state, B, C, x.dtype(), s)};
   int mask_index = -1;
   if (mask) mask_index = push_optional(inputs, token_mask(kOp, *mask, B, T, s));
   auto out = mx::array::make_arrays({x.shape(), inputs[2].shape()}, {x.dtype(), x.dtype()},

@@ -19,11 +19,12 @@ class GatedDelta : public Primitive {
     mx::array &y = outputs[0], &state = outputs[1];
     allocate(y);
     donate_or_copy(inputs[7], state, stream());
-    const cpu::GatedDeltaArgs args{q.data<void>(),
-                                   inputs[1].data<void>(),
-                                   v.data<void>(),
-                                   inputs[3].data<void>(),
-                                   inputs[4].data<void>(),
+    const auto rows = [&](int input) { return rows_of(inputs[size_t(input)], input < 3 ? 2 : 1, stream()); };
+    const cpu::GatedDeltaArgs args{rows(0),
+                                   rows(1),
+                                   rows(2),
+                                   rows(3),
+                                   rows(4),
                                    inputs[5].data<float>(),
                                    inputs[6].data<float>(),
                                    data_or_null<bool>(inputs, mask_),
@@ -90,7 +91,7 @@ std::pair<mx::array, mx::array> gated_delta(const mx::array& q, const mx::array&
   if (on_gpu(s)) gpu::check_head_dims(kOp, {Dk, Dv});
 
   std::vector<mx::array> inputs;
-  for (const mx::array* input : {&q, &k, &v, &a, &b}) inputs.push_back(contiguous(*input, s));
+  for (const mx::array* input : {&q, &k, &v, &a, &b}) inputs.push_back(sliced(*input, s));
   inputs.push_back(float_parameter(A_log, s));
   inputs.push_back(float_parameter(dt_bias, s));
   inputs.push_back(delta_state(kOp, state, B, Hv, Dv, Dk, s));

@@ -6,7 +6,8 @@
 //   S = g S;  S += beta (v - S k) k^T;  y = S q                              for each token
 //
 // q, k [B, T, Hk, Dk]; v, y [B, T, Hv, Dv]; a, b [B, T, Hv]: one float dtype. A_log, dt_bias [Hv]: any float dtype.
-// state float32 [B, Hv, Dv, Dk] (none: zeros), updated in place where possible. T > 16 runs in chunks of 64 tokens.
+// state float32 [B, Hv, Dv, Dk] (none: zeros), updated in place where possible. T > 16 runs in chunks of 64 tokens,
+// counted from the first token that is there.
 // mask [B, T]: a token whose mask is false is not there: it leaves the state alone, its y is 0.
 #pragma once
 

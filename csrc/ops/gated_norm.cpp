@@ -17,12 +17,13 @@ class GatedNorm : public Primitive {
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
     mx::array& out = outputs[0];
     allocate(out);
-    const int64_t D = out.shape(-1);
+    const int64_t D = out.shape(-1), heads = out.ndim() > 2 ? out.shape(-2) : 1;
     const cpu::GatedNormArgs args{inputs[0].data<void>(),
-                                  inputs[1].data<void>(),
+                                  rows_of(inputs[1], heads > 1 ? 2 : 1, stream()),
                                   inputs[2].data<float>(),
                                   out.data<void>(),
-                                  int64_t(out.size()) / D,
+                                  int64_t(out.size()) / (heads * D),
+                                  heads,
                                   D,
                                   eps_};
     run_kernel(stream(), cpu::kernels().gated_norm, out.dtype(), args);
@@ -60,7 +61,7 @@ mx::array gated_norm(const mx::array& y, const mx::array& z, const mx::array& no
     return fused_gate({mx::fast::rms_norm(mx::astype(y, mx::float32), float_parameter(norm, s), eps), z})[0];
   }
   return mx::array(y.shape(), y.dtype(), std::make_shared<GatedNorm>(s, eps),
-                   {contiguous(y, s), contiguous(z, s), float_parameter(norm, s)});
+                   {contiguous(y, s), sliced(z, s), float_parameter(norm, s)});
 }
 
 }  // namespace mlx_delta

@@ -37,6 +37,14 @@ class MatrixView(Structure):
     ]  # fmt: skip
 
 
+class Rows(Structure):
+    _fields_ = fields("data", "stride")
+
+
+def rows(names: str) -> list[tuple[str, type]]:
+    return [(name, Rows) for name in names.split()]
+
+
 class AttentionArgs(Structure):
     _fields_ = [*fields("q projection keys values start y", "B T Hq Hkv D S length width"), ("scale", c_float)]
 
@@ -49,7 +57,7 @@ class AttentionPrepareArgs(Structure):
 
 
 class Conv1dArgs(Structure):
-    _fields_ = fields("x weight mask state_in state_out y", "B T C x_stride")
+    _fields_ = [*rows("x"), *fields("weight mask state_in state_out y", "B T C")]
 
 
 class DeltaMixerArgs(Structure):
@@ -64,11 +72,11 @@ class EmbeddingArgs(Structure):
 
 
 class GatedDeltaArgs(Structure):
-    _fields_ = fields("q k v a b A_log dt_bias mask state y", "B T Hk Hv Dk Dv")
+    _fields_ = [*rows("q k v a b"), *fields("A_log dt_bias mask state y", "B T Hk Hv Dk Dv")]
 
 
 class GatedNormArgs(Structure):
-    _fields_ = [*fields("y z norm out", "rows D"), ("eps", c_float)]
+    _fields_ = [*fields("y", ""), *rows("z"), *fields("norm out", "rows heads D"), ("eps", c_float)]
 
 
 class QmmArgs(Structure):
@@ -132,6 +140,16 @@ class Call:
         arrays = [self.arguments.get(name) for name in names.split()]
         return [self.add(a.astype(dtype) if dtype is not None and a is not None else a) for a in arrays]
 
+    def rows(self, names: str, dims: int) -> list[Rows]:
+        """Arguments whose last dims make a row, two elements apart; nothing lies behind the last one."""
+        found = []
+        for name in names.split():
+            array = self.arguments[name]
+            row = math.prod(array.shape[-dims:])
+            wide = mx.pad(array.reshape(-1, row), [(0, 0), (0, 2)], constant_values=math.nan)
+            found.append(Rows(self.add(wide.reshape(-1)[:-2]), row + 2))
+        return found
+
     def result(self, index: int) -> int:
         """The buffer of a result: NaN until the kernel writes it."""
         self.buffers.append((b"\xff" * self.results[index].nbytes, True))
@@ -164,9 +182,9 @@ class Call:
         return AttentionPrepareArgs(*parts, B, T, Hq, Hkv, D, S, a["offset"], *rope, EPS)
 
     def conv1d(self) -> Structure:
-        parts = [*self.named("x weight"), *self.named("mask", mx.bool_)]
-        y, state, shape = self.result(0), self.state(1, "state"), self.results[0].shape
-        return Conv1dArgs(*parts, state, state, y, *shape, shape[2])
+        parts = [*self.rows("x", 1), *self.named("weight"), *self.named("mask", mx.bool_)]
+        y, state = self.result(0), self.state(1, "state")
+        return Conv1dArgs(*parts, state, state, y, *self.results[0].shape)
 
     def delta_mixer(self) -> Structure:
         (B, T, _), (_, Hv, Dv, Dk) = self.results[0].shape, self.results[2].shape
@@ -180,13 +198,16 @@ class Call:
 
     def gated_delta(self) -> Structure:
         (B, T, Hk, Dk), (_, _, Hv, Dv) = self.arguments["q"].shape, self.results[0].shape
-        parts = [*self.named("q k v a b A_log dt_bias"), *self.named("mask", mx.bool_)]
+        parts = [*self.rows("q k v", 2), *self.rows("a b", 1), *self.named("A_log dt_bias")]
+        parts += self.named("mask", mx.bool_)
         y, state = self.result(0), self.state(1, "state")
         return GatedDeltaArgs(*parts, state, y, B, T, Hk, Hv, Dk, Dv)
 
     def gated_norm(self) -> Structure:
         a, D = self.arguments, self.results[0].shape[-1]
-        return GatedNormArgs(*self.named("y z norm"), self.result(0), a["y"].size // D, D, a["eps"])
+        heads = self.results[0].shape[-2] if self.results[0].ndim > 2 else 1
+        parts = [*self.named("y"), *self.rows("z", 2 if heads > 1 else 1), *self.named("norm"), self.result(0)]
+        return GatedNormArgs(*parts, a["y"].size // (heads * D), heads, D, a["eps"])
 
     def qmm(self) -> Structure:
         matrices, x = self.arguments["segments"], self.arguments["x"]

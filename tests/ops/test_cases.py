@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 from mlx_delta import _core, ops
-from mlx_delta.bench.cases import BOUNDS, CASES, DTYPES, STATES, Arguments, Case, cases_of, relative_rms
+from mlx_delta.bench.cases import (
+    BOUNDS,
+    CASES,
+    DTYPES,
+    STATES,
+    Arguments,
+    Case,
+    as_list,
+    cases_of,
+    normal,
+    relative_rms,
+)
+from padded import padded_batches
 
 SMALL = [case for case in CASES if not case.real]
 
@@ -51,28 +64,77 @@ def test_matches_the_reference_on_the_shapes_of_the_9b(case: Case) -> None:
         assert relative_rms(result, reference) <= BOUNDS[mx.bfloat16]
 
 
-def spread(value: object) -> object:
-    """The same values on every other element of a wider array; packed matrices likewise."""
+def relaid(value: object, lay: Callable[[mx.array], mx.array]) -> object:
+    """The same values in another layout; packed matrices likewise."""
     if isinstance(value, list):
-        return [spread(v) for v in value]
+        return [relaid(v, lay) for v in value]
     if isinstance(value, ops.Matrix):
         if value.bits == 0:
-            return ops.Matrix.plain(spread(value.weight))
-        parts = (spread(value.weight), spread(value.scales), spread(value.biases))
-        return ops.Matrix.affine(*parts, value.bits, value.group_size)
-    if not isinstance(value, mx.array):
-        return value
-    wide = mx.contiguous(mx.repeat(value, 2, axis=-1))
+            return ops.Matrix.plain(lay(value.weight))
+        return ops.Matrix.affine(lay(value.weight), lay(value.scales), lay(value.biases), value.bits, value.group_size)
+    return lay(value) if isinstance(value, mx.array) else value
+
+
+def spread(array: mx.array) -> mx.array:
+    """On every other element of a wider array."""
+    wide = mx.contiguous(mx.repeat(array, 2, axis=-1))
     mx.eval(wide)
     return wide[..., ::2]
 
 
+def cut(array: mx.array) -> mx.array:
+    """Columns of wider rows, as a part of a projection lies: of [B, T, ..] all that a token has."""
+    flat = array.reshape(*array.shape[:2], -1) if array.ndim > 2 else array
+    wide = mx.concatenate([junk(flat[..., :1]), flat, junk(flat[..., :1])], axis=-1)
+    mx.eval(wide)
+    return wide[..., 1:-1].reshape(array.shape)
+
+
+def stretch(array: mx.array) -> mx.array:
+    """Rows of a longer array: [B, T, ..] of sequences of T + 1 tokens."""
+    if array.ndim < 2:
+        return array
+    wide = mx.concatenate([junk(array[:, :1]), array], axis=1)
+    mx.eval(wide)
+    return wide[:, 1:]
+
+
+def junk(array: mx.array) -> mx.array:
+    ones = mx.ones(array.shape, array.dtype)
+    return ones * float("nan") if mx.issubdtype(array.dtype, mx.floating) else ones
+
+
+@pytest.mark.parametrize("lay", [spread, cut, stretch], ids=lambda lay: lay.__name__)
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.id)
-def test_inputs_need_not_be_contiguous(case: Case) -> None:
+def test_inputs_need_not_be_contiguous(case: Case, lay: Callable[[mx.array], mx.array]) -> None:
     arguments = case.arguments(mx.float32)
-    scattered = {name: spread(value) for name, value in arguments.items()}
+    scattered = {name: relaid(value, lay) for name, value in arguments.items()}
     for result, reference in zip(case.run(scattered), case.run(arguments), strict=True):
         assert mx.array_equal(result, reference)
+
+
+@pytest.mark.parametrize("op", ["conv1d", "gated_delta", "gated_norm"])
+def test_parts_of_a_projection_are_read_where_they_lie(op: str) -> None:
+    """In prefill they are megabytes a layer: nothing but the results is allocated."""
+    B, T, Hk, Hv, D = 1, 128, 2, 4, 128
+    rng = np.random.default_rng(0)
+    shapes = {
+        "conv1d": {"x": (B, T, 1024), "weight": (1024, 4), "state": (B, 3, 1024)},
+        "gated_delta": {
+            **{"q": (B, T, Hk, D), "k": (B, T, Hk, D), "v": (B, T, Hv, D), "a": (B, T, Hv), "b": (B, T, Hv)},
+            **{"A_log": (Hv,), "dt_bias": (Hv,), "state": (B, Hv, D, D)},
+        },
+        "gated_norm": {"y": (B, T, Hv, D), "z": (B, T, Hv, D), "norm": (D,)},
+    }[op]
+    arguments = {name: normal(rng, *shape) for name, shape in shapes.items()}
+    parts = ("x", "q", "k", "v", "a", "b", "z")
+    arguments = {name: cut(value) if name in parts else value for name, value in arguments.items()}
+    mx.eval(arguments)
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    results = as_list(getattr(ops, op)(**arguments))
+    mx.eval(results)
+    assert mx.get_peak_memory() - before < sum(r.nbytes for r in results) + (16 << 10)
 
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.id)
@@ -156,14 +218,11 @@ def test_a_state_that_nobody_holds_is_updated_in_place() -> None:
     assert mx.get_peak_memory() - before < state_bytes // 2
 
 
-def test_attention_of_a_padded_sequence_has_the_bits_it_has_alone(isa: str) -> None:
-    """Over a context that is cut into stretches: they are counted from where the sequence begins."""
-    case = next(c for c in CASES if c.id == "attention-b1t1h4:1d64l2345")
-    arguments = case.arguments(mx.bfloat16)
-    padding = mx.zeros((1, 1, 700, 64), mx.bfloat16)
-    padded = {name: mx.concatenate([padding, arguments[name]], axis=2) for name in ("keys", "values")}
-    longer = {**arguments, **padded, "length": arguments["length"] + 700, "start": mx.array([700])}
-    assert mx.array_equal(case.run(longer)[0], case.run(arguments)[0])
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
+def test_a_padded_sequence_has_the_bits_it_has_alone(dtype: mx.Dtype, isa: str) -> None:
+    """Chunks, and stretches of a long context, are counted from where the sequence begins."""
+    for batch in padded_batches(dtype):
+        batch.check(lambda results: results)
 
 
 def test_an_embedding_of_an_unknown_token_is_nan() -> None:

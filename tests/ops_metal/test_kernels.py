@@ -15,6 +15,7 @@ from launches import specialisations
 from mlx_delta import _core, ops
 from mlx_delta.bench.cases import BOUNDS, CASES, DTYPES, Case, relative_rms
 from msl import Library
+from padded import Batch, padded_batches
 
 
 def has_kernel(case: Case) -> bool:
@@ -99,6 +100,15 @@ def test_qmm_rows_are_identical_whatever_the_batch(bits: int) -> None:
     for M in (1, 2, 3, 7):
         part = run_plan([ops.qmm(x[:M], arguments["segments"], norm=norm)])[0][0]
         assert mx.array_equal(part, together[:M])
+
+
+PADDED = [pytest.param(b, id=f"{b.id}-{name}") for name, dtype in DTYPES.items() for b in padded_batches(dtype)]
+
+
+@pytest.mark.parametrize("batch", PADDED)
+def test_a_padded_sequence_has_the_bits_it_has_alone(batch: Batch) -> None:
+    """Chunks, and splits of a long context, are counted from where the sequence begins."""
+    batch.check(lambda results: run_plan(results)[0])
 
 
 def test_an_embedding_of_an_unknown_token_is_nan() -> None:
