@@ -24,13 +24,10 @@ extern const Kernels table;
 // In place of threads.cpp, which needs the C++ library and is tested where it runs: the pieces of a job one after
 // another, last first, so that a piece which needs an earlier one shows.
 int thread_count() { return 3; }
-int64_t balanced_grain(int64_t count, int64_t minimum) {
-  const int64_t grain = (count + 35) / 36;
-  return grain < minimum ? minimum : grain;
-}
-void run_parallel(int64_t count, int64_t grain, const Work& work) {
-  for (int64_t first = (count - 1) / grain * grain; first >= 0; first -= grain)
-    work(first, first + grain < count ? first + grain : count);
+void run_parallel(int64_t count, int64_t grain, int64_t parts, const Work& work) {
+  const int64_t piece = grain > count / parts ? grain : count / parts;
+  for (int64_t first = (count - 1) / piece * piece; first >= 0; first -= piece)
+    work(first, first + piece < count ? first + piece : count);
 }
 void* scratch(int slot, size_t bytes) {
   static void* data[kScratchSlots];
