@@ -128,7 +128,7 @@ def damping(importance: np.ndarray, tokens: int) -> float:
 
 
 def restoring_reference(weight: np.ndarray, damped: np.ndarray, lack: np.ndarray) -> np.ndarray:
-    """``Feedback.restoring`` in float64: weight [N, K], H [K, K], damped, lack E[(W d) x^T] or E[r x^T] [N, K]."""
+    """``Feedback.restored`` in float64: weight [N, K], H [K, K], damped, lack E[(W d) x^T] or E[r x^T] [N, K]."""
     return weight + np.linalg.solve(damped, lack.T).T
 
 
