@@ -6,9 +6,8 @@
 #include "cpu/fixed_x.h"
 #include "cpu/qmm_bf16.h"
 #include "cpu/qmm_float.h"
-#include "cpu/qmm_tiled_avx2.h"
 #include "cpu/qmm_tiled_avx512.h"
-#include "cpu/qmm_tiled_dotprod.h"
+#include "cpu/qmm_tiled_int16.h"
 #include "cpu/threads.h"
 
 #if defined(__AVX512VNNI__) || defined(MLX_DELTA_INT16)
