@@ -19,4 +19,9 @@ struct MatrixView {
   int64_t cols;
 };
 
+struct RowOf {
+  const MatrixView* matrix;
+  int64_t row;
+};
+
 }  // namespace mlx_delta::cpu

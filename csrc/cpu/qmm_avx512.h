@@ -13,6 +13,7 @@
 
 #if defined(__AVX512VNNI__)
 
+#include "cpu/ahead.h"
 #include "cpu/qmm_float.h"
 
 namespace mlx_delta::cpu::MLX_DELTA_ISA {
@@ -54,7 +55,6 @@ constexpr int group_of(int lane) {
 
 constexpr int64_t kBlockColumns = 1024;
 constexpr int kLeastGroup = 32;
-constexpr int64_t kLongRow = 8192;  // columns, beyond which one row of x, 2 bytes a column, leaves no room in L1
 
 // x of one call in fixed point, for tiles of `vectors` and one group size.
 struct FixedX {
@@ -239,72 +239,61 @@ inline void finish_unit(const PackedRows& rows, int64_t count, const float* acc,
   for (int64_t r = 0; r < count; ++r) out[r * stride] = results[r];
 }
 
-// One row of x times NR weight rows that follow each other in memory. acc[r] = the vectors of sums.
+// The bytes that follow a unit in what its thread reads: of the next unit, or of up rows after gate rows.
+struct Stream {
+  const uint8_t* data;
+  const uint16_t* scales;
+  const uint16_t* biases;
+};
+
+// One row of x times one weight row: the vector of sums. `near` and `far` are what to prefetch beside the row, as long.
 //
-// Reads bits / 8 + 4 / group_size bytes a weight. Two rows share the loads of x, which alone would cost as many cycles
-// as the products, and four where these come from L2; their bytes are asked for in the order of memory before they are
-// needed, since the hardware prefetchers stop at every 4 KB page. A tile of 256 weights at 3 bits is 2 permutations, 4
-// shifts, 4 masks, 8 products and 7 operations of float arithmetic: on Zen 4, 12 of them for its two multipliers at
-// half a vector a cycle each.
-template <int bits, int group_size, int NR>
-__attribute__((always_inline)) inline void multiply_rows_of_one(const PackedRows& rows, int64_t first,
-                                                                const Unpack<bits>& unpack,
-                                                                const Scales<Tile<bits>::vectors, group_size>& scales,
-                                                                const FixedX& x, float* out) {
+// Reads bits / 8 + 4 / group_size bytes a weight. A tile of 256 weights at 3 bits is 2 permutations, 4 shifts, 4 masks,
+// 8 products and 7 operations of float arithmetic: on Zen 4, 12 of them for its two multipliers at half a vector a
+// cycle each.
+template <int bits, int group_size>
+__attribute__((always_inline)) inline __m512 multiply_row(const PackedRows& rows, int64_t r, const uint8_t* near,
+                                                          const uint8_t* far, const Unpack<bits>& unpack,
+                                                          const Scales<Tile<bits>::vectors, group_size>& scales,
+                                                          const FixedX& x) {
   using T = Tile<bits>;
   constexpr int groups = T::weights / group_size;
-  const uint8_t* row = rows.data + first * rows.row_bytes;
-  const uint16_t* row_scales = rows.scales + first * rows.groups;
-  __m512 acc[NR];
-  MLX_DELTA_UNROLL
-  for (int r = 0; r < NR; ++r) acc[r] = _mm512_setzero_ps();
+  const uint8_t* row = rows.data + r * rows.row_bytes;
+  const uint16_t* row_scales = rows.scales + r * rows.groups;
+  __m512 acc = _mm512_setzero_ps();
   struct Products {
-    __m512i hi[NR], lo[NR];
+    __m512i hi, lo;
   };
   const auto multiply = [&](int64_t t, auto full) __attribute__((always_inline)) {
     const uint8_t* p = row + t * T::bytes;
     const int8_t* planes = x.planes + t * 2 * T::weights;  // one row: its blocks follow each other
-    Products dot;
-    __m512i w[NR][T::vectors];
-    MLX_DELTA_UNROLL
-    for (int r = 0; r < NR; ++r) {
-      __m512i a, b;
-      if constexpr (full)
-        load_tile<bits>(p + r * rows.row_bytes, a, b);
-      else
-        load_part_tile<bits>(p + r * rows.row_bytes, (rows.cols - t * T::weights) * bits / 8, a, b);
-      unpack(held(a), held(b), w[r]);
-      dot.hi[r] = dot.lo[r] = _mm512_setzero_si512();
-    }
+    Products dot{_mm512_setzero_si512(), _mm512_setzero_si512()};
+    __m512i a, b, w[T::vectors];
+    if constexpr (full)
+      load_tile<bits>(p, a, b);
+    else
+      load_part_tile<bits>(p, (rows.cols - t * T::weights) * bits / 8, a, b);
+    unpack(held(a), held(b), w);
     if constexpr (full) {
       MLX_DELTA_UNROLL
-      for (int i = 0; i < NR * T::bytes; i += 64)  // far ahead in the order of memory, nearby row by row
-        __builtin_prefetch(row + t * NR * T::bytes + i + kFarAhead, 0, 2);
-      MLX_DELTA_UNROLL
-      for (int r = 0; r < NR; ++r) MLX_DELTA_UNROLL
-      for (int i = 0; i < T::bytes; i += 64) __builtin_prefetch(p + r * rows.row_bytes + i + 2 * kNearAhead / NR, 0, 3);
+      for (int i = 0; i < T::bytes; i += 64) {
+        __builtin_prefetch(near + t * T::bytes + i, 0, 3);
+        __builtin_prefetch(far + t * T::bytes + i, 0, 2);
+      }
     }
     MLX_DELTA_UNROLL
     for (int j = 0; j < T::vectors; ++j) {
-      const __m512i high = held(_mm512_load_si512(planes + 64 * j));
-      const __m512i low = held(_mm512_load_si512(planes + T::weights + 64 * j));
-      MLX_DELTA_UNROLL
-      for (int r = 0; r < NR; ++r) {
-        dot.hi[r] = _mm512_dpbusd_epi32(dot.hi[r], w[r][j], high);
-        dot.lo[r] = _mm512_dpbusd_epi32(dot.lo[r], w[r][j], low);
-      }
+      dot.hi = _mm512_dpbusd_epi32(dot.hi, w[j], _mm512_load_si512(planes + 64 * j));
+      dot.lo = _mm512_dpbusd_epi32(dot.lo, w[j], _mm512_load_si512(planes + T::weights + 64 * j));
     }
     return dot;
   };
   const auto add = [&](int64_t t, const Products& dot, auto full) __attribute__((always_inline)) {
     const __m512 step = _mm512_load_ps(x.steps + 16 * t);
-    MLX_DELTA_UNROLL
-    for (int r = 0; r < NR; ++r) {
-      const __m512 sum = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(dot.hi[r], 8), dot.lo[r]));
-      const uint16_t* s = row_scales + r * rows.groups + t * groups;
-      const __m512 scale = full ? scales(s) : scales.part(s, rows.groups - t * groups);
-      acc[r] = _mm512_fmadd_ps(scale, _mm512_mul_ps(sum, step), acc[r]);
-    }
+    const __m512 sum = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(dot.hi, 8), dot.lo));
+    const uint16_t* s = row_scales + t * groups;
+    const __m512 scale = full ? scales(s) : scales.part(s, rows.groups - t * groups);
+    acc = _mm512_fmadd_ps(scale, _mm512_mul_ps(sum, step), acc);
   };
   // A tile's float part comes after the products of the next one: waiting for its own, it would fill the scheduler.
   const int64_t whole = rows.cols / T::weights;
@@ -318,20 +307,29 @@ __attribute__((always_inline)) inline void multiply_rows_of_one(const PackedRows
     add(whole - 1, dot, std::true_type{});
   }
   if (whole * T::weights < rows.cols) add(whole, multiply(whole, std::false_type{}), std::false_type{});
-  MLX_DELTA_UNROLL
-  for (int r = 0; r < NR; ++r) _mm512_store_ps(out + 16 * r, acc[r]);
+  return acc;
 }
 
+// Memory is read as one stream, a row after the other, and asked for in that order: that is how it is fastest.
 template <int bits, int group_size>
-void multiply_one(const PackedRows& rows, int64_t count, const FixedX& x, float* out) {
+void multiply_one(const PackedRows& rows, int64_t count, const Stream& next, const FixedX& x, float* out) {
   const Unpack<bits> unpack;
   const Scales<Tile<bits>::vectors, group_size> scales;
+  const Ahead ahead = stream_ahead();
+  const auto beyond = [&](int64_t at) {
+    const int64_t unit = count * rows.row_bytes;
+    return at < unit ? rows.data + at : next.data + (at - unit);
+  };
   alignas(64) float acc[kUnitRows * 16];
-  int64_t r = 0;
-  if (rows.cols > kLongRow)
-    for (; r + 4 <= count; r += 4) multiply_rows_of_one<bits, group_size, 4>(rows, r, unpack, scales, x, acc + 16 * r);
-  for (; r + 2 <= count; r += 2) multiply_rows_of_one<bits, group_size, 2>(rows, r, unpack, scales, x, acc + 16 * r);
-  if (r < count) multiply_rows_of_one<bits, group_size, 1>(rows, r, unpack, scales, x, acc + 16 * r);
+  for (int64_t r = 0; r < count; ++r) {
+    for (int64_t g = 0; g < rows.groups; g += 32) {
+      prefetch(next.scales + r * rows.groups + g);
+      prefetch(next.biases + r * rows.groups + g);
+    }
+    const int64_t at = r * rows.row_bytes;
+    _mm512_store_ps(acc + 16 * r, multiply_row<bits, group_size>(rows, r, beyond(at + ahead.near),
+                                                                 beyond(at + ahead.far), unpack, scales, x));
+  }
   finish_unit(rows, count, acc, x.sums, out, 1);
 }
 
@@ -420,9 +418,9 @@ void multiply_several(const PackedRows& rows, int64_t count, const FixedX& x, in
 }
 
 template <int bits, int group_size>
-void multiply_packed(const PackedRows& rows, int64_t count, const FixedX& x, float* out) {
+void multiply_packed(const PackedRows& rows, int64_t count, const Stream& next, const FixedX& x, float* out) {
   constexpr int64_t some = 16;  // rows of x, whose block of columns fills L1
-  if (x.M == 1) return multiply_one<bits, group_size>(rows, count, x, out);
+  if (x.M == 1) return multiply_one<bits, group_size>(rows, count, next, x, out);
   for (int64_t m = 0; m < x.M; m += some)
     multiply_several<bits, group_size>(rows, count, x, m, least(some, x.M - m), out);
 }
@@ -437,10 +435,14 @@ inline PackedRows packed_rows(const MatrixView& matrix, int64_t n) {
           matrix.cols};
 }
 
-// out[r * M + m] = row n + r of the matrix times row m of x, for r < count <= kUnitRows.
-inline void multiply_fixed(const MatrixView& matrix, int64_t n, int64_t count, const FixedX& x, float* out) {
+// out[r * M + m] = row n + r of the matrix times row m of x, for r < count <= kUnitRows; `next` is read after them.
+inline void multiply_fixed(const MatrixView& matrix, int64_t n, int64_t count, RowOf next, const FixedX& x,
+                           float* out) {
+  if (next.matrix->bits == 0) next = {&matrix, n + count};
+  const PackedRows then = packed_rows(*next.matrix, next.row);
   for_width(matrix, [&](auto bits, auto group_size) {
-    multiply_packed<decltype(bits)::value, decltype(group_size)::value>(packed_rows(matrix, n), count, x, out);
+    multiply_packed<decltype(bits)::value, decltype(group_size)::value>(packed_rows(matrix, n), count,
+                                                                        {then.data, then.scales, then.biases}, x, out);
   });
 }
 

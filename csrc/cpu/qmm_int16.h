@@ -186,11 +186,18 @@ void multiply_block(const PackedRow& row, int64_t from, int64_t to, const FixedX
 }
 
 template <int bits, int group_size>
-void multiply_packed(const MatrixView& matrix, int64_t n, int64_t count, const FixedX& x, float* out) {
+void multiply_packed(const MatrixView& matrix, int64_t n, int64_t count, RowOf next, const FixedX& x, float* out) {
   const int64_t chunks = matrix.cols / kChunk, groups = matrix.cols / group_size, block = kBlockColumns / kChunk;
   const auto row = [&](int64_t r) { return packed_row<bits, group_size>(matrix, n + r); };
   if (x.M == 1) {
-    for (int64_t r = 0; r < count; ++r) out[r] = multiply_one<bits, group_size>(row(r), chunks, x);
+    for (int64_t r = 0; r < count; ++r) {
+      const PackedRow ahead = packed_row<bits, group_size>(*next.matrix, next.row + r);
+      for (int64_t g = 0; g < groups; g += 32) {
+        prefetch(ahead.scales + g);
+        prefetch(ahead.biases + g);
+      }
+      out[r] = multiply_one<bits, group_size>(row(r), chunks, x);
+    }
     return;
   }
   float* acc = scratch_of<float>(4, count * x.M * W);
@@ -204,11 +211,13 @@ void multiply_packed(const MatrixView& matrix, int64_t n, int64_t count, const F
           finish_row<Fields<bits>::offset>(load(acc + (r * x.M + m) * W), row(r), x.sums + m * x.sum_stride, groups);
 }
 
-// out[r * M + m] = row n + r of the matrix times row m of x, for r < count <= kUnitRows.
-inline void multiply_fixed(const MatrixView& matrix, int64_t n, int64_t count, const FixedX& x, float* out) {
+// out[r * M + m] = row n + r of the matrix times row m of x, for r < count <= kUnitRows; `next` is read after them.
+inline void multiply_fixed(const MatrixView& matrix, int64_t n, int64_t count, RowOf next, const FixedX& x,
+                           float* out) {
+  if (next.matrix->bits == 0) next = {&matrix, n + count};
   for_width(matrix, [&](auto bits, auto group_size) {
     if constexpr (decltype(group_size)::value >= kLeastGroup)
-      multiply_packed<decltype(bits)::value, decltype(group_size)::value>(matrix, n, count, x, out);
+      multiply_packed<decltype(bits)::value, decltype(group_size)::value>(matrix, n, count, next, x, out);
   });
 }
 

@@ -26,7 +26,7 @@ ISA_FLAGS = {
     "neondot": ["-DMLX_DELTA_ISA_NEON", "-mcpu=generic+dotprod"],
     "portable": [],
 }
-SHARED = {"isa.cpp", "threads.cpp"}  # in csrc/cpu, but compiled once
+SHARED = {"ahead.cpp", "isa.cpp", "threads.cpp"}  # in csrc/cpu, but compiled once
 UNUSED = ["-Wno-unused-parameter", "-Wno-unused-variable"]  # what other instruction sets use
 
 
