@@ -156,7 +156,7 @@ struct Block {
   }
 
   // out[r * M + m]: rows n .. n + count of a segment, count <= kUnitRows; then this thread reads on from `next`
-  void multiply(const MatrixView& segment, int64_t n, int64_t count, RowOf next, float* out) const {
+  void multiply(const MatrixView& segment, int64_t n, int64_t count, [[maybe_unused]] RowOf next, float* out) const {
 #if defined(MLX_DELTA_FIXED)
     if (fixed_point(segment, dtype_of<T>(), args))
       return multiply_fixed(segment, n, count, next, fixed[layout_of(segment)], out);
