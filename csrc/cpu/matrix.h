@@ -19,6 +19,7 @@ struct MatrixView {
   int64_t cols;
 };
 
+// A row of a matrix, or, for what is only prefetched, the place after its last one.
 struct RowOf {
   const MatrixView* matrix;
   int64_t row;

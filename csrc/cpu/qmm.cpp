@@ -159,7 +159,8 @@ struct Block {
   void multiply(const MatrixView& segment, int64_t n, int64_t count, [[maybe_unused]] RowOf next, float* out) const {
 #if defined(MLX_DELTA_FIXED)
     if (fixed_point(segment, dtype_of<T>(), args))
-      return multiply_fixed(segment, n, count, next, fixed[layout_of(segment)], out);
+      return multiply_fixed(segment, n, count, next.matrix->bits != 0 ? next : RowOf{&segment, n + count},
+                            fixed[layout_of(segment)], out);
 #endif
 #if defined(__AVX512BF16__)
     if (bf16_pairs(segment, dtype_of<T>(), args.norm))
@@ -179,13 +180,12 @@ struct Block {
   // run of them.
   void run_rows(int s, int64_t n, int64_t count, int64_t column) const {
     const MatrixView& segment = args.segments[s];
-    float* out = scratch_of<float>(kResultSlot, 2 * count * M);
-    float* up = out + count * M;
+    const int64_t space = tiled(s) ? kTiledRows * M : count * M;
+    float* out = scratch_of<float>(kResultSlot, 2 * space);
+    float* up = out + space;
 #if defined(MLX_DELTA_TILED)
     if (tiled(s)) {
-      out = scratch_of<float>(kResultSlot, 2 * kTiledRows * M);
-      up = out + kTiledRows * M;
-      fill(out, (args.swiglu ? 2 : 1) * kTiledRows * M, 0.0f);
+      fill(out, (args.swiglu ? 2 : 1) * space, 0.0f);
       multiply_tiles(segment, n, count, out);
       if (args.swiglu) multiply_tiles(args.segments[1], n, count, up);
       for (int64_t m = 0; m < M; ++m) finish(m, column, count, out + m * kTiledRows, up + m * kTiledRows);
@@ -256,12 +256,13 @@ struct Block {
     const int64_t units = first_unit[segments];
     // A unit below some 64K multiplications is done sooner than another thread hears of it.
     const int64_t least_units = most<int64_t>(1, 65536 / (most_rows * args.K * M));
-    const int64_t run_units = M == 1 ? kRunUnits : 1;
     parallel_for_shrinking(units, least_units, [&](int64_t from, int64_t to) {
       int s = 0;
       for (int64_t unit = from; unit < to;) {
         while (unit >= first_unit[s + 1]) ++s;
-        const int64_t last = least(least(to, first_unit[s + 1]), unit + run_units);
+        // Tiles take a unit at a time, for the last row of a long prompt too.
+        const int64_t run = M == 1 && !tiled(s) ? kRunUnits : 1;
+        const int64_t last = least(least(to, first_unit[s + 1]), unit + run);
         const int64_t n = (unit - first_unit[s]) * unit_rows(s);
         run_rows(s, n, least((last - unit) * unit_rows(s), args.segments[s].rows - n), first_column[s] + n);
         unit = last;

@@ -239,13 +239,6 @@ inline void finish_unit(const PackedRows& rows, int64_t count, const float* acc,
   for (int64_t r = 0; r < count; ++r) out[r * stride] = results[r];
 }
 
-// The bytes that follow a unit in what its thread reads: of the next unit, or of up rows after gate rows.
-struct Stream {
-  const uint8_t* data;
-  const uint16_t* scales;
-  const uint16_t* biases;
-};
-
 // One row of x times one weight row: the vector of sums. `near` and `far` are what to prefetch beside the row, as long.
 //
 // Reads bits / 8 + 4 / group_size bytes a weight. A tile of 256 weights at 3 bits is 2 permutations, 4 shifts, 4 masks,
@@ -310,9 +303,10 @@ __attribute__((always_inline)) inline __m512 multiply_row(const PackedRows& rows
   return acc;
 }
 
-// Memory is read as one stream, a row after the other, and asked for in that order: that is how it is fastest.
+// Memory is read as one stream, a row after the other, and asked for in that order: that is how it is fastest. `next`
+// is what this thread reads after the unit: the next one, or up rows after gate rows.
 template <int bits, int group_size>
-void multiply_one(const PackedRows& rows, int64_t count, const Stream& next, const FixedX& x, float* out) {
+void multiply_one(const PackedRows& rows, int64_t count, const PackedRows& next, const FixedX& x, float* out) {
   const Unpack<bits> unpack;
   const Scales<Tile<bits>::vectors, group_size> scales;
   const Ahead ahead = stream_ahead();
@@ -322,10 +316,8 @@ void multiply_one(const PackedRows& rows, int64_t count, const Stream& next, con
   };
   alignas(64) float acc[kUnitRows * 16];
   for (int64_t r = 0; r < count; ++r) {
-    for (int64_t g = 0; g < rows.groups; g += 32) {
-      prefetch(next.scales + r * rows.groups + g);
-      prefetch(next.biases + r * rows.groups + g);
-    }
+    prefetch_values(next.scales + r * rows.groups, rows.groups);
+    prefetch_values(next.biases + r * rows.groups, rows.groups);
     const int64_t at = r * rows.row_bytes;
     _mm512_store_ps(acc + 16 * r, multiply_row<bits, group_size>(rows, r, beyond(at + ahead.near),
                                                                  beyond(at + ahead.far), unpack, scales, x));
@@ -418,7 +410,7 @@ void multiply_several(const PackedRows& rows, int64_t count, const FixedX& x, in
 }
 
 template <int bits, int group_size>
-void multiply_packed(const PackedRows& rows, int64_t count, const Stream& next, const FixedX& x, float* out) {
+void multiply_packed(const PackedRows& rows, int64_t count, const PackedRows& next, const FixedX& x, float* out) {
   constexpr int64_t some = 16;  // rows of x, whose block of columns fills L1
   if (x.M == 1) return multiply_one<bits, group_size>(rows, count, next, x, out);
   for (int64_t m = 0; m < x.M; m += some)
@@ -435,14 +427,13 @@ inline PackedRows packed_rows(const MatrixView& matrix, int64_t n) {
           matrix.cols};
 }
 
-// out[r * M + m] = row n + r of the matrix times row m of x, for r < count <= kUnitRows; `next` is read after them.
+// out[r * M + m] = row n + r of the matrix times row m of x, for r < count <= kUnitRows; `next`, a packed row, is read
+// after them.
 inline void multiply_fixed(const MatrixView& matrix, int64_t n, int64_t count, RowOf next, const FixedX& x,
                            float* out) {
-  if (next.matrix->bits == 0) next = {&matrix, n + count};
-  const PackedRows then = packed_rows(*next.matrix, next.row);
   for_width(matrix, [&](auto bits, auto group_size) {
     multiply_packed<decltype(bits)::value, decltype(group_size)::value>(packed_rows(matrix, n), count,
-                                                                        {then.data, then.scales, then.biases}, x, out);
+                                                                        packed_rows(*next.matrix, next.row), x, out);
   });
 }
 

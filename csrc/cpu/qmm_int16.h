@@ -192,10 +192,8 @@ void multiply_packed(const MatrixView& matrix, int64_t n, int64_t count, RowOf n
   if (x.M == 1) {
     for (int64_t r = 0; r < count; ++r) {
       const PackedRow ahead = packed_row<bits, group_size>(*next.matrix, next.row + r);
-      for (int64_t g = 0; g < groups; g += 32) {
-        prefetch(ahead.scales + g);
-        prefetch(ahead.biases + g);
-      }
+      prefetch_values(ahead.scales, groups);
+      prefetch_values(ahead.biases, groups);
       out[r] = multiply_one<bits, group_size>(row(r), chunks, x);
     }
     return;
@@ -211,10 +209,10 @@ void multiply_packed(const MatrixView& matrix, int64_t n, int64_t count, RowOf n
           finish_row<Fields<bits>::offset>(load(acc + (r * x.M + m) * W), row(r), x.sums + m * x.sum_stride, groups);
 }
 
-// out[r * M + m] = row n + r of the matrix times row m of x, for r < count <= kUnitRows; `next` is read after them.
+// out[r * M + m] = row n + r of the matrix times row m of x, for r < count <= kUnitRows; `next`, a packed row, is read
+// after them.
 inline void multiply_fixed(const MatrixView& matrix, int64_t n, int64_t count, RowOf next, const FixedX& x,
                            float* out) {
-  if (next.matrix->bits == 0) next = {&matrix, n + count};
   for_width(matrix, [&](auto bits, auto group_size) {
     if constexpr (decltype(group_size)::value >= kLeastGroup)
       multiply_packed<decltype(bits)::value, decltype(group_size)::value>(matrix, n, count, next, x, out);

@@ -212,6 +212,10 @@ inline constexpr int kFarAhead = 12288, kNearAhead = 1024;
 // Asks for p, and for what is ahead of p; never faults. Always inlined: GCC 12 takes a function that only prefetches
 // for one without effect, and drops the call.
 __attribute__((always_inline)) inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+template <typename T>
+__attribute__((always_inline)) inline void prefetch_values(const T* p, int64_t count) {
+  for (int64_t i = 0; i < count; i += 64 / int64_t(sizeof(T))) prefetch(p + i);
+}
 __attribute__((always_inline)) inline void prefetch_stream(const void* p) {
   __builtin_prefetch(static_cast<const char*>(p) + kFarAhead, 0, 2);
   __builtin_prefetch(static_cast<const char*>(p) + kNearAhead, 0, 3);

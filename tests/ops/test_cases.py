@@ -181,6 +181,14 @@ TIME_AXES = {
 }
 
 
+def test_the_last_row_of_a_prompt_may_be_a_block_of_its_own() -> None:
+    """97 rows of 65,536 columns are four blocks, of 32, 32, 32 and 1: the last row has the bits it has among 17."""
+    mx.random.seed(0)
+    matrix = ops.Matrix.affine(*mx.quantize(mx.random.normal((480, 65536)).astype(mx.bfloat16), bits=4), 4, 64)
+    x = mx.random.normal((1, 97, 65536)).astype(mx.bfloat16)
+    assert mx.array_equal(ops.qmm(x, [matrix])[:, -1], ops.qmm(x[:, -17:], [matrix])[:, -1])
+
+
 @pytest.mark.parametrize("case", [c for c in SMALL if c.op in TIME_AXES], ids=lambda case: case.id)
 def test_states_carry_over(case: Case) -> None:
     arguments = case.arguments(mx.float32)
