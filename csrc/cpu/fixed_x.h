@@ -20,9 +20,9 @@ template <int vectors, int group_size, typename T>
 void fix_row(const T* x, const float* norm, int64_t K, int64_t M, int64_t m, int8_t* planes, float* steps,
              float* sums) {
   constexpr int weights = 64 * vectors, groups = weights / group_size, parts = group_size / 16;
-  constexpr int piece = vectors * 4;
-  const __m512i order = vectors == 4 ? _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15)
-                                     : _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  constexpr int pieces = pieces_of_lane(group_size), piece = 8 * vectors / pieces;
+  const __m512i order = piece == 16 ? _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15)
+                                    : _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   const int64_t tiles = (K + weights - 1) / weights;
   if (K % weights != 0) {
     std::memset(planes + FixedX::tile_offset<vectors>(M, m, tiles - 1), 0, 2 * weights);
@@ -54,9 +54,9 @@ void fix_row(const T* x, const float* norm, int64_t K, int64_t M, int64_t m, int
       _mm_store_si128(reinterpret_cast<__m128i*>(bytes[0]), _mm512_cvtepi32_epi8(hi));
       _mm_store_si128(reinterpret_cast<__m128i*>(bytes[1]),
                       _mm512_cvtepi32_epi8(_mm512_sub_epi32(q, _mm512_slli_epi32(hi, 8))));
-      const Place p = place((in_tile * group_size + 16 * i) / piece);
-      const int vector = vectors == 4 ? 2 * p.half : 0;  // 16 values are one piece, in two vectors, or two pieces
-      int8_t* to = planes + FixedX::tile_offset<vectors>(M, m, t) + vector * 64 + p.lane * 8;
+      // 16 values are one piece, in two vectors, or two pieces.
+      const Place p = place<pieces>((in_tile * group_size + 16 * i) / piece);
+      int8_t* to = planes + FixedX::tile_offset<vectors>(M, m, t) + p.vector * (piece / 8) * 64 + p.lane * 8;
       for (int o = 0; o < 2; ++o, to += 64) {
         std::memcpy(to, bytes[0] + 8 * o, 8);
         std::memcpy(to + weights, bytes[1] + 8 * o, 8);
@@ -76,15 +76,15 @@ void fix_row(int layout, const T* x, const float* norm, int64_t K, int64_t M, in
     case 0:
       return fix_row<4, 32>(x, norm, K, M, m, planes, steps, sums);
     case 1:
-      return fix_row<4, 64>(x, norm, K, M, m, planes, steps, sums);
+      return fix_row<8, 64>(x, norm, K, M, m, planes, steps, sums);
     case 2:
-      return fix_row<4, 128>(x, norm, K, M, m, planes, steps, sums);
+      return fix_row<8, 128>(x, norm, K, M, m, planes, steps, sums);
     case 3:
       return fix_row<2, 32>(x, norm, K, M, m, planes, steps, sums);
     case 4:
-      return fix_row<2, 64>(x, norm, K, M, m, planes, steps, sums);
+      return fix_row<4, 64>(x, norm, K, M, m, planes, steps, sums);
     default:
-      return fix_row<2, 128>(x, norm, K, M, m, planes, steps, sums);
+      return fix_row<4, 128>(x, norm, K, M, m, planes, steps, sums);
   }
 }
 
@@ -92,7 +92,8 @@ void fix_row(int layout, const T* x, const float* norm, int64_t K, int64_t M, in
 struct FixedSpace {
   int64_t tiles, planes, steps, sums, sum_stride;
   FixedSpace(int layout, int64_t K) {
-    const int64_t weights = layout < 3 ? 256 : 128, group_size = int64_t{32} << layout % 3;
+    const int64_t group_size = int64_t{32} << layout % 3;
+    const int64_t weights = (layout < 3 ? 128 : 64) * pieces_of_lane(int(group_size));
     tiles = (K + weights - 1) / weights;
     planes = (K + kBlockColumns - 1) / kBlockColumns * 2 * kBlockColumns;
     steps = tiles * 64;

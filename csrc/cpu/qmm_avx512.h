@@ -7,8 +7,8 @@
 // the float additions matters for a row to have the same bits whatever the number of rows, and both loops below share
 // it.
 //
-// A tile is 4 vectors of 64 weights (5 bits and more: 2), arranged so that a 32-bit lane only ever sums one group's
-// products in all of them: the float part (convert, step, scale) is paid once a tile.
+// A tile is 8 vectors of 64 weights (5 bits and more: 4; groups of 32: half as many), arranged so that a 32-bit lane
+// only ever sums one group's products in all of them: the float part (convert, step, scale) is paid once a tile.
 #pragma once
 
 #if defined(__AVX512VNNI__)
@@ -18,13 +18,17 @@
 
 namespace mlx_delta::cpu::MLX_DELTA_ISA {
 
-// How the tiles of one width lie in memory. A piece is what one 64-bit lane holds after the permutation.
-template <int bits>
+// How the tiles of one width and group size lie in memory. A piece is what one 64-bit lane holds after the permutation,
+// which gives each lane neighbours: a whole group of 64 up to 4 bits.
+constexpr int pieces_of_lane(int group_size) { return group_size >= 64 ? 4 : 2; }
+template <int bits, int group_size>
 struct Tile {
-  static constexpr int vectors = bits <= 4 ? 4 : 2;
-  static constexpr int piece = bits <= 4 ? 16 : 8;  // weights
+  static constexpr int pieces = pieces_of_lane(group_size);  // of a lane, and so permuted vectors
+  static constexpr int vectors = bits <= 4 ? 2 * pieces : pieces;
+  static constexpr int piece = 8 * vectors / pieces;  // weights
   static constexpr int weights = 64 * vectors;
-  static constexpr int bytes = weights * bits / 8;  // 64 .. 128: two loads, the second at its end, cover it
+  static constexpr int bytes = weights * bits / 8;  // 64 .. 256
+  static constexpr int loads = (bytes + 63) / 64;   // that cover it, the last one at its end
 };
 
 // A vector's bytes, known when compiled: built in a constructor, they took 5 % of a unit of 16 rows of 4096.
@@ -38,19 +42,27 @@ constexpr Bytes bytes_of(F byte) {
   return bytes;
 }
 
-// Piece p of a tile goes to lane `lane` of permuted vector `half`: where vpunpcklqdq and vpunpckhqdq of the two halves
-// of the tile put the 16 quadwords of a width whose pieces fill them (4 and 8 bits), and the same for all widths.
+// The pieces of a lane are neighbours, and the lanes in the order in which unpacking and shuffling quadwords puts them
+// for the widths whose pieces are whole quadwords (4 and 8 bits).
 struct Place {
-  int half, lane;
+  int vector, lane;  // of a permuted vector
 };
-constexpr Place place(int piece) { return {piece % 2, piece % 8 / 2 * 2 + piece / 8}; }
-constexpr int piece_at(Place p) { return p.lane % 2 * 8 + p.lane / 2 * 2 + p.half; }
+template <int pieces>
+constexpr Place place(int piece) {
+  constexpr int lane_of[2][8] = {{0, 2, 4, 6, 1, 3, 5, 7}, {0, 2, 1, 3, 4, 6, 5, 7}};
+  return {piece % pieces, lane_of[pieces / 2 - 1][piece / pieces]};
+}
+template <int pieces>
+constexpr int piece_at(Place p) {
+  constexpr int at_lane[2][8] = {{0, 4, 1, 5, 2, 6, 3, 7}, {0, 2, 1, 3, 4, 6, 5, 7}};
+  return at_lane[pieces / 2 - 1][p.lane] * pieces + p.vector;
+}
 
-// The group in a tile of `vectors` that 64-bit lane `lane` belongs to: its two pieces are neighbours.
+// The group in a tile of `vectors` that 64-bit lane `lane` belongs to.
 template <int vectors, int group_size>
 constexpr int group_of(int lane) {
-  constexpr int piece = vectors * 4;
-  return piece_at({0, lane}) * piece / group_size;
+  constexpr int pieces = pieces_of_lane(group_size);
+  return piece_at<pieces>({0, lane}) * (8 * vectors / pieces) / group_size;
 }
 
 constexpr int64_t kBlockColumns = 1024;
@@ -73,53 +85,80 @@ struct FixedX {
   }
 };
 
-// Where byte i of permuted vector `half` comes from: a byte of a tile's first load, or, from 64 on, of its second.
-template <int bits>
-constexpr int source_of(int half, int i) {
-  constexpr int piece_bytes = Tile<bits>::piece * bits / 8;
-  const int at = piece_at({half, i / 8}) * piece_bytes + i % 8;
-  return i % 8 >= piece_bytes ? 0 : at < 64 ? at : 64 + at - (Tile<bits>::bytes - 64);
+// Where byte i of permuted vector `v` comes from: its place in a tile's loads, 64 a load.
+template <typename T, int bits>
+constexpr int source_of(int v, int i) {
+  constexpr int piece_bytes = T::piece * bits / 8;
+  const int at = piece_at<T::pieces>({v, i / 8}) * piece_bytes + i % 8, last = T::loads - 1;
+  return i % 8 >= piece_bytes ? 0 : at < 64 * last ? at : 64 * last + at - (T::bytes - 64);
 }
 
 // Unpacks a tile to a byte a weight. Widths to 4 bits: a piece of 16 weights becomes 8 bytes of two weights each, and
 // those two vectors, the even and the odd weights. The shift that separates them does not compete with the products
 // for Zen 4's two multipliers, as vpmultishiftqb does.
-template <int bits>
+template <int bits, int group_size>
 struct Unpack {
-  using T = Tile<bits>;
-  static constexpr Bytes kIndex[2] = {bytes_of([](int i) { return source_of<bits>(0, i); }),
-                                      bytes_of([](int i) { return source_of<bits>(1, i); })};
+  using T = Tile<bits, group_size>;
+  struct Index {
+    Bytes from[T::pieces];      // the loads
+    uint64_t third[T::pieces];  // bytes that come from the third one
+  };
+  static constexpr Index kIndex = [] {
+    Index index{};
+    for (int v = 0; v < T::pieces; ++v) {
+      index.from[v] = bytes_of([&](int i) { return source_of<T, bits>(v, i); });
+      for (int i = 0; i < 64; ++i) index.third[v] |= uint64_t{source_of<T, bits>(v, i) >= 128} << i;
+    }
+    return index;
+  }();
   static constexpr Bytes kShifts = bytes_of([](int i) { return i % 8 * T::piece / 8 * bits; });
-  __m512i index[2] = {_mm512_load_si512(&kIndex[0]), _mm512_load_si512(&kIndex[1])};
   __m512i shifts = _mm512_load_si512(&kShifts), mask = _mm512_set1_epi8(char((1 << bits) - 1));
 
-  // w[vectors] = the weights of the tile whose bytes `first` and `second` are.
-  __attribute__((always_inline)) void operator()(__m512i first, __m512i second, __m512i* w) const {
+  // w[vectors] = the weights of the tile whose bytes `loaded` are.
+  __attribute__((always_inline)) void operator()(const __m512i (&loaded)[T::loads], __m512i* w) const {
+    __m512i pieces[T::pieces];
+    permute(loaded, pieces);
     MLX_DELTA_UNROLL
-    for (int half = 0; half < 2; ++half) {
-      const __m512i pieces = permuted(first, second, half);
+    for (int v = 0; v < T::pieces; ++v) {
       if constexpr (bits == 8) {
-        w[half] = pieces;
+        w[v] = pieces[v];
       } else {
-        const __m512i values = bits == 4 ? pieces : _mm512_multishift_epi64_epi8(shifts, pieces);
+        const __m512i values = bits == 4 ? pieces[v] : _mm512_multishift_epi64_epi8(shifts, pieces[v]);
         if constexpr (bits <= 4) {
-          w[2 * half] = _mm512_and_si512(values, mask);
-          w[2 * half + 1] = _mm512_and_si512(_mm512_srli_epi32(values, bits), mask);
+          w[2 * v] = _mm512_and_si512(values, mask);
+          w[2 * v + 1] = _mm512_and_si512(_mm512_srli_epi32(values, bits), mask);
         } else {
-          w[half] = _mm512_and_si512(values, mask);
+          w[v] = _mm512_and_si512(values, mask);
         }
       }
     }
   }
 
  private:
-  __attribute__((always_inline)) __m512i permuted(__m512i first, __m512i second, int half) const {
-    if constexpr (bits == 4 || bits == 8)
-      return half == 0 ? _mm512_unpacklo_epi64(first, second) : _mm512_unpackhi_epi64(first, second);
-    else if constexpr (bits == 2)
-      return _mm512_permutexvar_epi8(index[half], first);
-    else
-      return _mm512_permutex2var_epi8(first, index[half], second);
+  __attribute__((always_inline)) static void permute(const __m512i (&loaded)[T::loads], __m512i (&out)[T::pieces]) {
+    if constexpr (T::loads == 4) {
+      const __m512i low01 = _mm512_unpacklo_epi64(loaded[0], loaded[1]),
+                    high01 = _mm512_unpackhi_epi64(loaded[0], loaded[1]),
+                    low23 = _mm512_unpacklo_epi64(loaded[2], loaded[3]),
+                    high23 = _mm512_unpackhi_epi64(loaded[2], loaded[3]);
+      out[0] = _mm512_shuffle_i64x2(low01, low23, 0x88);
+      out[1] = _mm512_shuffle_i64x2(high01, high23, 0x88);
+      out[2] = _mm512_shuffle_i64x2(low01, low23, 0xdd);
+      out[3] = _mm512_shuffle_i64x2(high01, high23, 0xdd);
+    } else if constexpr (bits == 4 || bits == 8) {
+      out[0] = _mm512_unpacklo_epi64(loaded[0], loaded[1]);
+      out[1] = _mm512_unpackhi_epi64(loaded[0], loaded[1]);
+    } else {
+      MLX_DELTA_UNROLL
+      for (int v = 0; v < T::pieces; ++v) {
+        const __m512i index = _mm512_load_si512(&kIndex.from[v]);
+        if constexpr (T::loads == 1)
+          out[v] = _mm512_permutexvar_epi8(index, loaded[0]);
+        else
+          out[v] = _mm512_permutex2var_epi8(loaded[0], index, loaded[1]);
+        if constexpr (T::loads == 3) out[v] = _mm512_mask_permutexvar_epi8(out[v], kIndex.third[v], index, loaded[2]);
+      }
+    }
   }
 };
 
@@ -130,19 +169,19 @@ __attribute__((always_inline)) inline __m512i held(__m512i x) {
   return x;
 }
 
-// Two loads that cover the first `bytes` bytes of a tile; the rest is 0.
-template <int bits>
-inline void load_tile(const uint8_t* p, __m512i& first, __m512i& second) {
-  first = _mm512_loadu_si512(p);
-  second = bits == 2 ? first : _mm512_loadu_si512(p + Tile<bits>::bytes - 64);
+// The loads of a tile, or of its first `bytes` bytes: the rest is 0.
+template <typename T>
+__attribute__((always_inline)) inline void load_tile(const uint8_t* p, __m512i (&loaded)[T::loads]) {
+  MLX_DELTA_UNROLL
+  for (int i = 0; i < T::loads; ++i) loaded[i] = held(_mm512_loadu_si512(p + least(64 * i, T::bytes - 64)));
 }
-template <int bits>
-inline void load_part_tile(const uint8_t* p, int64_t bytes, __m512i& first, __m512i& second) {
-  const auto mask_of = [](int64_t n) {
-    return n <= 0 ? __mmask64{0} : n >= 64 ? ~__mmask64{0} : (__mmask64{1} << n) - 1;
-  };
-  first = _mm512_maskz_loadu_epi8(mask_of(bytes), p);
-  second = _mm512_maskz_loadu_epi8(mask_of(bytes - (Tile<bits>::bytes - 64)), p + Tile<bits>::bytes - 64);
+template <typename T>
+inline void load_part_tile(const uint8_t* p, int64_t bytes, __m512i (&loaded)[T::loads]) {
+  for (int i = 0; i < T::loads; ++i) {
+    const int at = least(64 * i, T::bytes - 64);
+    const int64_t n = bytes - at;
+    loaded[i] = _mm512_maskz_loadu_epi8(n <= 0 ? 0 : n >= 64 ? ~__mmask64{0} : (__mmask64{1} << n) - 1, p + at);
+  }
 }
 
 // The scales of a tile's groups, each in its group's lanes: one broadcasting load and one byte shuffle, which moves
@@ -179,6 +218,9 @@ struct Scales {
     }
   }
 };
+
+template <int bits, int group_size>
+using TileScales = Scales<Tile<bits, group_size>::vectors, group_size>;
 
 inline __m512 widen(__m256i half) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16)); }
 
@@ -246,10 +288,9 @@ inline void finish_unit(const PackedRows& rows, int64_t count, const float* acc,
 // cycle each.
 template <int bits, int group_size>
 __attribute__((always_inline)) inline __m512 multiply_row(const PackedRows& rows, int64_t r, const uint8_t* near,
-                                                          const uint8_t* far, const Unpack<bits>& unpack,
-                                                          const Scales<Tile<bits>::vectors, group_size>& scales,
-                                                          const FixedX& x) {
-  using T = Tile<bits>;
+                                                          const uint8_t* far, const Unpack<bits, group_size>& unpack,
+                                                          const TileScales<bits, group_size>& scales, const FixedX& x) {
+  using T = Tile<bits, group_size>;
   constexpr int groups = T::weights / group_size;
   const uint8_t* row = rows.data + r * rows.row_bytes;
   const uint16_t* row_scales = rows.scales + r * rows.groups;
@@ -261,12 +302,12 @@ __attribute__((always_inline)) inline __m512 multiply_row(const PackedRows& rows
     const uint8_t* p = row + t * T::bytes;
     const int8_t* planes = x.planes + t * 2 * T::weights;  // one row: its blocks follow each other
     Products dot{_mm512_setzero_si512(), _mm512_setzero_si512()};
-    __m512i a, b, w[T::vectors];
+    __m512i loaded[T::loads], w[T::vectors];
     if constexpr (full)
-      load_tile<bits>(p, a, b);
+      load_tile<T>(p, loaded);
     else
-      load_part_tile<bits>(p, (rows.cols - t * T::weights) * bits / 8, a, b);
-    unpack(held(a), held(b), w);
+      load_part_tile<T>(p, (rows.cols - t * T::weights) * bits / 8, loaded);
+    unpack(loaded, w);
     if constexpr (full) {
       MLX_DELTA_UNROLL
       for (int i = 0; i < T::bytes; i += 64) {
@@ -307,8 +348,8 @@ __attribute__((always_inline)) inline __m512 multiply_row(const PackedRows& rows
 // is what this thread reads after the unit: the next one, or up rows after gate rows.
 template <int bits, int group_size>
 void multiply_one(const PackedRows& rows, int64_t count, const PackedRows& next, const FixedX& x, float* out) {
-  const Unpack<bits> unpack;
-  const Scales<Tile<bits>::vectors, group_size> scales;
+  const Unpack<bits, group_size> unpack;
+  const TileScales<bits, group_size> scales;
   const Ahead ahead = stream_ahead();
   const auto beyond = [&](int64_t at) {
     const int64_t unit = count * rows.row_bytes;
@@ -330,10 +371,10 @@ void multiply_one(const PackedRows& rows, int64_t count, const PackedRows& next,
 // `next` is what this place of the unit will read after it.
 template <int bits, int group_size, int NR>
 void multiply_block(const PackedRows& rows, int64_t r0, int64_t from, int64_t to, const uint8_t* next,
-                    const Unpack<bits>& unpack, const FixedX& x, int64_t m0, int64_t M, float* acc) {
-  using T = Tile<bits>;
+                    const Unpack<bits, group_size>& unpack, const FixedX& x, int64_t m0, int64_t M, float* acc) {
+  using T = Tile<bits, group_size>;
   constexpr int groups = T::weights / group_size;
-  const Scales<T::vectors, group_size> scales;
+  const TileScales<bits, group_size> scales;
   const uint8_t* row = rows.data + r0 * rows.row_bytes;
   const uint16_t* row_scales = rows.scales + r0 * rows.groups;
   for (int64_t t = from; t < to; ++t) {
@@ -345,12 +386,12 @@ void multiply_block(const PackedRows& rows, int64_t r0, int64_t from, int64_t to
     for (int r = 0; r < NR; ++r) {
       const uint8_t* p = row + r * rows.row_bytes + t * T::bytes;
       const uint16_t* s = row_scales + r * rows.groups + t * groups;
-      __m512i a, b;
+      __m512i loaded[T::loads];
       if (full)
-        load_tile<bits>(p, a, b);
+        load_tile<T>(p, loaded);
       else
-        load_part_tile<bits>(p, left * bits / 8, a, b);
-      unpack(held(a), held(b), w[r]);
+        load_part_tile<T>(p, left * bits / 8, loaded);
+      unpack(loaded, w[r]);
       scale[r] = full ? scales(s) : scales.part(s, left / group_size);
       MLX_DELTA_UNROLL
       for (int i = 0; i < T::bytes; i += 64)
@@ -359,25 +400,24 @@ void multiply_block(const PackedRows& rows, int64_t r0, int64_t from, int64_t to
     const int8_t* planes = x.planes + FixedX::tile_offset<T::vectors>(x.M, m0, t);
     const float* steps = x.steps + (m0 * x.tiles + t) * 16;
     for (int64_t m = 0; m < M; ++m, planes += 2 * kBlockColumns, steps += x.tiles * 16) {
-      __m512i dot[NR];
+      __m512i hi[NR], lo[NR];
       MLX_DELTA_UNROLL
-      for (int r = 0; r < NR; ++r) dot[r] = _mm512_setzero_si512();
+      for (int r = 0; r < NR; ++r) hi[r] = lo[r] = _mm512_setzero_si512();
       MLX_DELTA_UNROLL
-      for (int plane = 0; plane < 2; ++plane) {
+      for (int j = 0; j < T::vectors; ++j) {
+        const __m512i xh = held(_mm512_load_si512(planes + 64 * j));
         MLX_DELTA_UNROLL
-        for (int j = 0; j < T::vectors; ++j) {
-          const __m512i xj = held(_mm512_load_si512(planes + plane * T::weights + 64 * j));
-          MLX_DELTA_UNROLL
-          for (int r = 0; r < NR; ++r) dot[r] = _mm512_dpbusd_epi32(dot[r], w[r][j], xj);
-        }
-        if (plane == 0) MLX_DELTA_UNROLL
-        for (int r = 0; r < NR; ++r) dot[r] = _mm512_slli_epi32(dot[r], 8);
+        for (int r = 0; r < NR; ++r) hi[r] = _mm512_dpbusd_epi32(hi[r], w[r][j], xh);
+        const __m512i xl = held(_mm512_load_si512(planes + T::weights + 64 * j));
+        MLX_DELTA_UNROLL
+        for (int r = 0; r < NR; ++r) lo[r] = _mm512_dpbusd_epi32(lo[r], w[r][j], xl);
       }
       const __m512 step = _mm512_load_ps(steps);
       MLX_DELTA_UNROLL
       for (int r = 0; r < NR; ++r) {
         float* at = acc + (m * kUnitRows + r) * 16;
-        const __m512 sum = _mm512_mul_ps(_mm512_cvtepi32_ps(dot[r]), step);
+        const __m512i dot = _mm512_add_epi32(_mm512_slli_epi32(hi[r], 8), lo[r]);
+        const __m512 sum = _mm512_mul_ps(_mm512_cvtepi32_ps(dot), step);
         _mm512_store_ps(at, _mm512_fmadd_ps(scale[r], sum, _mm512_load_ps(at)));
       }
     }
@@ -386,24 +426,25 @@ void multiply_block(const PackedRows& rows, int64_t r0, int64_t from, int64_t to
 
 template <int bits, int group_size>
 void multiply_several(const PackedRows& rows, int64_t count, const FixedX& x, int64_t m0, int64_t M, float* out) {
-  using T = Tile<bits>;
+  using T = Tile<bits, group_size>;
   constexpr int64_t block = kBlockColumns / T::weights;
+  constexpr int some = T::vectors == 8 ? 2 : 4;  // weight rows whose tiles fill half of the registers
   float* acc = scratch_of<float>(4, M * kUnitRows * 16);
   std::memset(acc, 0, size_t(M * kUnitRows * 16) * sizeof(float));
-  const Unpack<bits> unpack;
+  const Unpack<bits, group_size> unpack;
   for (int64_t from = 0; from < x.tiles; from += block) {
     const int64_t to = least(from + block, x.tiles);
     // The next block of columns, or the first one of the next unit.
     const uint8_t* next = rows.data + (to < x.tiles ? to * T::bytes : count * rows.row_bytes);
     int64_t r = 0;
-    const auto some = [&](auto rows_of_w) {
+    const auto multiply = [&](auto rows_of_w) {
       constexpr int NR = decltype(rows_of_w)::value;
       multiply_block<bits, group_size, NR>(rows, r, from, to, next + r * rows.row_bytes, unpack, x, m0, M,
                                            acc + r * 16);
       r += NR;
     };
-    while (r + 4 <= count) some(std::integral_constant<int, 4>{});
-    while (r < count) some(std::integral_constant<int, 1>{});
+    while (r + some <= count) multiply(std::integral_constant<int, some>{});
+    while (r < count) multiply(std::integral_constant<int, 1>{});
   }
   for (int64_t m = 0; m < M; ++m)
     finish_unit(rows, count, acc + m * kUnitRows * 16, x.sums + (m0 + m) * x.sum_stride, out + m0 + m, x.M);

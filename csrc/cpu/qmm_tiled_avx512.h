@@ -79,9 +79,9 @@ struct TiledBlock {
 
 // Strip `strip` of a block: `count` <= 16 rows (the last one stands in for missing ones), tiles from .. to.
 template <int bits, int group_size>
-void unpack_strip(const PackedRows& rows, int64_t count, int64_t from, int64_t to, const Unpack<bits>& unpack,
-                  int strip, const TiledBlock& block) {
-  using T = Tile<bits>;
+void unpack_strip(const PackedRows& rows, int64_t count, int64_t from, int64_t to,
+                  const Unpack<bits, group_size>& unpack, int strip, const TiledBlock& block) {
+  using T = Tile<bits, group_size>;
   using Lanes = GroupLanes<T::vectors, group_size>;
   constexpr Lanes lanes;
   uint8_t* strip_at = block.weights + strip * (kTiledColumns * 16);
@@ -90,12 +90,12 @@ void unpack_strip(const PackedRows& rows, int64_t count, int64_t from, int64_t t
     __m512i w[T::vectors][16];
     for (int r = 0; r < 16; ++r) {
       const uint8_t* p = rows.data + least<int64_t>(r, count - 1) * rows.row_bytes + t * T::bytes;
-      __m512i a, b, unpacked[T::vectors];
+      __m512i loaded[T::loads], unpacked[T::vectors];
       if (left >= T::weights)
-        load_tile<bits>(p, a, b);
+        load_tile<T>(p, loaded);
       else
-        load_part_tile<bits>(p, left * bits / 8, a, b);
-      unpack(held(a), held(b), unpacked);
+        load_part_tile<T>(p, left * bits / 8, loaded);
+      unpack(loaded, unpacked);
       for (int v = 0; v < T::vectors; ++v) w[v][r] = unpacked[v];
       for (int i = 0; i < T::bytes; i += 64) prefetch(p + (to - from) * T::bytes + i);
     }
@@ -122,7 +122,7 @@ void unpack_strip(const PackedRows& rows, int64_t count, int64_t from, int64_t t
 template <int bits, int group_size, int MR, int NV>
 void multiply_tile(const TiledBlock& block, int64_t cols, int64_t from, int64_t to, const FixedX& x, int64_t m0,
                    float* acc_at) {
-  using T = Tile<bits>;
+  using T = Tile<bits, group_size>;
   using Lanes = GroupLanes<T::vectors, group_size>;
   constexpr Lanes lanes;
   constexpr int64_t strip_bytes = kTiledColumns * 16;
@@ -195,12 +195,12 @@ inline void for_tiles_of_x(int64_t M, const F& f) {
 
 template <int bits, int group_size, int NV>
 void multiply_unit(const PackedRows& rows, int64_t count, const FixedX& x, float* acc) {
-  using T = Tile<bits>;
+  using T = Tile<bits, group_size>;
   constexpr int64_t tiles = kTiledColumns / T::weights, groups = kTiledColumns / group_size;
   uint8_t* space = scratch_of<uint8_t>(3, kTiledColumns * kTiledRows + 2 * groups * kTiledRows * 4);
   TiledBlock block{space, reinterpret_cast<float*>(space + kTiledColumns * kTiledRows), nullptr};
   block.biases = block.scales + groups * kTiledRows;
-  const Unpack<bits> unpack;
+  const Unpack<bits, group_size> unpack;
   for (int64_t from = 0; from < x.tiles; from += tiles) {
     const int64_t to = least(from + tiles, x.tiles);
     for (int strip = 0; strip < NV; ++strip) {
