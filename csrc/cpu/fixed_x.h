@@ -95,7 +95,7 @@ struct FixedSpace {
     const int64_t group_size = int64_t{32} << layout % 3;
     const int64_t weights = (layout < 3 ? 128 : 64) * pieces_of_lane(int(group_size));
     tiles = (K + weights - 1) / weights;
-    planes = (K + kBlockColumns - 1) / kBlockColumns * 2 * kBlockColumns;
+    planes = tiles * 2 * weights;
     steps = tiles * 64;
     sum_stride = (K / group_size + 15) / 16 * 16;
     sums = sum_stride * 4;

@@ -155,7 +155,7 @@ struct Block {
     for (; k < args.K; ++k) out[k] *= args.norm[k];
   }
 
-  // out[r * M + m]: rows n .. n + count of a segment, count <= kUnitRows; then this thread reads on from `next`
+  // out[m * kUnitRows + r]: rows n .. n + count of a segment, count <= kUnitRows; then this thread reads on from `next`
   void multiply(const MatrixView& segment, int64_t n, int64_t count, [[maybe_unused]] RowOf next, float* out) const {
 #if defined(MLX_DELTA_FIXED)
     if (fixed_point(segment, dtype_of<T>(), args))
@@ -180,22 +180,24 @@ struct Block {
   // run of them.
   void run_rows(int s, int64_t n, int64_t count, int64_t column) const {
     const MatrixView& segment = args.segments[s];
-    const int64_t space = tiled(s) ? kTiledRows * M : count * M;
+    const int64_t stride = tiled(s) ? kTiledRows : most<int64_t>(count, kUnitRows), space = stride * M;
     float* out = scratch_of<float>(kResultSlot, 2 * space);
     float* up = out + space;
+    const auto finish_all = [&] {
+      for (int64_t m = 0; m < M; ++m) finish(m, column, count, out + m * stride, up + m * stride);
+    };
 #if defined(MLX_DELTA_TILED)
     if (tiled(s)) {
       fill(out, (args.swiglu ? 2 : 1) * space, 0.0f);
       multiply_tiles(segment, n, count, out);
       if (args.swiglu) multiply_tiles(args.segments[1], n, count, up);
-      for (int64_t m = 0; m < M; ++m) finish(m, column, count, out + m * kTiledRows, up + m * kTiledRows);
-      return;
+      return finish_all();
     }
 #endif
     const auto multiply_units = [&](const MatrixView& matrix, RowOf next, float* to) {
       for (int64_t r = 0; r < count; r += kUnitRows) {
         const int64_t end = least(r + kUnitRows, count);
-        multiply(matrix, n + r, end - r, end < count ? RowOf{&matrix, n + end} : next, to + r * M);
+        multiply(matrix, n + r, end - r, end < count ? RowOf{&matrix, n + end} : next, to + r);
       }
     };
     const int64_t after = n + count;
@@ -206,14 +208,7 @@ struct Block {
       const bool last = after == segment.rows && s + 1 < args.segment_count;
       multiply_units(segment, last ? RowOf{&args.segments[s + 1], 0} : RowOf{&segment, after}, out);
     }
-    if (M == 1) return finish(0, column, count, out, up);
-    for (int64_t m = 0; m < M; ++m) {
-      float row[2][kUnitRows];
-      for (int64_t r = 0; r < count; ++r) row[0][r] = out[r * M + m];
-      if (args.swiglu)
-        for (int64_t r = 0; r < count; ++r) row[1][r] = up[r * M + m];
-      finish(m, column, count, row[0], row[1]);
-    }
+    finish_all();
   }
 
   // Row m of y, columns from `column` on, from `count` products.

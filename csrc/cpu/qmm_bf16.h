@@ -50,8 +50,8 @@ inline void multiply_pairs(const bf16* w, int64_t w_stride, const bf16* x, int64
   for (int r = 0; r < 2 * NR; ++r) _mm512_storeu_ps(acc_at + (m * 2 * kUnitRows + r) * 16, acc[m][r / 2][r % 2]);
 }
 
-// out[r * M + m] = row n + r of the matrix times row m of x, for r < count <= kUnitRows. One row of x streams its
-// weights row by row, as memory is read fastest. More take tiles of 4 x 4 by blocks of 512 columns: the four weight
+// out[m * kUnitRows + r] = row n + r of the matrix times row m of x, for r < count <= kUnitRows. One row of x streams
+// its weights row by row, as memory is read fastest. More take tiles of 4 x 4 by blocks of 512 columns: the four weight
 // rows stay in L1 (1 KB each, in as many ways) while the rows of x come by from L2.
 inline void multiply_bf16(const MatrixView& matrix, int64_t n, int64_t count, const bf16* x, int64_t M, float* out) {
   const int64_t K = matrix.cols, block = M == 1 ? K : 512;
@@ -80,7 +80,7 @@ inline void multiply_bf16(const MatrixView& matrix, int64_t n, int64_t count, co
   for (int64_t m = 0; m < M; ++m)
     for (int64_t r = 0; r < count; ++r) {
       const float* sums = acc + (m * kUnitRows + r) * 32;
-      out[r * M + m] = _mm512_reduce_add_ps(_mm512_add_ps(_mm512_loadu_ps(sums), _mm512_loadu_ps(sums + 16)));
+      out[m * kUnitRows + r] = _mm512_reduce_add_ps(_mm512_add_ps(_mm512_loadu_ps(sums), _mm512_loadu_ps(sums + 16)));
     }
 }
 

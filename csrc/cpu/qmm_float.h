@@ -106,7 +106,7 @@ void multiply_plain(const MatrixView& matrix, int64_t n, int64_t count, const Fl
   for (int64_t r = 0; r < count; ++r) multiply_rows<1>(w + r * K, K, x, 0, M, K, acc + r * W);
 }
 
-// out[r * M + m] = row n + r of the matrix times row m of x, for r < count <= kRows.
+// out[m * kUnitRows + r] = row n + r of the matrix times row m of x, for r < count <= kRows.
 inline void multiply_few(const MatrixView& matrix, int64_t n, int64_t count, const FloatX& x, int64_t M, float* out) {
   float* acc = scratch_of<float>(3, M * kRows * W);
   std::memset(acc, 0, size_t(M) * kRows * W * sizeof(float));
@@ -128,13 +128,13 @@ inline void multiply_few(const MatrixView& matrix, int64_t n, int64_t count, con
     }
   }
   for (int64_t m = 0; m < M; ++m)
-    for (int64_t r = 0; r < count; ++r) out[r * M + m] = sum(load(acc + (m * kRows + r) * W));
+    for (int64_t r = 0; r < count; ++r) out[m * kUnitRows + r] = sum(load(acc + (m * kRows + r) * W));
 }
 
 // The same for count <= kUnitRows.
 inline void multiply_float(const MatrixView& matrix, int64_t n, int64_t count, const FloatX& x, int64_t M, float* out) {
   for (int64_t r = 0; r < count; r += kRows)
-    multiply_few(matrix, n + r, least<int64_t>(kRows, count - r), x, M, out + r * M);
+    multiply_few(matrix, n + r, least<int64_t>(kRows, count - r), x, M, out + r);
 }
 
 }  // namespace mlx_delta::cpu::MLX_DELTA_ISA

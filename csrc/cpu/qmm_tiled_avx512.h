@@ -154,7 +154,7 @@ void multiply_tile(const TiledBlock& block, int64_t cols, int64_t from, int64_t 
           MLX_DELTA_UNROLL
           for (int m = 0; m < MR; ++m) {
             int32_t four;
-            std::memcpy(&four, plane + m * (2 * kBlockColumns) + v * 64 + lanes.offset[i] * 4, 4);
+            std::memcpy(&four, plane + m * (2 * T::weights) + v * 64 + lanes.offset[i] * 4, 4);
             const __m512i xk = held(_mm512_set1_epi32(four));
             MLX_DELTA_UNROLL
             for (int n = 0; n < NV; ++n) dot[m][n] = _mm512_dpbusd_epi32(dot[m][n], wk[n], xk);
