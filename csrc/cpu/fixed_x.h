@@ -13,21 +13,18 @@ inline int layout_of(const MatrixView& m) {
   return (m.bits <= 4 ? 0 : 3) + (m.group_size == 32 ? 0 : m.group_size == 64 ? 1 : 2);
 }
 
-// Row m of M rows of x (times norm, if given) as fixed point; `x`, `steps` and `sums` are of that row. step = largest /
-// 32512, so that hi stays within a signed byte. A group that holds an infinity or a NaN gets a NaN step: so does its
-// part of every result.
+// Row m of M rows of x (times norm, if given) as fixed point, into [tiles, M] tiles; `x` and `sums` are of that row.
+// step = largest / 32512, so that hi stays within a signed byte. A group that holds an infinity or a NaN gets a NaN
+// step: so does its part of every result.
 template <int vectors, int group_size, typename T>
-void fix_row(const T* x, const float* norm, int64_t K, int64_t M, int64_t m, int8_t* planes, float* steps,
-             float* sums) {
+void fix_row(const T* x, const float* norm, int64_t K, int64_t M, int64_t m, void* data, float* sums) {
   constexpr int weights = 64 * vectors, groups = weights / group_size, parts = group_size / 16;
   constexpr int pieces = pieces_of_lane(group_size), piece = 8 * vectors / pieces;
   const __m512i order = piece == 16 ? _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15)
                                     : _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   const int64_t tiles = (K + weights - 1) / weights;
-  if (K % weights != 0) {
-    std::memset(planes + FixedX::tile_offset<vectors>(M, m, tiles - 1), 0, 2 * weights);
-    std::memset(steps + (tiles - 1) * 16, 0, 64);
-  }
+  XTile<vectors>* to = static_cast<XTile<vectors>*>(data) + m;
+  if (K % weights != 0) to[(tiles - 1) * M] = {};
   for (int64_t g = 0; g < K / group_size; ++g) {
     __m512 h[parts];
     __m512i largest_bits = _mm512_setzero_si512();  // as integers: a NaN is larger than infinity
@@ -43,7 +40,7 @@ void fix_row(const T* x, const float* norm, int64_t K, int64_t M, int64_t m, int
     const float step = !finite ? bits_as<float>(0x7fc00000u) : zero ? 0.0f : largest * (1.0f / 32512);
     const __m512 inverse = _mm512_set1_ps(!finite || zero ? 0.0f : 32512 / largest);
 
-    const int64_t t = g / groups;
+    XTile<vectors>& tile = to[g / groups * M];
     const int in_tile = int(g % groups);
     __m512i total = _mm512_setzero_si512();
     for (int i = 0; i < parts; ++i) {
@@ -56,64 +53,54 @@ void fix_row(const T* x, const float* norm, int64_t K, int64_t M, int64_t m, int
                       _mm512_cvtepi32_epi8(_mm512_sub_epi32(q, _mm512_slli_epi32(hi, 8))));
       // 16 values are one piece, in two vectors, or two pieces.
       const Place p = place<pieces>((in_tile * group_size + 16 * i) / piece);
-      int8_t* to = planes + FixedX::tile_offset<vectors>(M, m, t) + p.vector * (piece / 8) * 64 + p.lane * 8;
-      for (int o = 0; o < 2; ++o, to += 64) {
-        std::memcpy(to, bytes[0] + 8 * o, 8);
-        std::memcpy(to + weights, bytes[1] + 8 * o, 8);
+      for (int o = 0; o < 2; ++o) {
+        const int at = (p.vector * (piece / 8) + o) * 64 + p.lane * 8;
+        std::memcpy(tile.hi + at, bytes[0] + 8 * o, 8);
+        std::memcpy(tile.lo + at, bytes[1] + 8 * o, 8);
       }
     }
     for (int lane = 0; lane < 8; ++lane)
-      if (group_of<vectors, group_size>(lane) == in_tile)
-        steps[t * 16 + 2 * lane] = steps[t * 16 + 2 * lane + 1] = step;
+      if (group_of<vectors, group_size>(lane) == in_tile) tile.steps[2 * lane] = tile.steps[2 * lane + 1] = step;
     sums[g] = step * float(_mm512_reduce_add_epi32(total));
   }
 }
 
 template <typename T>
-void fix_row(int layout, const T* x, const float* norm, int64_t K, int64_t M, int64_t m, int8_t* planes, float* steps,
-             float* sums) {
+void fix_row(int layout, const T* x, const float* norm, int64_t K, int64_t M, int64_t m, void* data, float* sums) {
   switch (layout) {
     case 0:
-      return fix_row<4, 32>(x, norm, K, M, m, planes, steps, sums);
+      return fix_row<4, 32>(x, norm, K, M, m, data, sums);
     case 1:
-      return fix_row<8, 64>(x, norm, K, M, m, planes, steps, sums);
+      return fix_row<8, 64>(x, norm, K, M, m, data, sums);
     case 2:
-      return fix_row<8, 128>(x, norm, K, M, m, planes, steps, sums);
+      return fix_row<8, 128>(x, norm, K, M, m, data, sums);
     case 3:
-      return fix_row<2, 32>(x, norm, K, M, m, planes, steps, sums);
+      return fix_row<2, 32>(x, norm, K, M, m, data, sums);
     case 4:
-      return fix_row<4, 64>(x, norm, K, M, m, planes, steps, sums);
+      return fix_row<4, 64>(x, norm, K, M, m, data, sums);
     default:
-      return fix_row<4, 128>(x, norm, K, M, m, planes, steps, sums);
+      return fix_row<4, 128>(x, norm, K, M, m, data, sums);
   }
 }
 
 // What a layout of M rows needs, in bytes, and where its parts are.
 struct FixedSpace {
-  int64_t tiles, planes, steps, sums, sum_stride;
+  int64_t tiles, row_tiles, sums, sum_stride;
   FixedSpace(int layout, int64_t K) {
     const int64_t group_size = int64_t{32} << layout % 3;
     const int64_t weights = (layout < 3 ? 128 : 64) * pieces_of_lane(int(group_size));
     tiles = (K + weights - 1) / weights;
-    planes = tiles * 2 * weights;
-    steps = tiles * 64;
+    row_tiles = tiles * (2 * weights + 64);
     sum_stride = (K / group_size + 15) / 16 * 16;
     sums = sum_stride * 4;
   }
-  int64_t row_bytes() const { return planes + steps + sums; }
+  int64_t row_bytes() const { return row_tiles + sums; }
   FixedX view(char* base, int64_t M) const {
-    return {reinterpret_cast<int8_t*>(base),
-            reinterpret_cast<float*>(base + M * planes),
-            reinterpret_cast<float*>(base + M * (planes + steps)),
-            M,
-            tiles,
-            sum_stride};
+    return {base, reinterpret_cast<float*>(base + M * row_tiles), M, tiles, sum_stride};
   }
   template <typename T>
   void fix(int layout, const T* x, const float* norm, int64_t K, char* base, int64_t M, int64_t m) const {
-    fix_row(layout, x, norm, K, M, m, reinterpret_cast<int8_t*>(base),
-            reinterpret_cast<float*>(base + M * planes + m * steps),
-            reinterpret_cast<float*>(base + M * (planes + steps) + m * sums));
+    fix_row(layout, x, norm, K, M, m, base, reinterpret_cast<float*>(base + M * row_tiles + m * sums));
   }
 };
 

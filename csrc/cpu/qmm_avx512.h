@@ -21,20 +21,24 @@ namespace mlx_delta::cpu::MLX_DELTA_ISA {
 
 constexpr int kLeastGroup = 32;
 
-// x of one call in fixed point, for tiles of `vectors` and one group size.
+// A row's part of x in fixed point, in the order of the weights of a tile.
+template <int vectors>
+struct alignas(64) XTile {
+  int8_t hi[64 * vectors], lo[64 * vectors];
+  float steps[16];  // of each lane's group
+};
+
+// x of one call in fixed point, for tiles of one number of vectors and one group size.
 struct FixedX {
-  const int8_t* planes;  // [tiles, M, 2 (hi, lo), vectors, 64]
-  const float* steps;    // [M, tiles, 16]: the step of each lane's group
-  const float* sums;     // [M, groups]: step * sum(x16), rounded up to whole vectors
+  const void* data;   // [tiles, M] XTile
+  const float* sums;  // [M, groups]: step * sum(x16), rounded up to whole vectors
   int64_t M;
   int64_t tiles;
   int64_t sum_stride;
 
-  // Where tile t of row m is: rows lie side by side, since rows a power of two apart would fall into the same few sets
-  // of L1.
   template <int vectors>
-  static int64_t tile_offset(int64_t M, int64_t m, int64_t t) {
-    return (t * M + m) * (128 * vectors);
+  const XTile<vectors>* tile(int64_t m, int64_t t) const {
+    return static_cast<const XTile<vectors>*>(data) + t * M + m;
   }
 };
 
@@ -139,7 +143,7 @@ __attribute__((always_inline)) inline __m512 multiply_row(const PackedRows& rows
   };
   const auto multiply = [&](int64_t t, auto full) __attribute__((always_inline)) {
     const uint8_t* p = row + t * T::bytes;
-    const int8_t* planes = x.planes + t * 2 * T::weights;  // one row: its blocks follow each other
+    const auto* xt = x.tile<T::vectors>(0, t);
     Products dot{_mm512_setzero_si512(), _mm512_setzero_si512()};
     __m512i loaded[T::loads], w[T::vectors];
     if constexpr (full)
@@ -156,13 +160,13 @@ __attribute__((always_inline)) inline __m512 multiply_row(const PackedRows& rows
     }
     MLX_DELTA_UNROLL
     for (int j = 0; j < T::vectors; ++j) {
-      dot.hi = _mm512_dpbusd_epi32(dot.hi, w[j], _mm512_load_si512(planes + 64 * j));
-      dot.lo = _mm512_dpbusd_epi32(dot.lo, w[j], _mm512_load_si512(planes + T::weights + 64 * j));
+      dot.hi = _mm512_dpbusd_epi32(dot.hi, w[j], _mm512_load_si512(xt->hi + 64 * j));
+      dot.lo = _mm512_dpbusd_epi32(dot.lo, w[j], _mm512_load_si512(xt->lo + 64 * j));
     }
     return dot;
   };
   const auto add = [&](int64_t t, const Products& dot, auto full) __attribute__((always_inline)) {
-    const __m512 step = _mm512_load_ps(x.steps + 16 * t);
+    const __m512 step = _mm512_load_ps(x.tile<T::vectors>(0, t)->steps);
     const __m512 sum = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(dot.hi, 8), dot.lo));
     const uint16_t* s = row_scales + t * groups;
     const __m512 scale = full ? scales(s) : scales.part(s, rows.groups - t * groups);
@@ -212,22 +216,20 @@ void multiply_several(const PackedRows& rows, int64_t count, const PackedRows& n
                       int64_t M, float* out) {
   using T = Tile<bits, group_size>;
   constexpr int groups = T::weights / group_size;
-  constexpr int64_t x_bytes = 2 * T::weights;             // of a row's tile
-  constexpr int64_t ahead = 2048 / T::weights;            // tiles: some 1000 ns
-  constexpr int some = T::vectors == 8 ? 2 : 4;           // weight rows whose tiles fill half of the registers
-  constexpr int64_t x_part = x_bytes * some / kUnitRows;  // of the next tile of x, for some weight rows
+  constexpr int64_t ahead = 2048 / T::weights;        // tiles: some 1000 ns
+  constexpr int some = T::vectors == 8 ? 2 : 4;       // weight rows whose tiles fill half of the registers
+  constexpr int x_part = 2 * T::weights / kUnitRows;  // of the next tile of x, in bytes: asked for beside a weight row
   const Unpack<bits, group_size> unpack;
   const TileScales<bits, group_size> scales;
-  const int64_t tiles = x.tiles, step_stride = tiles * 16;
+  const int64_t tiles = x.tiles;
   float* acc = scratch_of<float>(4, M * kUnitRows * 16);  // [M, rows] vectors of sums
   std::memset(acc, 0, size_t(M * kUnitRows * 16) * sizeof(float));
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t left = rows.cols - t * T::weights;
-    const int8_t* x_tile = x.planes + FixedX::tile_offset<T::vectors>(x.M, m0, t);
-    const int8_t* next_x_tile = x.planes + FixedX::tile_offset<T::vectors>(x.M, m0, t + 1 < tiles ? t + 1 : 0);
+    const auto* x_tile = x.tile<T::vectors>(m0, t);
+    const auto* next_x_tile = x.tile<T::vectors>(m0, t + 1 < tiles ? t + 1 : 0);
     const uint8_t* next_tile =
         t + ahead < tiles ? rows.data + (t + ahead) * T::bytes : next.data + (t + ahead - tiles) * T::bytes;
-    const float* tile_steps = x.steps + (m0 * tiles + t) * 16;
     const auto multiply = [&](int64_t r0, auto rows_of_w, auto full) __attribute__((always_inline)) {
       constexpr int NR = decltype(rows_of_w)::value;
       __m512i w[NR][T::vectors];
@@ -250,33 +252,32 @@ void multiply_several(const PackedRows& rows, int64_t count, const PackedRows& n
           prefetch(next.biases + (r0 + r) * rows.groups + t * groups);
         }
       }
-      const int8_t* planes = x_tile;
-      const int8_t* next_planes = next_x_tile + r0 * (x_bytes / kUnitRows);
-      const float* steps = tile_steps;
       float* at = acc + r0 * 16;
+      const int8_t* next_x = next_x_tile->hi + r0 * x_part;
+      const auto* xt = x_tile;
       for (int64_t m = 0; m < M; ++m) {
         MLX_DELTA_UNROLL
-        for (int i = 0; i < x_part; i += 64) __builtin_prefetch(next_planes + i, 0, 3);
+        for (int i = 0; i < NR * x_part; i += 64) __builtin_prefetch(next_x + i, 0, 3);
         __m512i hi[NR], lo[NR];
         MLX_DELTA_UNROLL
         for (int r = 0; r < NR; ++r) hi[r] = lo[r] = _mm512_setzero_si512();
         MLX_DELTA_UNROLL
         for (int j = 0; j < T::vectors; ++j) {
-          const __m512i xh = held(_mm512_load_si512(planes + 64 * j));
+          const __m512i xh = held(_mm512_load_si512(xt->hi + 64 * j));
           MLX_DELTA_UNROLL
           for (int r = 0; r < NR; ++r) hi[r] = _mm512_dpbusd_epi32(hi[r], w[r][j], xh);
-          const __m512i xl = held(_mm512_load_si512(planes + T::weights + 64 * j));
+          const __m512i xl = held(_mm512_load_si512(xt->lo + 64 * j));
           MLX_DELTA_UNROLL
           for (int r = 0; r < NR; ++r) lo[r] = _mm512_dpbusd_epi32(lo[r], w[r][j], xl);
         }
-        const __m512 step = _mm512_load_ps(steps);
+        const __m512 step = _mm512_load_ps(xt->steps);
         MLX_DELTA_UNROLL
         for (int r = 0; r < NR; ++r) {
           const __m512i dot = _mm512_add_epi32(_mm512_slli_epi32(hi[r], 8), lo[r]);
           const __m512 sum = _mm512_mul_ps(_mm512_cvtepi32_ps(dot), step);
           _mm512_store_ps(at + 16 * r, _mm512_fmadd_ps(scale[r], sum, _mm512_load_ps(at + 16 * r)));
         }
-        planes += x_bytes, next_planes += x_bytes, steps += step_stride, at += kUnitRows * 16;
+        ++xt, next_x += sizeof(*xt), at += kUnitRows * 16;
       }
     };
     const auto all_rows = [&](auto full) __attribute__((always_inline)) {

@@ -134,7 +134,7 @@ void multiply_tile(const TiledBlock& block, int64_t cols, int64_t from, int64_t 
   const float *scales = block.scales, *biases = block.biases;
   const int64_t all_groups = cols / group_size;
   for (int64_t t = from; t < to; ++t) {
-    const int8_t* planes = x.planes + FixedX::tile_offset<T::vectors>(x.M, m0, t);
+    const auto* x_tile = x.tile<T::vectors>(m0, t);
     for (int g = 0; g < Lanes::groups; ++g, scales += kTiledRows, biases += kTiledRows) {
       const int64_t group = t * Lanes::groups + g;
       if (group >= all_groups) break;
@@ -142,7 +142,7 @@ void multiply_tile(const TiledBlock& block, int64_t cols, int64_t from, int64_t 
       MLX_DELTA_UNROLL
       for (int m = 0; m < MR; ++m) MLX_DELTA_UNROLL
       for (int n = 0; n < NV; ++n) dot[m][n] = _mm512_setzero_si512();
-      const auto products = [&](const int8_t* plane) __attribute__((always_inline)) {
+      const auto products = [&](auto plane) __attribute__((always_inline)) {
         const uint8_t* wv = w;
         MLX_DELTA_UNROLL
         for (int v = 0; v < T::vectors; ++v) MLX_DELTA_UNROLL
@@ -154,22 +154,22 @@ void multiply_tile(const TiledBlock& block, int64_t cols, int64_t from, int64_t 
           MLX_DELTA_UNROLL
           for (int m = 0; m < MR; ++m) {
             int32_t four;
-            std::memcpy(&four, plane + m * (2 * T::weights) + v * 64 + lanes.offset[i] * 4, 4);
+            std::memcpy(&four, x_tile[m].*plane + 4 * lanes.first[g] + v * 64 + lanes.offset[i] * 4, 4);
             const __m512i xk = held(_mm512_set1_epi32(four));
             MLX_DELTA_UNROLL
             for (int n = 0; n < NV; ++n) dot[m][n] = _mm512_dpbusd_epi32(dot[m][n], wk[n], xk);
           }
         }
       };
-      products(planes + 4 * lanes.first[g]);
+      products(&XTile<T::vectors>::hi);
       MLX_DELTA_UNROLL
       for (int m = 0; m < MR; ++m) MLX_DELTA_UNROLL
       for (int n = 0; n < NV; ++n) dot[m][n] = _mm512_slli_epi32(dot[m][n], 8);
-      products(planes + T::weights + 4 * lanes.first[g]);
+      products(&XTile<T::vectors>::lo);
       w += T::vectors * Lanes::lanes * 64;
       MLX_DELTA_UNROLL
       for (int m = 0; m < MR; ++m) {
-        const __m512 step = _mm512_set1_ps(x.steps[((m0 + m) * x.tiles + t) * 16 + lanes.first[g]]);
+        const __m512 step = _mm512_set1_ps(x_tile[m].steps[lanes.first[g]]);
         const __m512 sum = _mm512_set1_ps(x.sums[(m0 + m) * x.sum_stride + group]);
         MLX_DELTA_UNROLL
         for (int n = 0; n < NV; ++n) {
