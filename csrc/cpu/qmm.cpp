@@ -21,7 +21,7 @@ namespace mlx_delta::cpu::MLX_DELTA_ISA {
 namespace {
 
 // Scratch slots of the calling thread (x, shared) and of each thread (3 and 4: see multiply_*; 5: a unit's results).
-enum { kFloatSlot, kFixedSlot, kInverseSlot, kResultSlot = 5 };
+enum { kFloatSlot, kFixedSlot, kInverseSlot, kResultSlot = 5, kPairSlot };
 
 // x of a block stays in a core's L2 while the weights pass: 768 KB of 16-bit fixed point.
 constexpr int64_t kBlockBytes = 768 * 1024;
@@ -89,6 +89,9 @@ struct Block {
 #if defined(MLX_DELTA_FIXED)
   FixedX fixed[kLayouts];
 #endif
+#if defined(__AVX512BF16__)
+  PairX pairs{};
+#endif
 
   Block(const QmmArgs& a, int64_t first, int64_t count)
       : args(a),
@@ -97,10 +100,12 @@ struct Block {
         residual(a.residual ? static_cast<const T*>(a.residual) + first * a.N : nullptr),
         M(count) {
     const int64_t K = args.K;
-    bool need_floats = false, need_layout[6] = {};
+    bool need_floats = false, need_pairs = false, need_layout[6] = {};
     for (int s = 0; s < args.segment_count; ++s) {
-      if (bf16_pairs(args.segments[s], dtype_of<T>(), args.norm)) continue;
-      if (!fixed_point(args.segments[s], dtype_of<T>(), args)) need_floats = true;
+      if (bf16_pairs(args.segments[s], dtype_of<T>(), args.norm))
+        need_pairs |= !takes_tiles(args.segments[s], dtype_of<T>(), args);
+      else if (!fixed_point(args.segments[s], dtype_of<T>(), args))
+        need_floats = true;
 #if defined(MLX_DELTA_FIXED)
       else
         need_layout[layout_of(args.segments[s])] = true;
@@ -124,12 +129,24 @@ struct Block {
       base += M * FixedSpace(i, K).row_bytes();
     }
 #endif
+#if defined(__AVX512BF16__)
+    const bool one = one_block(M, K);
+    bf16* blocks = need_pairs && !one
+                       ? scratch_of<bf16>(kPairSlot, M * ((K + kPairBlock - 1) / kPairBlock * kPairBlock))
+                       : nullptr;
+    pairs = {one ? reinterpret_cast<const bf16*>(x) : blocks, M, one ? K : kPairBlock};
+#endif
     // A few rows are prepared sooner than another thread hears of it.
     parallel_for(M, M * K < 65536 ? M : 4, [&](int64_t from, int64_t to) {
       for (int64_t m = from; m < to; ++m) {
         const T* row = x + m * K;
         inverses[m] = args.norm ? inverse_rms_of(row) : 1.0f;
         if (need_floats) float_row(row, data + m * stride, stride);
+#if defined(__AVX512BF16__)
+        if (blocks)
+          for (int64_t k = 0; k < K; k += kPairBlock)
+            std::memcpy(blocks + k * M + m * kPairBlock, row + k, size_t(least(kPairBlock, K - k)) * sizeof(T));
+#endif
 #if defined(MLX_DELTA_FIXED)
         for (int i = 0; i < kLayouts; ++i)
           if (need_layout[i]) FixedSpace(i, K).fix(i, row, args.norm, K, bases[i], M, m);
@@ -157,14 +174,15 @@ struct Block {
 
   // out[m * kUnitRows + r]: rows n .. n + count of a segment, count <= kUnitRows; then this thread reads on from `next`
   void multiply(const MatrixView& segment, int64_t n, int64_t count, [[maybe_unused]] RowOf next, float* out) const {
+    if ((next.matrix->bits == 0) != (segment.bits == 0)) next = {&segment, n + count};
 #if defined(MLX_DELTA_FIXED)
     if (fixed_point(segment, dtype_of<T>(), args))
-      return multiply_fixed(segment, n, count, next.matrix->bits != 0 ? next : RowOf{&segment, n + count},
-                            fixed[layout_of(segment)], out);
+      return multiply_fixed(segment, n, count, next, fixed[layout_of(segment)], out);
 #endif
 #if defined(__AVX512BF16__)
     if (bf16_pairs(segment, dtype_of<T>(), args.norm))
-      return multiply_bf16(segment, n, count, reinterpret_cast<const bf16*>(x), M, out);
+      return multiply_bf16(segment, n, count, static_cast<const bf16*>(next.matrix->data) + next.row * segment.cols,
+                           pairs, out);
 #endif
     multiply_float(segment, n, count, floats, M, out);
   }

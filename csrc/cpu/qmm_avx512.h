@@ -13,7 +13,7 @@
 
 #if defined(__AVX512VNNI__)
 
-#include "cpu/ahead.h"
+#include "cpu/lanes_avx512.h"
 #include "cpu/qmm_float.h"
 #include "cpu/tile_avx512.h"
 
@@ -43,28 +43,6 @@ struct FixedX {
 };
 
 inline __m512 widen(__m256i half) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16)); }
-
-// The sums over lanes of a unit's vectors, row r's in lane r: 45 operations for 16 rows, which one by one take 16 each.
-inline __m512 sums_of_rows(const __m512 (&rows)[kUnitRows]) {
-  __m512 pairs[8], fours[4];
-  MLX_DELTA_UNROLL
-  for (int i = 0; i < 8; ++i)
-    pairs[i] = _mm512_add_ps(_mm512_unpacklo_ps(rows[2 * i], rows[2 * i + 1]),
-                             _mm512_unpackhi_ps(rows[2 * i], rows[2 * i + 1]));
-  const auto unpacked = [](__m512 a, __m512 b, auto high) {
-    const __m512d x = _mm512_castps_pd(a), y = _mm512_castps_pd(b);
-    return _mm512_castpd_ps(high ? _mm512_unpackhi_pd(x, y) : _mm512_unpacklo_pd(x, y));
-  };
-  MLX_DELTA_UNROLL
-  for (int i = 0; i < 4; ++i)
-    fours[i] = _mm512_add_ps(unpacked(pairs[2 * i], pairs[2 * i + 1], std::false_type{}),
-                             unpacked(pairs[2 * i], pairs[2 * i + 1], std::true_type{}));
-  // A quarter of each of fours now holds a partial sum of four rows.
-  const auto quarters = [](__m512 a, __m512 b) {
-    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
-  };
-  return quarters(quarters(fours[0], fours[1]), quarters(fours[2], fours[3]));
-}
 
 // Rows n .. of a matrix.
 struct PackedRows {

@@ -50,6 +50,7 @@ struct FloatX {
 template <int rows, int R, typename TW>
 inline void multiply_tile(const TW* w, int64_t w_stride, const float* x, int64_t x_stride, int64_t count, float* acc,
                           int64_t acc_stride) {
+  const Ahead ahead = stream_ahead();
   F a[rows][R];
   MLX_DELTA_UNROLL
   for (int m = 0; m < rows; ++m) MLX_DELTA_UNROLL
@@ -60,7 +61,7 @@ inline void multiply_tile(const TW* w, int64_t w_stride, const float* x, int64_t
     MLX_DELTA_UNROLL
     for (int r = 0; r < R; ++r) {
       wk[r] = load(w + r * w_stride + k);
-      if constexpr (R == 1) prefetch_stream(w + k);
+      if constexpr (R == 1) prefetch_stream(w + k, ahead);
     }
     MLX_DELTA_UNROLL
     for (int m = 0; m < rows; ++m) {

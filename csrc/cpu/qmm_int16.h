@@ -134,6 +134,7 @@ float multiply_one(const PackedRow& row, int64_t chunks, const FixedX& x) {
   const Fields<bits> fields;
   const uint8_t* data = row.data;
   const int16_t* values = x.values;  // one row: its blocks follow each other
+  const Ahead ahead = stream_ahead();
   F acc{};
   const auto add = [&](int64_t c, float factor) __attribute__((always_inline)) {
     typename Fields<bits>::Chunk f;
@@ -151,7 +152,7 @@ float multiply_one(const PackedRow& row, int64_t chunks, const FixedX& x) {
     asm("" : "+m"(factors));  // from memory each is one broadcasting load, else two shuffles
 #endif
     MLX_DELTA_UNROLL
-    for (int i = 0; i < bits; ++i) prefetch_stream(data + (c + i) * 8 * bits + i * (64 - 8 * bits));
+    for (int i = 0; i < bits; ++i) prefetch_stream(data + (c + i) * 8 * bits + i * (64 - 8 * bits), ahead);
     MLX_DELTA_UNROLL
     for (int i = 0; i < 8; ++i) {
 #if !defined(__AVX2__)

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "cpu/ahead.h"
 #include "cpu/types.h"
 
 #if defined(__AVX2__)
@@ -205,10 +206,6 @@ inline float max_lane(F x) {
   return result;
 }
 
-// A stream of weights is prefetched by hand, because the hardware stops at every 4 KB page: far ahead into L2, where
-// more lines can be in flight than in L1, and a little ahead from there into L1. Bytes.
-inline constexpr int kFarAhead = 12288, kNearAhead = 1024;
-
 // Asks for p, and for what is ahead of p; never faults. Always inlined: GCC 12 takes a function that only prefetches
 // for one without effect, and drops the call.
 __attribute__((always_inline)) inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
@@ -216,9 +213,9 @@ template <typename T>
 __attribute__((always_inline)) inline void prefetch_values(const T* p, int64_t count) {
   for (int64_t i = 0; i < count; i += 64 / int64_t(sizeof(T))) prefetch(p + i);
 }
-__attribute__((always_inline)) inline void prefetch_stream(const void* p) {
-  __builtin_prefetch(static_cast<const char*>(p) + kFarAhead, 0, 2);
-  __builtin_prefetch(static_cast<const char*>(p) + kNearAhead, 0, 3);
+__attribute__((always_inline)) inline void prefetch_stream(const void* p, const Ahead& ahead) {
+  __builtin_prefetch(static_cast<const char*>(p) + ahead.near, 0, 3);
+  __builtin_prefetch(static_cast<const char*>(p) + ahead.far, 0, 2);
 }
 
 }  // namespace mlx_delta::cpu::MLX_DELTA_ISA

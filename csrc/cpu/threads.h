@@ -52,7 +52,7 @@ void parallel_for_shrinking(int64_t count, int64_t least, const F& f) {
 
 // This thread's scratch number `slot`, at least `bytes` large, on a cache line; valid until the slot is asked for
 // again.
-inline constexpr int kScratchSlots = 6;
+inline constexpr int kScratchSlots = 7;
 void* scratch(int slot, size_t bytes);
 
 template <typename T>
