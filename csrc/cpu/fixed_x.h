@@ -13,11 +13,11 @@ inline int layout_of(const MatrixView& m) {
   return (m.bits <= 4 ? 0 : 3) + (m.group_size == 32 ? 0 : m.group_size == 64 ? 1 : 2);
 }
 
-// Row m of M rows of x (times norm, if given) as fixed point, into [tiles, M] tiles; `x` and `sums` are of that row.
+// Row m of M rows of x (times norm, if given) as fixed point, into [tiles, M] tiles; `x` is that row.
 // step = largest / 32512, so that hi stays within a signed byte. A group that holds an infinity or a NaN gets a NaN
 // step: so does its part of every result.
 template <int vectors, int group_size, typename T>
-void fix_row(const T* x, const float* norm, int64_t K, int64_t M, int64_t m, void* data, float* sums) {
+void fix_row(const T* x, const float* norm, int64_t K, int64_t M, int64_t m, void* data) {
   constexpr int weights = 64 * vectors, groups = weights / group_size, parts = group_size / 16;
   constexpr int pieces = pieces_of_lane(group_size), piece = 8 * vectors / pieces;
   const __m512i order = piece == 16 ? _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15)
@@ -59,48 +59,48 @@ void fix_row(const T* x, const float* norm, int64_t K, int64_t M, int64_t m, voi
         std::memcpy(tile.lo + at, bytes[1] + 8 * o, 8);
       }
     }
-    for (int lane = 0; lane < 8; ++lane)
-      if (group_of<vectors, group_size>(lane) == in_tile) tile.steps[2 * lane] = tile.steps[2 * lane + 1] = step;
-    sums[g] = step * float(_mm512_reduce_add_epi32(total));
+    float sum = step * float(_mm512_reduce_add_epi32(total));
+    for (int lane = 0; lane < 16; ++lane)
+      if (group_of<vectors, group_size>(lane / 2) == in_tile) {
+        tile.steps[lane] = step;
+        tile.sums[lane] = sum;
+        sum = 0;
+      }
   }
 }
 
 template <typename T>
-void fix_row(int layout, const T* x, const float* norm, int64_t K, int64_t M, int64_t m, void* data, float* sums) {
+void fix_row(int layout, const T* x, const float* norm, int64_t K, int64_t M, int64_t m, void* data) {
   switch (layout) {
     case 0:
-      return fix_row<4, 32>(x, norm, K, M, m, data, sums);
+      return fix_row<4, 32>(x, norm, K, M, m, data);
     case 1:
-      return fix_row<8, 64>(x, norm, K, M, m, data, sums);
+      return fix_row<8, 64>(x, norm, K, M, m, data);
     case 2:
-      return fix_row<8, 128>(x, norm, K, M, m, data, sums);
+      return fix_row<8, 128>(x, norm, K, M, m, data);
     case 3:
-      return fix_row<2, 32>(x, norm, K, M, m, data, sums);
+      return fix_row<2, 32>(x, norm, K, M, m, data);
     case 4:
-      return fix_row<4, 64>(x, norm, K, M, m, data, sums);
+      return fix_row<4, 64>(x, norm, K, M, m, data);
     default:
-      return fix_row<4, 128>(x, norm, K, M, m, data, sums);
+      return fix_row<4, 128>(x, norm, K, M, m, data);
   }
 }
 
 // What a layout of M rows needs, in bytes, and where its parts are.
 struct FixedSpace {
-  int64_t tiles, row_tiles, sums, sum_stride;
+  int64_t tiles, row_tiles;
   FixedSpace(int layout, int64_t K) {
     const int64_t group_size = int64_t{32} << layout % 3;
     const int64_t weights = (layout < 3 ? 128 : 64) * pieces_of_lane(int(group_size));
     tiles = (K + weights - 1) / weights;
-    row_tiles = tiles * (2 * weights + 64);
-    sum_stride = (K / group_size + 15) / 16 * 16;
-    sums = sum_stride * 4;
+    row_tiles = tiles * (2 * weights + 128);
   }
-  int64_t row_bytes() const { return row_tiles + sums; }
-  FixedX view(char* base, int64_t M) const {
-    return {base, reinterpret_cast<float*>(base + M * row_tiles), M, tiles, sum_stride};
-  }
+  int64_t row_bytes() const { return row_tiles; }
+  FixedX view(char* base, int64_t M) const { return {base, M, tiles}; }
   template <typename T>
   void fix(int layout, const T* x, const float* norm, int64_t K, char* base, int64_t M, int64_t m) const {
-    fix_row(layout, x, norm, K, M, m, base, reinterpret_cast<float*>(base + M * row_tiles + m * sums));
+    fix_row(layout, x, norm, K, M, m, base);
   }
 };
 

@@ -26,23 +26,19 @@ template <int vectors>
 struct alignas(64) XTile {
   int8_t hi[64 * vectors], lo[64 * vectors];
   float steps[16];  // of each lane's group
+  float sums[16];   // step * sum(x16) of each group in its first lane, else 0
 };
 
 // x of one call in fixed point, for tiles of one number of vectors and one group size.
 struct FixedX {
-  const void* data;   // [tiles, M] XTile
-  const float* sums;  // [M, groups]: step * sum(x16), rounded up to whole vectors
-  int64_t M;
-  int64_t tiles;
-  int64_t sum_stride;
+  const void* data;  // [tiles, M] XTile
+  int64_t M, tiles;
 
   template <int vectors>
   const XTile<vectors>* tile(int64_t m, int64_t t) const {
     return static_cast<const XTile<vectors>*>(data) + t * M + m;
   }
 };
-
-inline __m512 widen(__m256i half) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16)); }
 
 // Rows n .. of a matrix.
 struct PackedRows {
@@ -52,53 +48,11 @@ struct PackedRows {
   int64_t row_bytes, groups, cols;
 };
 
-// acc[m, r] += sum_g bias_rg sum_mg, lane by lane, for MR rows of x and NR weight rows.
-template <int MR, int NR>
-inline void add_biases(float* acc, const uint16_t* biases, int64_t groups, const float* sums, int64_t sum_stride) {
-  const auto at = [&](int m, int r) { return acc + (m * kUnitRows + r) * 16; };
-  __m512 total[MR][NR];
-  MLX_DELTA_UNROLL
-  for (int m = 0; m < MR; ++m) MLX_DELTA_UNROLL
-  for (int r = 0; r < NR; ++r) total[m][r] = _mm512_load_ps(at(m, r));
-  for (int64_t g = 0; g < groups; g += 16) {
-    const __mmask16 mask = groups - g >= 16 ? 0xffff : __mmask16((1u << (groups - g)) - 1);
-    __m512 bias[NR];
-    MLX_DELTA_UNROLL
-    for (int r = 0; r < NR; ++r) bias[r] = widen(_mm256_maskz_loadu_epi16(mask, biases + r * groups + g));
-    MLX_DELTA_UNROLL
-    for (int m = 0; m < MR; ++m) {
-      const __m512 sum = _mm512_maskz_loadu_ps(mask, sums + m * sum_stride + g);
-      MLX_DELTA_UNROLL
-      for (int r = 0; r < NR; ++r) total[m][r] = _mm512_fmadd_ps(bias[r], sum, total[m][r]);
-    }
-  }
-  MLX_DELTA_UNROLL
-  for (int m = 0; m < MR; ++m) MLX_DELTA_UNROLL
-  for (int r = 0; r < NR; ++r) _mm512_store_ps(at(m, r), total[m][r]);
-}
-
-// out[m * kUnitRows + r] = the results of `count` <= kUnitRows rows for M rows of x, from their vectors of sums
-// acc[m, r] and x's sums.
-inline void finish_unit(const PackedRows& rows, int64_t count, int64_t M, float* acc, const float* sums,
-                        int64_t sum_stride, float* out) {
-  const auto add = [&](int64_t m, int64_t r, auto rows_of_x, auto rows_of_w) {
-    add_biases<decltype(rows_of_x)::value, decltype(rows_of_w)::value>(
-        acc + (m * kUnitRows + r) * 16, rows.biases + r * rows.groups, rows.groups, sums + m * sum_stride, sum_stride);
-  };
-  const std::integral_constant<int, 4> four;
-  const std::integral_constant<int, 1> one;
-  int64_t r = 0;
-  for (; r + 4 <= count; r += 4) {
-    int64_t m = 0;
-    for (; m + 4 <= M; m += 4) add(m, r, four, four);
-    for (; m < M; ++m) add(m, r, one, four);
-  }
-  for (; r < count; ++r)
-    for (int64_t m = 0; m < M; ++m) add(m, r, one, one);
+// out[m * kUnitRows + r] = the sums over lanes of acc[m, r], for M rows of x and `count` <= kUnitRows weight rows.
+inline void finish_unit(int64_t count, int64_t M, const float* acc, float* out) {
   for (int64_t m = 0; m < M; ++m) {
     __m512 unit[kUnitRows];
-    for (r = 0; r < kUnitRows; ++r)
-      unit[r] = r < count ? _mm512_load_ps(acc + (m * kUnitRows + r) * 16) : _mm512_setzero_ps();
+    for (int64_t r = 0; r < kUnitRows; ++r) unit[r] = _mm512_load_ps(acc + (m * kUnitRows + r) * 16);
     _mm512_mask_storeu_ps(out + m * kUnitRows, __mmask16((1u << count) - 1), sums_of_rows(unit));
   }
 }
@@ -114,7 +68,7 @@ __attribute__((always_inline)) inline __m512 multiply_row(const PackedRows& rows
   using T = Tile<bits, group_size>;
   constexpr int groups = T::weights / group_size;
   const uint8_t* row = rows.data + r * rows.row_bytes;
-  const uint16_t* row_scales = rows.scales + r * rows.groups;
+  const uint16_t *row_scales = rows.scales + r * rows.groups, *row_biases = rows.biases + r * rows.groups;
   __m512 acc = _mm512_setzero_ps();
   struct Products {
     __m512i hi, lo;
@@ -144,11 +98,13 @@ __attribute__((always_inline)) inline __m512 multiply_row(const PackedRows& rows
     return dot;
   };
   const auto add = [&](int64_t t, const Products& dot, auto full) __attribute__((always_inline)) {
-    const __m512 step = _mm512_load_ps(x.tile<T::vectors>(0, t)->steps);
+    const auto* xt = x.tile<T::vectors>(0, t);
     const __m512 sum = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(dot.hi, 8), dot.lo));
-    const uint16_t* s = row_scales + t * groups;
-    const __m512 scale = full ? scales(s) : scales.part(s, rows.groups - t * groups);
-    acc = _mm512_fmadd_ps(scale, _mm512_mul_ps(sum, step), acc);
+    const auto of_lanes = [&](const uint16_t* p) {
+      return full ? scales(p + t * groups) : scales.part(p + t * groups, rows.groups - t * groups);
+    };
+    acc = _mm512_fmadd_ps(of_lanes(row_biases), _mm512_load_ps(xt->sums), acc);
+    acc = _mm512_fmadd_ps(of_lanes(row_scales), _mm512_mul_ps(sum, _mm512_load_ps(xt->steps)), acc);
   };
   // A tile's float part comes after the products of the next one: waiting for its own, it would fill the scheduler.
   const int64_t whole = rows.cols / T::weights;
@@ -176,7 +132,7 @@ void multiply_one(const PackedRows& rows, int64_t count, const PackedRows& next,
     const int64_t unit = count * rows.row_bytes;
     return at < unit ? rows.data + at : next.data + (at - unit);
   };
-  alignas(64) float acc[kUnitRows * 16];
+  alignas(64) float acc[kUnitRows * 16] = {};
   for (int64_t r = 0; r < count; ++r) {
     prefetch_values(next.scales + r * rows.groups, rows.groups);
     prefetch_values(next.biases + r * rows.groups, rows.groups);
@@ -184,7 +140,7 @@ void multiply_one(const PackedRows& rows, int64_t count, const PackedRows& next,
     _mm512_store_ps(acc + 16 * r, multiply_row<bits, group_size>(rows, r, beyond(at + ahead.near),
                                                                  beyond(at + ahead.far), unpack, scales, x));
   }
-  finish_unit(rows, count, 1, acc, x.sums, x.sum_stride, out);
+  finish_unit(count, 1, acc, out);
 }
 
 // Several rows of x, `M` from row m0 on: each tile of a few weight rows is unpacked in registers and passes by all of
@@ -211,18 +167,22 @@ void multiply_several(const PackedRows& rows, int64_t count, const PackedRows& n
     const auto multiply = [&](int64_t r0, auto rows_of_w, auto full) __attribute__((always_inline)) {
       constexpr int NR = decltype(rows_of_w)::value;
       __m512i w[NR][T::vectors];
-      __m512 scale[NR];
+      __m512 scale[NR], bias[NR];
       MLX_DELTA_UNROLL
       for (int r = 0; r < NR; ++r) {
         const uint8_t* p = rows.data + (r0 + r) * rows.row_bytes + t * T::bytes;
-        const uint16_t* s = rows.scales + (r0 + r) * rows.groups + t * groups;
+        const int64_t first_group = (r0 + r) * rows.groups + t * groups;
+        const auto of_lanes = [&](const uint16_t* p) {
+          return full ? scales(p + first_group) : scales.part(p + first_group, left / group_size);
+        };
         __m512i loaded[T::loads];
         if constexpr (full)
           load_tile<T>(p, loaded);
         else
           load_part_tile<T>(p, left * bits / 8, loaded);
         unpack(loaded, w[r]);
-        scale[r] = full ? scales(s) : scales.part(s, left / group_size);
+        scale[r] = of_lanes(rows.scales);
+        bias[r] = of_lanes(rows.biases);
         MLX_DELTA_UNROLL
         for (int i = 0; i < T::bytes; i += 64) prefetch(next_tile + (r0 + r) * rows.row_bytes + i);
         if (t * groups % 32 == 0) {  // once a line
@@ -248,12 +208,13 @@ void multiply_several(const PackedRows& rows, int64_t count, const PackedRows& n
           MLX_DELTA_UNROLL
           for (int r = 0; r < NR; ++r) lo[r] = _mm512_dpbusd_epi32(lo[r], w[r][j], xl);
         }
-        const __m512 step = _mm512_load_ps(xt->steps);
+        const __m512 step = _mm512_load_ps(xt->steps), x_sum = _mm512_load_ps(xt->sums);
         MLX_DELTA_UNROLL
         for (int r = 0; r < NR; ++r) {
           const __m512i dot = _mm512_add_epi32(_mm512_slli_epi32(hi[r], 8), lo[r]);
           const __m512 sum = _mm512_mul_ps(_mm512_cvtepi32_ps(dot), step);
-          _mm512_store_ps(at + 16 * r, _mm512_fmadd_ps(scale[r], sum, _mm512_load_ps(at + 16 * r)));
+          const __m512 before = _mm512_fmadd_ps(bias[r], x_sum, _mm512_load_ps(at + 16 * r));
+          _mm512_store_ps(at + 16 * r, _mm512_fmadd_ps(scale[r], sum, before));
         }
         ++xt, next_x += sizeof(*xt), at += kUnitRows * 16;
       }
@@ -268,7 +229,7 @@ void multiply_several(const PackedRows& rows, int64_t count, const PackedRows& n
     else
       all_rows(std::false_type{});
   }
-  finish_unit(rows, count, M, acc, x.sums + m0 * x.sum_stride, x.sum_stride, out + m0 * kUnitRows);
+  finish_unit(count, M, acc, out + m0 * kUnitRows);
 }
 
 template <int bits, int group_size>

@@ -170,7 +170,7 @@ void multiply_tile(const TiledBlock& block, int64_t cols, int64_t from, int64_t 
       MLX_DELTA_UNROLL
       for (int m = 0; m < MR; ++m) {
         const __m512 step = _mm512_set1_ps(x_tile[m].steps[lanes.first[g]]);
-        const __m512 sum = _mm512_set1_ps(x.sums[(m0 + m) * x.sum_stride + group]);
+        const __m512 sum = _mm512_set1_ps(x_tile[m].sums[lanes.first[g]]);
         MLX_DELTA_UNROLL
         for (int n = 0; n < NV; ++n) {
           const __m512 scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(dot[m][n]), step);
