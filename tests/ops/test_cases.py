@@ -149,22 +149,32 @@ def test_works_under_compile(case: Case) -> None:
 
 
 @pytest.mark.parametrize(
-    "case", ["b2g32", "b3g64m4", "b4g128m4", "b5g32", "b6g64", "b8g64", "plain-bfloat16", "scales-float16"]
+    ("case", "with_norm"),
+    [
+        *(
+            (case, True)
+            for case in ["b2g32", "b3g64m4", "b4g128m4", "b5g32", "b6g64", "b8g64", "plain-bfloat16", "scales-float16"]
+        ),
+        ("b5g64m4", False),
+        ("plain-bfloat16", False),
+        ("plain-blocks", False),
+    ],
 )
-def test_qmm_rows_are_identical_whatever_the_batch(case: str, isa: str) -> None:
+def test_qmm_rows_are_identical_whatever_the_batch(case: str, with_norm: bool, isa: str) -> None:
     arguments = next(c for c in CASES if c.id == f"qmm-{case}").arguments(mx.bfloat16)
     x = mx.random.normal((16, arguments["x"].shape[1]), key=mx.random.key(7)).astype(mx.bfloat16)
-    together = ops.qmm(x, arguments["segments"], norm=mx.ones(x.shape[1]))
+    norm = mx.ones(x.shape[1]) if with_norm else None
+    together = ops.qmm(x, arguments["segments"], norm=norm)
     for M in range(1, 16):
-        part = ops.qmm(x[:M], arguments["segments"], norm=mx.ones(x.shape[1]))
+        part = ops.qmm(x[:M], arguments["segments"], norm=norm)
         assert mx.array_equal(part, together[:M])
     # Decoding many sequences, and prompts of one length: what a row gets depends on its own sequence alone.
     many = mx.concatenate([x, x[:5]])
-    decoded = ops.qmm(many[:, None], arguments["segments"], norm=mx.ones(x.shape[1]))
+    decoded = ops.qmm(many[:, None], arguments["segments"], norm=norm)
     assert mx.array_equal(decoded[:16, 0], together)
-    prompts = ops.qmm(mx.stack([many, many[::-1]]), arguments["segments"], norm=mx.ones(x.shape[1]))
+    prompts = ops.qmm(mx.stack([many, many[::-1]]), arguments["segments"], norm=norm)
     for T in (17, 20):
-        alone = ops.qmm(many[:T], arguments["segments"], norm=mx.ones(x.shape[1]))
+        alone = ops.qmm(many[:T], arguments["segments"], norm=norm)
         assert mx.array_equal(prompts[0, :T], alone)
 
 

@@ -171,6 +171,8 @@ def qmm_cases() -> Iterator[Case]:
         yield qmm_case(f"plain-{name}", 2, 200, [(7, dtype)], norm=True)
         for M in (1, 3, 8, 17, 40):
             yield qmm_case(f"plain-{name}m{M}", M, 27, [(18, dtype)])
+    # Rows of x that no longer stay in L1 whole, over several blocks of columns
+    yield qmm_case("plain-blocks", 7, 1790, [(21, mx.bfloat16)])
     yield qmm_case("mixed", 2, 256, [(96, 5, 64), (33, 3, 32), (6, mx.bfloat16), (1, mx.float32)], norm=True)
     yield qmm_case("residual", 5, 128, [(50, 4, 64)], residual=True)
     yield qmm_case("swiglu", 3, 192, [(61, 3, 64), (61, 4, 32)], norm=True, activation="swiglu")
