@@ -50,7 +50,7 @@ struct FloatX {
 template <int rows, int R, typename TW>
 inline void multiply_tile(const TW* w, int64_t w_stride, const float* x, int64_t x_stride, int64_t count, float* acc,
                           int64_t acc_stride) {
-  const Ahead ahead = stream_ahead();
+  const Ahead ahead = R == 1 ? stream_ahead() : Ahead{};
   F a[rows][R];
   MLX_DELTA_UNROLL
   for (int m = 0; m < rows; ++m) MLX_DELTA_UNROLL

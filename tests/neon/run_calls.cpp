@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "cpu/ahead.h"
 #include "cpu/kernels.h"
 #include "cpu/threads.h"
 
@@ -21,8 +22,9 @@ namespace portable {
 extern const Kernels table;
 }
 
-// In place of threads.cpp, which needs the C++ library and is tested where it runs: the pieces of a job one after
-// another, last first, so that a piece which needs an earlier one shows.
+// In place of ahead.cpp and threads.cpp, which need the C++ library and are tested where they run: the pieces of a job
+// one after another, last first, so that a piece which needs an earlier one shows.
+Ahead stream_ahead() { return {2048, 12288}; }
 int thread_count() { return 3; }
 void run_parallel(int64_t count, int64_t grain, int64_t parts, const Work& work) {
   const int64_t piece = grain > count / parts ? grain : count / parts;
