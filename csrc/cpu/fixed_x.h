@@ -89,14 +89,14 @@ void fix_row(int layout, const T* x, const float* norm, int64_t K, int64_t M, in
 
 // What a layout of M rows needs, in bytes, and where its parts are.
 struct FixedSpace {
-  int64_t tiles, row_tiles;
+  int64_t tiles, tile_bytes;
   FixedSpace(int layout, int64_t K) {
     const int64_t group_size = int64_t{32} << layout % 3;
     const int64_t weights = (layout < 3 ? 128 : 64) * pieces_of_lane(int(group_size));
     tiles = (K + weights - 1) / weights;
-    row_tiles = tiles * (2 * weights + 128);
+    tile_bytes = 2 * weights + 128;  // an XTile
   }
-  int64_t row_bytes() const { return row_tiles; }
+  int64_t row_bytes() const { return tiles * tile_bytes; }
   FixedX view(char* base, int64_t M) const { return {base, M, tiles}; }
   template <typename T>
   void fix(int layout, const T* x, const float* norm, int64_t K, char* base, int64_t M, int64_t m) const {

@@ -20,7 +20,7 @@
 namespace mlx_delta::cpu::MLX_DELTA_ISA {
 namespace {
 
-// Scratch slots of the calling thread (x, shared) and of each thread (3 and 4: see multiply_*; 5: a unit's results).
+// Scratch slots of the calling thread (x, shared) and of each thread (3 and 4: see multiply_*; kResultSlot).
 enum { kFloatSlot, kFixedSlot, kInverseSlot, kResultSlot = 5, kPairSlot };
 
 // x of a block stays in a core's L2 while the weights pass: 768 KB of 16-bit fixed point.

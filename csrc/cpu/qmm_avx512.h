@@ -100,8 +100,8 @@ __attribute__((always_inline)) inline __m512 multiply_row(const PackedRows& rows
   const auto add = [&](int64_t t, const Products& dot, auto full) __attribute__((always_inline)) {
     const auto* xt = x.tile<T::vectors>(0, t);
     const __m512 sum = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(dot.hi, 8), dot.lo));
-    const auto of_lanes = [&](const uint16_t* p) {
-      return full ? scales(p + t * groups) : scales.part(p + t * groups, rows.groups - t * groups);
+    const auto of_lanes = [&](const uint16_t* values) {
+      return full ? scales(values + t * groups) : scales.part(values + t * groups, rows.groups - t * groups);
     };
     acc = _mm512_fmadd_ps(of_lanes(row_biases), _mm512_load_ps(xt->sums), acc);
     acc = _mm512_fmadd_ps(of_lanes(row_scales), _mm512_mul_ps(sum, _mm512_load_ps(xt->steps)), acc);
@@ -172,8 +172,8 @@ void multiply_several(const PackedRows& rows, int64_t count, const PackedRows& n
       for (int r = 0; r < NR; ++r) {
         const uint8_t* p = rows.data + (r0 + r) * rows.row_bytes + t * T::bytes;
         const int64_t first_group = (r0 + r) * rows.groups + t * groups;
-        const auto of_lanes = [&](const uint16_t* p) {
-          return full ? scales(p + first_group) : scales.part(p + first_group, left / group_size);
+        const auto of_lanes = [&](const uint16_t* values) {
+          return full ? scales(values + first_group) : scales.part(values + first_group, left / group_size);
         };
         __m512i loaded[T::loads];
         if constexpr (full)
@@ -234,7 +234,7 @@ void multiply_several(const PackedRows& rows, int64_t count, const PackedRows& n
 
 template <int bits, int group_size>
 void multiply_packed(const PackedRows& rows, int64_t count, const PackedRows& next, const FixedX& x, float* out) {
-  constexpr int64_t some = 16;  // rows of x, whose block of columns fills L1
+  constexpr int64_t some = 16;  // rows of x, whose tiles and sums fill L1
   if (x.M == 1) return multiply_one<bits, group_size>(rows, count, next, x, out);
   for (int64_t m = 0; m < x.M; m += some)
     multiply_several<bits, group_size>(rows, count, next, x, m, least(some, x.M - m), out);

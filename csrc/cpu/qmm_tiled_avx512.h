@@ -4,8 +4,8 @@
 // A unit is 48 weight rows: three strips of 16. A block of their columns is unpacked once for all rows of x into
 // [columns / 4][16 rows][4 columns] bytes (bfloat16: [columns / 2][16][2]), 24 KB that stay in L1 while x passes by.
 // A register tile is 4 rows of x by 3 strips: 12 products for 3 loads of weights and 4 broadcasts of x, and once a
-// group 12 times a conversion and three multiply-adds: 384 cycles of products to 36 of arithmetic on Zen 4, against
-// 32 to 12 where a row's sums lie across a vector (qmm_avx512.h).
+// group 12 times a conversion and three multiply-adds: 384 cycles of products to 36 of arithmetic on Zen 4, where
+// sums that lie across a vector (qmm_avx512.h) pay 3 multiplications for 16 products.
 //
 // The integers are those of qmm_avx512.h, with the same fixed point of x, and so exact sums over a group; only the
 // order in which groups are added differs.

@@ -163,16 +163,16 @@ struct Scales {
       bytes_of([](int i) { return i % 4 < 2 ? 0x80 : 2 * group_of<vectors, group_size>(i / 8) + i % 2; });
   __m512i index = _mm512_load_si512(&kIndex);
 
-  __m512 operator()(const uint16_t* p) const { return shuffle(broadcast(p, groups)); }
+  __m512 operator()(const uint16_t* p) const { return shuffle(broadcast(p)); }
   __m512 part(const uint16_t* p, int64_t count) const {
     uint16_t padded[8] = {};
     std::memcpy(padded, p, size_t(least<int64_t>(count, groups)) * 2);
-    return shuffle(broadcast(padded, groups));
+    return shuffle(broadcast(padded));
   }
 
  private:
   __m512 shuffle(__m512i x) const { return _mm512_castsi512_ps(_mm512_shuffle_epi8(x, index)); }
-  static __m512i broadcast(const uint16_t* p, int) {
+  static __m512i broadcast(const uint16_t* p) {
     if constexpr (groups == 8) {
       return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
     } else if constexpr (groups == 4) {
