@@ -31,8 +31,8 @@ constexpr int64_t kBlockBytes = 768 * 1024;
 constexpr int64_t kFewPositions = 16;
 
 // A thread reads this many units of gate rows before those of up rows: changing from one to the other after each unit
-// costs one row of x 6 %, eight rows 1.5 % (Zen 5).
-constexpr int64_t run_units(int64_t M) { return M == 1 ? 16 : 4; }
+// costs one row of x 6 % (Zen 5).
+constexpr int64_t run_units(int64_t M) { return M == 1 ? 16 : kRunRows / kUnitRows; }
 
 #if defined(MLX_DELTA_TILED)
 constexpr bool kTiled = true;
@@ -172,7 +172,7 @@ struct Block {
     for (; k < args.K; ++k) out[k] *= args.norm[k];
   }
 
-  // out[m * kUnitRows + r]: rows n .. n + count of a segment, count <= kUnitRows; then this thread reads on from `next`
+  // out[unit, m, r]: rows n .. n + count of a segment, by units; then this thread reads on from `next`
   void multiply(const MatrixView& segment, int64_t n, int64_t count, [[maybe_unused]] RowOf next, float* out) const {
     if ((next.matrix->bits == 0) != (segment.bits == 0)) next = {&segment, n + count};
 #if defined(MLX_DELTA_FIXED)
@@ -217,8 +217,9 @@ struct Block {
     }
 #endif
     const auto multiply_units = [&](const MatrixView& matrix, RowOf next, float* to) {
-      for (int64_t r = 0; r < count; r += kUnitRows) {
-        const int64_t end = least(r + kUnitRows, count);
+      const int64_t step = M > 1 && fixed_point(matrix, dtype_of<T>(), args) ? kRunRows : kUnitRows;
+      for (int64_t r = 0; r < count; r += step) {
+        const int64_t end = least(r + step, count);
         multiply(matrix, n + r, end - r, end < count ? RowOf{&matrix, n + end} : next, to + r * M);
       }
     };

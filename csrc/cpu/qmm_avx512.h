@@ -46,15 +46,17 @@ struct PackedRows {
   const uint16_t* scales;
   const uint16_t* biases;
   int64_t row_bytes, groups, cols;
+
+  PackedRows from(int64_t r) const {
+    return {data + r * row_bytes, scales + r * groups, biases + r * groups, row_bytes, groups, cols};
+  }
 };
 
-// out[m * kUnitRows + r] = the sums over lanes of acc[m, r], for M rows of x and `count` <= kUnitRows weight rows.
-inline void finish_unit(int64_t count, int64_t M, const float* acc, float* out) {
-  for (int64_t m = 0; m < M; ++m) {
-    __m512 unit[kUnitRows];
-    for (int64_t r = 0; r < kUnitRows; ++r) unit[r] = _mm512_load_ps(acc + (m * kUnitRows + r) * 16);
-    _mm512_mask_storeu_ps(out + m * kUnitRows, __mmask16((1u << count) - 1), sums_of_rows(unit));
-  }
+// out[r] = the sums over lanes of acc[r], for a unit of `count` weight rows and one row of x.
+inline void finish_unit(int64_t count, const float* acc, float* out) {
+  __m512 unit[kUnitRows];
+  for (int64_t r = 0; r < kUnitRows; ++r) unit[r] = _mm512_load_ps(acc + r * 16);
+  _mm512_mask_storeu_ps(out, __mmask16((1u << count) - 1), sums_of_rows(unit));
 }
 
 // One row of x times one weight row: the vector of sums. `near` and `far` are what to prefetch beside the row, as long.
@@ -140,24 +142,30 @@ void multiply_one(const PackedRows& rows, int64_t count, const PackedRows& next,
     _mm512_store_ps(acc + 16 * r, multiply_row<bits, group_size>(rows, r, beyond(at + ahead.near),
                                                                  beyond(at + ahead.far), unpack, scales, x));
   }
-  finish_unit(count, 1, acc, out);
+  finish_unit(count, acc, out);
 }
 
-// Several rows of x, `M` from row m0 on: each tile of a few weight rows is unpacked in registers and passes by all of
-// them, a tile of x in L1 for the whole unit. `next` is what this thread reads after the unit.
+// The weight rows that several rows of x take at a time. The more, the less often x comes from L2, for which L1 has to
+// wait while it waits for memory; but their sums share L1 with x.
+template <int vectors>
+constexpr int64_t kTileRun = vectors == 8 ? kRunRows : kUnitRows;
+
+// Several rows of x, `M` from row m0 on, and `count` <= kTileRun weight rows: tiles of a few of these are unpacked in
+// registers and pass by all rows of x, whose own tile is in L1 meanwhile. `next` is what this thread reads after them.
 template <int bits, int group_size>
 void multiply_several(const PackedRows& rows, int64_t count, const PackedRows& next, const FixedX& x, int64_t m0,
                       int64_t M, float* out) {
   using T = Tile<bits, group_size>;
   constexpr int groups = T::weights / group_size;
-  constexpr int64_t ahead = 2048 / T::weights;        // tiles: some 1000 ns
-  constexpr int some = T::vectors == 8 ? 2 : 4;       // weight rows whose tiles fill half of the registers
-  constexpr int x_part = 2 * T::weights / kUnitRows;  // of the next tile of x, in bytes: asked for beside a weight row
+  constexpr int64_t ahead = 2048 / T::weights;   // tiles: some 4000 ns
+  constexpr int some = T::vectors == 8 ? 2 : 4;  // weight rows whose tiles fill half of the registers
+  constexpr int64_t run = kTileRun<T::vectors>;
+  constexpr int x_part = 2 * T::weights / run;  // of the next tile of x, in bytes: asked for beside a weight row
   const Unpack<bits, group_size> unpack;
   const TileScales<bits, group_size> scales;
   const int64_t tiles = x.tiles;
-  float* acc = scratch_of<float>(4, M * kUnitRows * 16);  // [M, rows] vectors of sums
-  std::memset(acc, 0, size_t(M * kUnitRows * 16) * sizeof(float));
+  float* acc = scratch_of<float>(4, M * run * 16);  // [M, rows] vectors of sums
+  std::memset(acc, 0, size_t(M * run * 16) * sizeof(float));
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t left = rows.cols - t * T::weights;
     const auto* x_tile = x.tile<T::vectors>(m0, t);
@@ -191,8 +199,8 @@ void multiply_several(const PackedRows& rows, int64_t count, const PackedRows& n
         }
       }
       float* at = acc + r0 * 16;
-      const int8_t* next_x = next_x_tile->hi + r0 * x_part;
       const auto* xt = x_tile;
+      const int8_t* next_x = next_x_tile->hi + r0 * x_part;
       for (int64_t m = 0; m < M; ++m) {
         MLX_DELTA_UNROLL
         for (int i = 0; i < NR * x_part; i += 64) __builtin_prefetch(next_x + i, 0, 3);
@@ -216,7 +224,7 @@ void multiply_several(const PackedRows& rows, int64_t count, const PackedRows& n
           const __m512 before = _mm512_fmadd_ps(bias[r], x_sum, _mm512_load_ps(at + 16 * r));
           _mm512_store_ps(at + 16 * r, _mm512_fmadd_ps(scale[r], sum, before));
         }
-        ++xt, next_x += sizeof(*xt), at += kUnitRows * 16;
+        ++xt, next_x += sizeof(*xt), at += run * 16;
       }
     };
     const auto all_rows = [&](auto full) __attribute__((always_inline)) {
@@ -229,29 +237,35 @@ void multiply_several(const PackedRows& rows, int64_t count, const PackedRows& n
     else
       all_rows(std::false_type{});
   }
-  finish_unit(count, M, acc, out + m0 * kUnitRows);
+  for (int64_t r = 0; r < count; r += kUnitRows)
+    for (int64_t m = 0; m < M; ++m)
+      finish_unit(least<int64_t>(kUnitRows, count - r), acc + (m * run + r) * 16, out + r * x.M + (m0 + m) * kUnitRows);
 }
 
 template <int bits, int group_size>
 void multiply_packed(const PackedRows& rows, int64_t count, const PackedRows& next, const FixedX& x, float* out) {
-  constexpr int64_t some = 16;  // rows of x, whose tiles and sums fill L1
   if (x.M == 1) return multiply_one<bits, group_size>(rows, count, next, x, out);
-  for (int64_t m = 0; m < x.M; m += some)
-    multiply_several<bits, group_size>(rows, count, next, x, m, least(some, x.M - m), out);
+  constexpr int64_t some = 16;  // rows of x, whose tile and sums fill L1
+  constexpr int64_t run = kTileRun<Tile<bits, group_size>::vectors>;
+  for (int64_t r = 0; r < count; r += run) {
+    const PackedRows part = rows.from(r), after = r + run < count ? rows.from(r + run) : next;
+    for (int64_t m = 0; m < x.M; m += some)
+      multiply_several<bits, group_size>(part, least(run, count - r), after, x, m, least(some, x.M - m), out + r * x.M);
+  }
 }
 
 inline PackedRows packed_rows(const MatrixView& matrix, int64_t n) {
-  const int64_t row_bytes = matrix.cols * matrix.bits / 8, groups = matrix.cols / matrix.group_size;
-  return {static_cast<const uint8_t*>(matrix.data) + n * row_bytes,
-          static_cast<const uint16_t*>(matrix.scales) + n * groups,
-          static_cast<const uint16_t*>(matrix.biases) + n * groups,
-          row_bytes,
-          groups,
-          matrix.cols};
+  const PackedRows all{static_cast<const uint8_t*>(matrix.data),
+                       static_cast<const uint16_t*>(matrix.scales),
+                       static_cast<const uint16_t*>(matrix.biases),
+                       matrix.cols * matrix.bits / 8,
+                       matrix.cols / matrix.group_size,
+                       matrix.cols};
+  return all.from(n);
 }
 
-// out[m * kUnitRows + r] = row n + r of the matrix times row m of x, for r < count <= kUnitRows; `next`, a packed row,
-// is read after them.
+// out[unit, m, r]: rows n .. n + count of the matrix times row m of x, by units of kUnitRows; one unit for one row of
+// x, else up to kRunRows. `next`, a packed row, is read after them.
 inline void multiply_fixed(const MatrixView& matrix, int64_t n, int64_t count, RowOf next, const FixedX& x,
                            float* out) {
   for_width(matrix, [&](auto bits, auto group_size) {

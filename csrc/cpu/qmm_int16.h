@@ -206,12 +206,12 @@ void multiply_packed(const MatrixView& matrix, int64_t n, int64_t count, RowOf n
       multiply_block<bits, group_size>(row(r), c, least(c + block, chunks), x, acc + r * x.M * W);
   for (int64_t r = 0; r < count; ++r)
     for (int64_t m = 0; m < x.M; ++m)
-      out[m * kUnitRows + r] =
+      out[(r / kUnitRows * x.M + m) * kUnitRows + r % kUnitRows] =
           finish_row<Fields<bits>::offset>(load(acc + (r * x.M + m) * W), row(r), x.sums + m * x.sum_stride, groups);
 }
 
-// out[m * kUnitRows + r] = row n + r of the matrix times row m of x, for r < count <= kUnitRows; `next`, a packed row,
-// is read after them.
+// out[unit, m, r]: rows n .. n + count of the matrix times row m of x, by units of kUnitRows: one unit for one row of
+// x, else up to kRunRows. `next`, a packed row, is read after them.
 inline void multiply_fixed(const MatrixView& matrix, int64_t n, int64_t count, RowOf next, const FixedX& x,
                            float* out) {
   for_width(matrix, [&](auto bits, auto group_size) {
