@@ -20,6 +20,7 @@ template <int vectors, int group_size, typename T>
 void fix_row(const T* x, const float* norm, int64_t K, int64_t M, int64_t m, void* data) {
   constexpr int weights = 64 * vectors, groups = weights / group_size, parts = group_size / 16;
   constexpr int pieces = pieces_of_lane(group_size), piece = 8 * vectors / pieces;
+  constexpr SharedLanes<vectors, group_size> lanes;
   const __m512i order = piece == 16 ? _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15)
                                     : _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   const int64_t tiles = (K + weights - 1) / weights;
@@ -59,13 +60,13 @@ void fix_row(const T* x, const float* norm, int64_t K, int64_t M, int64_t m, voi
         std::memcpy(tile.lo + at, bytes[1] + 8 * o, 8);
       }
     }
-    float sum = step * float(_mm512_reduce_add_epi32(total));
-    for (int lane = 0; lane < 16; ++lane)
-      if (group_of<vectors, group_size>(lane / 2) == in_tile) {
-        tile.steps[lane] = step;
-        tile.sums[lane] = sum;
-        sum = 0;
-      }
+    const float sum = step * float(_mm512_reduce_add_epi32(total));
+    for (int i = 0; i < 16; ++i) {
+      const int lane = M == 1 ? lanes.of_one[i] : i;
+      if (lanes.group[lane] != in_tile) continue;
+      tile.steps[i] = step;
+      tile.sums[i] = lanes.first[lane] ? sum : 0;
+    }
   }
 }
 

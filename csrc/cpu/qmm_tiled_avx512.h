@@ -50,12 +50,13 @@ inline void transpose_lanes(const __m512i* rows, __m512i* out) {
   }
 }
 
-// Where in a tile's vector the 32-bit lanes of a group are: kOffset[i] beyond the group's first.
+// Where in a tile's vector the 32-bit lanes of a group are: offset[i] beyond the group's first; and where its step and
+// sum are among those of a tile of several rows of x.
 template <int vectors, int group_size>
 struct GroupLanes {
   static constexpr int groups = 64 * vectors / group_size;
   static constexpr int lanes = 16 / groups;
-  int first[groups] = {}, offset[lanes] = {};
+  int first[groups] = {}, offset[lanes] = {}, factors[groups] = {};
 
   constexpr GroupLanes() {
     int found[groups] = {};
@@ -65,6 +66,7 @@ struct GroupLanes {
       if (group == 0) offset[found[group]] = lane;
       ++found[group];
     }
+    for (int lane = 15; lane >= 0; --lane) factors[SharedLanes<vectors, group_size>{}.group[lane]] = lane;
   }
 };
 
@@ -124,7 +126,7 @@ void multiply_tile(const TiledBlock& block, int64_t cols, int64_t from, int64_t 
                    float* acc_at) {
   using T = Tile<bits, group_size>;
   using Lanes = GroupLanes<T::vectors, group_size>;
-  constexpr Lanes lanes;
+  static constexpr Lanes lanes;
   constexpr int64_t strip_bytes = kTiledColumns * 16;
   __m512 acc[MR][NV];
   MLX_DELTA_UNROLL
@@ -132,6 +134,7 @@ void multiply_tile(const TiledBlock& block, int64_t cols, int64_t from, int64_t 
   for (int n = 0; n < NV; ++n) acc[m][n] = _mm512_load_ps(acc_at + m * kTiledRows + n * 16);
   const uint8_t* w = block.weights;
   const float *scales = block.scales, *biases = block.biases;
+  const auto& of_x = x.M == 1 ? lanes.first : lanes.factors;
   const int64_t all_groups = cols / group_size;
   for (int64_t t = from; t < to; ++t) {
     const auto* x_tile = x.tile<T::vectors>(m0, t);
@@ -169,8 +172,8 @@ void multiply_tile(const TiledBlock& block, int64_t cols, int64_t from, int64_t 
       w += T::vectors * Lanes::lanes * 64;
       MLX_DELTA_UNROLL
       for (int m = 0; m < MR; ++m) {
-        const __m512 step = _mm512_set1_ps(x_tile[m].steps[lanes.first[g]]);
-        const __m512 sum = _mm512_set1_ps(x_tile[m].sums[lanes.first[g]]);
+        const __m512 step = _mm512_set1_ps(x_tile[m].steps[of_x[g]]);
+        const __m512 sum = _mm512_set1_ps(x_tile[m].sums[of_x[g]]);
         MLX_DELTA_UNROLL
         for (int n = 0; n < NV; ++n) {
           const __m512 scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(dot[m][n]), step);

@@ -19,6 +19,8 @@ struct Tile {
   static constexpr int weights = 64 * vectors;
   static constexpr int bytes = weights * bits / 8;  // 64 .. 256
   static constexpr int loads = (bytes + 63) / 64;   // that cover it, the last one at its end
+  static constexpr int groups = weights / group_size;
+  static constexpr int rows = bits <= 4 ? 2 : 4;  // weight rows whose sums share a vector: see add_lanes
 };
 
 // A vector's bytes, known when compiled: built in a constructor, they took 5 % of a unit of 16 rows of 4096.
@@ -153,6 +155,54 @@ inline void load_part_tile(const uint8_t* p, int64_t bytes, __m512i (&loaded)[T:
     loaded[i] = _mm512_maskz_loadu_epi8(n <= 0 ? 0 : n >= 64 ? ~__mmask64{0} : (__mmask64{1} << n) - 1, p + at);
   }
 }
+
+// Lanes 2 i and 2 i + 1 hold the same group, and where 4 rows share a vector so do neighbouring quarters. Of the sums
+// of a tile in 2 or 4 weight rows add_rows makes one vector. add_lanes leaves those of one row in all lanes of a group,
+// and share_lanes makes of several rows' such vectors the one that they share.
+template <typename V>
+inline V add_pairs(V a, V b) {
+  const __m512 x = __m512(a), y = __m512(b);
+  return V(_mm512_shuffle_ps(x, y, 0x88)) + V(_mm512_shuffle_ps(x, y, 0xdd));
+}
+template <typename V>
+inline V add_quarters(V a, V b) {
+  const __m512 x = __m512(a), y = __m512(b);
+  return V(_mm512_shuffle_f32x4(x, y, 0x88)) + V(_mm512_shuffle_f32x4(x, y, 0xdd));
+}
+inline I add_rows(const I (&sums)[2]) { return add_pairs(sums[0], sums[1]); }
+inline I add_rows(const I (&sums)[4]) { return add_quarters(add_pairs(sums[0], sums[1]), add_pairs(sums[2], sums[3])); }
+template <int rows>
+inline I add_lanes(I sums) {
+  sums += I(_mm512_shuffle_epi32(__m512i(sums), _MM_PERM_CDAB));
+  if constexpr (rows == 4) sums += I(_mm512_shuffle_i32x4(__m512i(sums), __m512i(sums), 0xb1));
+  return sums;
+}
+inline __m512 share_lanes(const __m512 (&rows)[2]) { return _mm512_shuffle_ps(rows[0], rows[1], 0x88); }
+inline __m512 share_lanes(const __m512 (&rows)[4]) {
+  return _mm512_shuffle_f32x4(_mm512_shuffle_ps(rows[0], rows[1], 0x88), _mm512_shuffle_ps(rows[2], rows[3], 0x88),
+                              0x88);
+}
+
+// The lanes of a vector that rows share.
+template <int vectors, int group_size>
+struct SharedLanes {
+  static constexpr int rows = vectors == 2 * pieces_of_lane(group_size) ? 2 : 4;
+  int group[16] = {};
+  bool first[16] = {};  // of its row and group: a group of 128 has two
+  int of_one[16] = {};  // for each lane of one row's vector, that of the first row
+
+  constexpr SharedLanes() {
+    int seen = 0;
+    for (int lane = 0; lane < 16; ++lane) {
+      const int row = lane % 4 / 2 + (rows == 4 ? lane / 8 * 2 : 0);
+      group[lane] = group_of<vectors, group_size>(rows == 2 ? lane / 4 * 2 + lane % 2 : lane / 4 % 2 * 4 + lane % 2);
+      const int key = 1 << (row * 8 + group[lane]);
+      first[lane] = (seen & key) == 0;
+      seen |= key;
+      of_one[lane] = (rows == 2 ? lane / 4 : lane / 8) * 4 + lane / 2 % 2;
+    }
+  }
+};
 
 // The scales of a tile's groups, each in its group's lanes: one broadcasting load and one byte shuffle, which moves
 // each bfloat16 into the upper half of its lanes.
