@@ -11,7 +11,7 @@
 namespace mlx_delta::cpu::MLX_DELTA_ISA {
 
 inline constexpr int kUnitRows = 16;              // weight rows of a unit of work
-inline constexpr int64_t kRunRows = 64;           // that several rows of x in fixed point take at a time
+inline constexpr int64_t kRunRows = 32;           // that several rows of x in fixed point take at a time
 inline constexpr int64_t kPanel = 512;            // columns of a panel
 inline constexpr int kRows = 4;                   // weight rows of a register tile
 inline constexpr int kTileRows = W == 8 ? 2 : 4;  // rows of x of one: 16 registers with AVX2, 32 elsewhere
