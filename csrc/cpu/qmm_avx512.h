@@ -182,8 +182,8 @@ void multiply_one(const PackedRows& rows, int64_t count, const PackedRows& next,
 
 // Several rows of x, `M` from row m0 on, and `count` <= kRunRows weight rows: tiles of a few of these are unpacked in
 // registers and pass by all rows of x, whose own tile is in L1 meanwhile. The more weight rows, the less often x comes
-// from L2, for which L1 has to wait while it waits for memory; but their sums share L1. `next` is what this thread reads
-// after them.
+// from L2, for which L1 has to wait while it waits for memory; but their sums share L1. `next` is what this thread
+// reads after them.
 template <int bits, int group_size>
 void multiply_several(const PackedRows& rows, int64_t count, const PackedRows& next, const FixedX& x, int64_t m0,
                       int64_t M, float* out) {
