@@ -11,6 +11,8 @@ namespace mlx_delta::cpu::MLX_DELTA_ISA {
 // How the tiles of one width and group size lie in memory. A piece is what one 64-bit lane holds after the permutation,
 // which gives each lane neighbours: a whole group of 64 up to 4 bits.
 constexpr int pieces_of_lane(int group_size) { return group_size >= 64 ? 4 : 2; }
+// Weight rows whose sums share a vector, see add_rows: 2 up to 4 bits, else 4.
+constexpr int sharing_rows(int vectors, int group_size) { return vectors == 2 * pieces_of_lane(group_size) ? 2 : 4; }
 template <int bits, int group_size>
 struct Tile {
   static constexpr int pieces = pieces_of_lane(group_size);  // of a lane, and so permuted vectors
@@ -20,7 +22,7 @@ struct Tile {
   static constexpr int bytes = weights * bits / 8;  // 64 .. 256
   static constexpr int loads = (bytes + 63) / 64;   // that cover it, the last one at its end
   static constexpr int groups = weights / group_size;
-  static constexpr int rows = bits <= 4 ? 2 : 4;  // weight rows whose sums share a vector: see add_lanes
+  static constexpr int rows = sharing_rows(vectors, group_size);
 };
 
 // A vector's bytes, known when compiled: built in a constructor, they took 5 % of a unit of 16 rows of 4096.
@@ -158,7 +160,8 @@ inline void load_part_tile(const uint8_t* p, int64_t bytes, __m512i (&loaded)[T:
 
 // Lanes 2 i and 2 i + 1 hold the same group, and where 4 rows share a vector so do neighbouring quarters. Of the sums
 // of a tile in 2 or 4 weight rows add_rows makes one vector. add_lanes leaves those of one row in all lanes of a group,
-// and share_lanes makes of several rows' such vectors the one that they share.
+// and share_lanes makes of several rows' such vectors the one that they share. A group's sum is below 128 * 255 * 32512
+// < 2^30.
 template <typename V>
 inline V add_pairs(V a, V b) {
   const __m512 x = __m512(a), y = __m512(b);
@@ -186,7 +189,7 @@ inline __m512 share_lanes(const __m512 (&rows)[4]) {
 // The lanes of a vector that rows share.
 template <int vectors, int group_size>
 struct SharedLanes {
-  static constexpr int rows = vectors == 2 * pieces_of_lane(group_size) ? 2 : 4;
+  static constexpr int rows = sharing_rows(vectors, group_size);
   int group[16] = {};
   bool first[16] = {};  // of its row and group: a group of 128 has two
   int of_one[16] = {};  // for each lane of one row's vector, that of the first row
@@ -241,6 +244,7 @@ struct Scales {
 
 template <int bits, int group_size>
 using TileScales = Scales<Tile<bits, group_size>::vectors, group_size>;
+
 }  // namespace mlx_delta::cpu::MLX_DELTA_ISA
 
 #endif

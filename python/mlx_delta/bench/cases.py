@@ -183,6 +183,8 @@ def qmm_cases() -> Iterator[Case]:
     yield qmm_case("prompts-one-each", 20, 192, prompt[:2], norm=True, sequences=20)
     yield qmm_case("prompt-swiglu", 19, 192, [(61, 3, 64), (61, 4, 32)], norm=True, activation="swiglu")
     yield qmm_case("prompt-swiglu-mixed", 17, 64, [(50, 2, 64), (50, mx.float16)], activation="swiglu")
+    # So wide that x goes by blocks of 16 rows: the last one is one row
+    yield qmm_case("prompt-wide", 17, 66560, [(3, 3, 64), (2, 5, 128)])
     yield qmm_case("prompt-plain-odd", 18, 27, [(18, mx.bfloat16)], residual=True)
 
 
