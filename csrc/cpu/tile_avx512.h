@@ -4,7 +4,7 @@
 
 #if defined(__AVX512VBMI__)
 
-#include "cpu/simd.h"
+#include "cpu/lanes_avx512.h"
 
 namespace mlx_delta::cpu::MLX_DELTA_ISA {
 
@@ -162,16 +162,6 @@ inline void load_part_tile(const uint8_t* p, int64_t bytes, __m512i (&loaded)[T:
 // of a tile in 2 or 4 weight rows add_rows makes one vector. add_lanes leaves those of one row in all lanes of a group,
 // and share_lanes makes of several rows' such vectors the one that they share. A group's sum is below 128 * 255 * 32512
 // < 2^30.
-template <typename V>
-inline V add_pairs(V a, V b) {
-  const __m512 x = __m512(a), y = __m512(b);
-  return V(_mm512_shuffle_ps(x, y, 0x88)) + V(_mm512_shuffle_ps(x, y, 0xdd));
-}
-template <typename V>
-inline V add_quarters(V a, V b) {
-  const __m512 x = __m512(a), y = __m512(b);
-  return V(_mm512_shuffle_f32x4(x, y, 0x88)) + V(_mm512_shuffle_f32x4(x, y, 0xdd));
-}
 inline I add_rows(const I (&sums)[2]) { return add_pairs(sums[0], sums[1]); }
 inline I add_rows(const I (&sums)[4]) { return add_quarters(add_pairs(sums[0], sums[1]), add_pairs(sums[2], sums[3])); }
 template <int rows>
