@@ -19,8 +19,8 @@ import numpy as np
 import nvptx
 from bench import gpu_ptx_format as form
 from mlx_delta import ops
-from mlx_kernels import NO_BATCH, QUANTIZED, generated_source, mlx_source
 from msl.arrays import decode, encode
+from support.mlx_kernels import NO_BATCH, QUANTIZED, generated_source, mlx_source
 
 BOUND = 4e-3  # relative rms, of one rounding to bfloat16
 # K, and (N, bits) of each matrix.

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from ahead import compile_ahead as compile_ahead  # a fixture
 from mlx_delta import _core
-from report import lines
-
-ROOT = Path(__file__).resolve().parent.parent
+from support import GOLDEN, TINY
+from support.ahead import compile_ahead as compile_ahead  # a fixture
+from support.report import lines
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -28,10 +27,10 @@ def nan_filled_outputs() -> None:
 @pytest.fixture(scope="session")
 def tiny() -> Path:
     """The official-layout checkpoint, 11M parameters, trained."""
-    return ROOT / "examples" / "tiny"
+    return TINY
 
 
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """What Hugging Face transformers and a float64 recurrence computed."""
-    return ROOT / "tests" / "golden"
+    return GOLDEN

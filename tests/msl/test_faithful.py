@@ -9,9 +9,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_kernels import NO_BATCH, QUANTIZED, generated_source, include_directory, mlx_source
 from msl import Library, Output
 from msl.arrays import decode, encode, rounded
+from support.mlx_kernels import NO_BATCH, QUANTIZED, generated_source, include_directory, mlx_source
 
 RNG = np.random.default_rng(1)
 # The rounding of one store.

@@ -8,10 +8,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from launches import specialisations, threads_of
 from nvptx import Kernel, compile_kernel, read_ptx
 from nvptx.compiler import constant_symbol
-from report import report
+from support.launches import specialisations, threads_of
+from support.report import report
 
 THREADGROUP_MEMORY = 32 << 10  # of an Apple GPU
 

@@ -21,7 +21,7 @@ from mlx_delta.bench.cases import (
     normal,
     relative_rms,
 )
-from padded import padded_batches
+from support.padded import padded_batches
 
 SMALL = [case for case in CASES if not case.real]
 

@@ -11,11 +11,11 @@ import mlx.core as mx
 import pytest
 from emulate import emulate, run_plan
 
-from launches import specialisations
 from mlx_delta import _core, ops
 from mlx_delta.bench.cases import BOUNDS, CASES, DTYPES, Case, relative_rms
 from msl import Library
-from padded import Batch, padded_batches
+from support.launches import specialisations
+from support.padded import Batch, padded_batches
 
 
 def has_kernel(case: Case) -> bool:

@@ -12,10 +12,10 @@ import mlx.core as mx
 import pytest
 from emulate import counted
 
-from launches import Zeros
 from mlx_delta import ops
 from mlx_delta.bench.cases import BOUNDS, CASES, Case, relative_rms
-from report import report
+from support.launches import Zeros
+from support.report import report
 
 ROWS = 4096
 LIMIT = 1.03
@@ -102,7 +102,7 @@ def test_moves_hardly_more_bytes_than_it_must(case: Case) -> None:
 
 
 def test_launches_of_a_token() -> None:
-    """At most 6 a layer of the 32 and 6 more; sampling's own are counted in tests/test_model.py."""
+    """At most 6 a layer of the 32 and 6 more; sampling's own are counted in tests/unit/model/test_model.py."""
     total = sum(LAUNCHES[case.id] * moved(case).launches for case in TOKEN)
     report(TITLE, f"{total} launches, of at most {6 * 32 + 6}")
     assert total <= 6 * 32 + 6 - 4

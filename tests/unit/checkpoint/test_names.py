@@ -22,8 +22,8 @@ from mlx_delta.checkpoint.names import canonical_tensors
 from mlx_delta.checkpoint.source import CheckpointError, open_source
 from mlx_delta.checkpoint.tensors import check_tensors, expected_shapes
 from mlx_delta.config import ModelConfig
+from support import TINY
 
-TINY = Path(__file__).parents[1] / "examples" / "tiny"
 LAYER = "language_model.model.layers.3."
 Arrays = dict[str, mx.array]
 

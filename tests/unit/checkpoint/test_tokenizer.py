@@ -9,8 +9,8 @@ import pytest
 
 from mlx_delta.checkpoint.tokenizer import GenerationDefaults, Tokenizer, TokenizerError
 from mlx_delta.generate.detokenize import Detokenizer
+from support import ROOT
 
-ROOT = Path(__file__).parent.parent
 TINY = ROOT / "examples/tiny"
 TEXTS = [
     "Hello, world!\n",

@@ -11,13 +11,14 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from gguf_files import TINY, write_gguf
 from mlx_delta.checkpoint.names import canonical_tensors
 from mlx_delta.checkpoint.source import CheckpointError, open_source
 from mlx_delta.checkpoint.tensors import check_tensors
 from mlx_delta.checkpoint.tokenizer import Tokenizer
 from mlx_delta.config import ConfigError, ModelConfig
 from mlx_delta.convert.pipeline import convert
+from support import TINY
+from support.gguf_files import write_gguf
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,7 @@ def test_every_type_is_dequantized(kind: str, error: float, tmp_path: Path) -> N
 
 
 def test_parameters_that_were_float32_stay_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import gguf_files
+    from support import gguf_files
 
     name = "model.language_model.layers.0.linear_attn.{}"
     changed = gguf_files.stored()

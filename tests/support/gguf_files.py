@@ -12,7 +12,8 @@ from bench.random_gguf import add_metadata
 from gguf import GGMLQuantizationType, GGUFWriter, TokenType
 from gguf.quants import quantize
 
-TINY = Path(__file__).parents[1] / "examples" / "tiny"
+from support import TINY
+
 HEADS, KEYS, DIM = 4, 2, 128  # value heads, key heads, values a head
 # llama.cpp keeps value head i of key head i % KEYS at place i; Hugging Face has the heads of one key head together.
 ORDER = [key * (HEADS // KEYS) + j for j in range(HEADS // KEYS) for key in range(KEYS)]

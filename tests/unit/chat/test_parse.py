@@ -5,15 +5,14 @@ import json
 import random
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mlx_delta.chat.parse import Event, OutputParser
 from mlx_delta.chat.tools import ToolCall, coerce_arguments, create_tool_definition, parameter_schemas
+from support import GOLDEN
 
-GOLDEN = Path(__file__).parent / "golden"
 ADD = create_tool_definition("add", "Add", {"a": {"type": "integer"}, "b": {"type": "integer"}}, ["a", "b"])
 WRITE = create_tool_definition("write", "Write", {"path": {"type": "string"}, "text": {"type": "string"}})
 TOOLS = [ADD, WRITE, create_tool_definition("now", "Time", {})]

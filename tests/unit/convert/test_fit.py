@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -15,8 +13,8 @@ from mlx_delta.config import ModelConfig, Quantization
 from mlx_delta.convert.awq import clean_importance
 from mlx_delta.convert.fit import fit, fit_error, fit_reference, pack, to_bfloat16
 from mlx_delta.convert.imatrix import read_imatrix
+from support import TINY
 
-TINY = Path(__file__).parents[1] / "examples" / "tiny"
 WIDTHS = (2, 3, 4, 5, 6, 8)
 
 

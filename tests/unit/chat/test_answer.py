@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_parse import ADD_CALL, ADDED, CASES, FRAGMENTS, TOOLS, assert_no_tag_leaks
 
 from mlx_delta.chat.answer import Answer
 from mlx_delta.chat.parse import Event
@@ -14,7 +15,6 @@ from mlx_delta.chat.request import ChatSettings
 from mlx_delta.chat.result import ChatEvent, ChatResult, Usage
 from mlx_delta.checkpoint.tokenizer import Tokenizer
 from mlx_delta.generate.sample import Sampler, SamplingParams
-from test_parse import ADD_CALL, ADDED, CASES, FRAGMENTS, TOOLS, assert_no_tag_leaks
 
 
 @pytest.fixture(scope="module")

@@ -26,8 +26,8 @@ from mlx_delta.convert.errors import ConvertError
 from mlx_delta.convert.imatrix import check_importance, read_imatrix
 from mlx_delta.model.cache import Cache
 from mlx_delta.model.qwen3_5 import Network
+from support import GOLDEN, TINY
 
-TINY = Path(__file__).parents[1] / "examples" / "tiny"
 CONFIG = ModelConfig.from_dir(TINY)
 FIRST_READERS = ("q_proj.weight", "in_proj_qkv.weight", "gate_proj.weight", "o_proj.weight", "out_proj.weight")
 LAYER = "language_model.model.layers.0."
@@ -65,7 +65,7 @@ def test_mean_and_order_of_heads(tmp_path: Path) -> None:
 
 def test_dat_and_gguf_agree(tmp_path: Path) -> None:
     """Of one run of llama-imatrix; a truncated .dat is refused."""
-    dat = Path(__file__).parent / "golden" / "imatrix.dat"
+    dat = GOLDEN / "imatrix.dat"
     new, old = read_imatrix(TINY / "imatrix.gguf", CONFIG), read_imatrix(dat, CONFIG)
     assert new.keys() == old.keys()
     for name, values in new.items():

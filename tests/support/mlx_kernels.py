@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from msl.source import flatten
+from support import ROOT
 
 KERNELS = Path("mlx/backend/metal/kernels")
 # Three headers are not emulated: bfloat functions made of builtins of Apple's compiler (the shim has the functions),
@@ -39,7 +40,7 @@ def include_directory() -> Path:
 
     Raises FileNotFoundError where they are in none.
     """
-    build = Path(__file__).resolve().parent.parent / "build"
+    build = ROOT / "build"
     unpacked = [Path(p) for p in filter(None, [os.environ.get("MLX_METAL_WHEEL")])] + sorted(build.glob("macos/mlx==*"))
     candidates = [path / "mlx" / "include" for path in unpacked] + [Path(mx.__file__).parent / "include"]
     for path in candidates:

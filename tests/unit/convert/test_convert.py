@@ -26,11 +26,10 @@ from mlx_delta.config import ModelConfig, Quantization
 from mlx_delta.convert.errors import ConvertError
 from mlx_delta.convert.pipeline import ConvertReport, Progress, convert
 from mlx_delta.convert.recipe import choose, component
+from support import GOLDEN, TINY
 
-ROOT = Path(__file__).parents[1]
-TINY = ROOT / "examples" / "tiny"
 IMATRIX = TINY / "imatrix.gguf"
-GOLDEN = Path(__file__).parent / "golden" / "model.safetensors"
+LOGITS = GOLDEN / "model.safetensors"
 # The recipe at base 3, by the end of a module's name.
 UNSLOTH = {
     "gate_proj": 3,
@@ -123,7 +122,7 @@ def test_output_is_a_checkpoint_of_ours(unsloth: ConvertReport) -> None:
 
 def test_mlx_lm_agrees_on_the_quantized_model(unsloth: ConvertReport, bf16: ConvertReport) -> None:
     """mlx-lm loads it strictly; its packed matrices mean what ours, dequantized, mean: exactly in float32."""
-    ids = mx.load(str(GOLDEN))["0.ids"][None]
+    ids = mx.load(str(LOGITS))["0.ids"][None]
     quantized, whole = load_model(unsloth.path)[0], load_model(bf16.path)[0]
     original, found = whole(ids), quantized(ids)
     whole.load_weights(list(dequantized(unsloth.path).items()))
@@ -135,7 +134,7 @@ def test_mlx_lm_agrees_on_the_quantized_model(unsloth: ConvertReport, bf16: Conv
 
 
 def test_bf16_conversion_gives_the_golden_logits(bf16: ConvertReport) -> None:
-    golden, model = mx.load(str(GOLDEN)), load_model(bf16.path)[0]
+    golden, model = mx.load(str(LOGITS)), load_model(bf16.path)[0]
     assert isinstance(golden, dict)
     for prompt in ("0", "3", "7"):
         found = model(golden[f"{prompt}.ids"][None])[0, -48:]
@@ -167,7 +166,7 @@ def test_uniform_width_loads_in_mlx_lm(tmp_path: Path) -> None:
     assert section == {"group_size": 32, "bits": 8, "mode": "affine"}
     kept = {"conv1d, A_log, dt_bias", "norms", "vision"}
     assert all((row.bits == "8") != (row.component in kept) for row in report.components)
-    golden = mx.load(str(GOLDEN))
+    golden = mx.load(str(LOGITS))
     found = load_model(report.path)[0](golden["0.ids"][None])[0]
     assert relative(found, golden["0.logits"]) < 3e-2
 

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 import pytest
 from rich.console import Console
+from test_cli import ENVIRONMENT, MLX_DELTA, run
 
 from mlx_delta import load_model
 from mlx_delta.chat.functions import function_tool
@@ -28,7 +29,6 @@ from mlx_delta.cli.chat_terminal import HELP, ChatTerminal
 from mlx_delta.cli.chat_turns import Conversation
 from mlx_delta.cli.chat_view import MarkdownStream, TerminalView, finished_length
 from mlx_delta.load import LanguageModel
-from test_cli import ENVIRONMENT, MLX_DELTA, run
 
 TOOLS = '''
 def search(query: str) -> str:

@@ -22,8 +22,9 @@ from mlx_delta.checkpoint.tokenizer import GenerationDefaults
 from mlx_delta.convert.pipeline import convert
 from mlx_delta.generate.sample import SamplingParams
 from mlx_delta.load import LanguageModel
+from support import GOLDEN
 
-QUESTIONS = json.loads((Path(__file__).parent / "golden" / "tools.json").read_text(encoding="utf-8"))
+QUESTIONS = json.loads((GOLDEN / "tools.json").read_text(encoding="utf-8"))
 COUNT = [{"role": "user", "content": "Count to 7."}]
 COUNTED = "1 2 3 4 5 6 7"
 PLAIN: dict[str, Any] = {"temperature": 0, "enable_thinking": False, "max_new_tokens": 80}

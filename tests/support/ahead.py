@@ -11,8 +11,8 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from launches import specialisations
 from msl import CompileError, Library, SourceError
+from support.launches import specialisations
 
 HALF = (mx.float16, mx.bfloat16)
 

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from gguf_files import write_gguf
 from mlx_delta.calibrate import sensitivity
 from mlx_delta.calibrate.chunks import read_chunks
 from mlx_delta.calibrate.importance import measure_importance
@@ -26,6 +25,7 @@ from mlx_delta.convert.errors import ConvertError
 from mlx_delta.convert.moments import damping
 from mlx_delta.convert.pipeline import convert
 from mlx_delta.load import LanguageModel, load_model
+from support.gguf_files import write_gguf
 
 
 @pytest.fixture(scope="module")

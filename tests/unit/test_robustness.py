@@ -14,11 +14,11 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-import gguf_files
-from gguf_files import TINY, stored, write_gguf
 from mlx_delta.config import ModelConfig, Quantization
 from mlx_delta.convert.errors import ConvertError
 from mlx_delta.convert.pipeline import convert
+from support import TINY, gguf_files
+from support.gguf_files import stored, write_gguf
 
 UP = "model.language_model.layers.2.mlp.up_proj.weight"
 Edit = Callable[[dict[str, mx.array], dict[str, object]], None]

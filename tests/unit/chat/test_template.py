@@ -4,14 +4,13 @@ import copy
 import json
 import re
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mlx_delta.chat.template import TemplateError, render
+from support import ROOT
 
-ROOT = Path(__file__).parent.parent
 TEMPLATE = (ROOT / "examples/tiny/chat_template.jinja").read_text(encoding="utf-8")
 ENTRIES = json.loads((ROOT / "tests/golden/chat_template.json").read_text(encoding="utf-8"))
 USER = [{"role": "user", "content": "Hi"}]
