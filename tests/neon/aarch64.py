@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
-from conftest import ROOT
+from support import ROOT
 
 HERE = Path(__file__).resolve().parent
 CPU = ROOT / "csrc" / "cpu"
