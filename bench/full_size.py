@@ -28,10 +28,10 @@ from mlx_delta.calibrate.layers import CHUNKS, layer_calibration
 from mlx_delta.checkpoint.tensors import expected_shapes, mtp_shapes
 from mlx_delta.cli.demo import example_checkpoint
 from mlx_delta.config import ModelConfig
-from mlx_delta.convert.imatrix import write_imatrix
-from mlx_delta.convert.imatrix_file import Calibration
-from mlx_delta.convert.pipeline import convert
-from mlx_delta.convert.write import Entry, write_safetensors
+from mlx_delta.conversion.imatrix import write_imatrix
+from mlx_delta.conversion.imatrix_file import Calibration
+from mlx_delta.conversion.pipeline import convert
+from mlx_delta.conversion.write import Entry, write_safetensors
 
 SHARDS = 4
 _POOL = 1 << 25  # random values, 64 MB

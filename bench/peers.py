@@ -31,7 +31,7 @@ from mlx_delta.bench.random_model import write_model
 from mlx_delta.bench.sizes import size_named
 from mlx_delta.bench.timing import ReadBandwidth
 from mlx_delta.bench.whole_model import bench_decode, bench_prefill
-from mlx_delta.load import load_model
+from mlx_delta.loading import load_model
 
 OURS, MLX_LM, LLAMA_CPP = "mlx-delta", "mlx-lm", "llama.cpp"
 Runner = Callable[[], dict[str, float]]  # one round: {"decode": tok/s, "prefill": tok/s}

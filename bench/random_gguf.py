@@ -23,7 +23,7 @@ from mlx_delta.bench.random_model import recipe_plans
 from mlx_delta.bench.sizes import CONFIGS, size_named
 from mlx_delta.checkpoint.gguf_names import gguf_from_canonical
 from mlx_delta.config import TextConfig
-from mlx_delta.convert.recipe import TensorPlan
+from mlx_delta.conversion.recipe import TensorPlan
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ namespace mlx_delta {
 
 // weight [N, K], evaluated, row-contiguous, float32, float16 or bfloat16; importance float32 [K], positive. Per group
 // of 32, 64 or 128 along K the s, b (bfloat16 values) and q in [0, 2^bits - 1] that minimise sum h_k (w_k - s q_k -
-// b)^2 as mlx_delta.convert.fit describes it.
+// b)^2 as mlx_delta.conversion.fit describes it.
 // feedback (float32 [K, K]) and order (int32 [K], within groups): importance and feedback are by place, and order says
 // which column is there; feedback's upper triangle is U of factor_moments, importance its D. Columns are rounded by
 // place, each after the errors of those before it, times U, were added to it, and errors add up to trace(dW H dW^T).

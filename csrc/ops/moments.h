@@ -1,6 +1,6 @@
 // The second moments E[x x^T] of a matrix's inputs, and the factors by which rounding feeds its errors forward. Like
 // fit_affine no nodes of a graph: they work on evaluated arrays at once, and in place, for a moment matrix of a 9B is
-// 604 MB. mlx_delta.convert.moments is the interface.
+// 604 MB. mlx_delta.conversion.moments is the interface.
 #pragma once
 
 #include "ops/common.h"

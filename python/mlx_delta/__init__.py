@@ -13,18 +13,18 @@ if TYPE_CHECKING:
     from mlx_delta.chat.request import ChatSettings as ChatSettings
     from mlx_delta.chat.tools import create_tool_definition as create_tool_definition
     from mlx_delta.config import ModelConfig as ModelConfig
-    from mlx_delta.convert.pipeline import convert as convert
-    from mlx_delta.load import LanguageModel as LanguageModel
-    from mlx_delta.load import load_model as load_model
+    from mlx_delta.conversion.pipeline import convert as convert
+    from mlx_delta.language_model import LanguageModel as LanguageModel
+    from mlx_delta.loading import load_model as load_model
 
 _PUBLIC = {
     "ChatSettings": "mlx_delta.chat.request",
-    "LanguageModel": "mlx_delta.load",
+    "LanguageModel": "mlx_delta.language_model",
     "ModelConfig": "mlx_delta.config",
-    "convert": "mlx_delta.convert.pipeline",
+    "convert": "mlx_delta.conversion.pipeline",
     "create_tool_definition": "mlx_delta.chat.tools",
     "function_tool": "mlx_delta.chat.functions",
-    "load_model": "mlx_delta.load",
+    "load_model": "mlx_delta.loading",
 }
 __all__ = [
     "ChatSettings",

@@ -15,8 +15,8 @@ import mlx.core as mx
 import pytest
 
 from mlx_delta.config import ModelConfig, Quantization
-from mlx_delta.convert.errors import ConvertError
-from mlx_delta.convert.pipeline import convert
+from mlx_delta.conversion.errors import ConvertError
+from mlx_delta.conversion.pipeline import convert
 from support import TINY, gguf_files
 from support.gguf_files import stored, write_gguf
 
@@ -79,7 +79,7 @@ def test_nan_in_a_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_full_disk_is_found_before_and_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While: with a limit on the size of files, which fails a write half way through as a full disk does."""
-    script = f"from mlx_delta.convert.pipeline import convert; convert({str(TINY)!r}, {str(tmp_path / 'out')!r})"
+    script = f"from mlx_delta.conversion.pipeline import convert; convert({str(TINY)!r}, {str(tmp_path / 'out')!r})"
     done = subprocess.run(
         [sys.executable, "-c", script],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},

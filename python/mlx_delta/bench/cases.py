@@ -17,7 +17,7 @@ import numpy as np
 from mlx_delta import ops
 from mlx_delta.bench.sizes import config_of
 from mlx_delta.config import TextConfig
-from mlx_delta.convert.recipe import choose
+from mlx_delta.conversion.recipe import choose
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 # rms(error) / rms(reference). Half types: inputs are rounded before both see them, so one rounding of the output.

@@ -17,8 +17,8 @@ import numpy as np
 from mlx_delta.bench.sizes import config_of
 from mlx_delta.checkpoint.tensors import Tensor, expected_shapes
 from mlx_delta.config import ModelConfig
-from mlx_delta.convert.recipe import Recipe, TensorPlan, choose, plan, quantization_section
-from mlx_delta.convert.write import atomic_directory, write_safetensors
+from mlx_delta.conversion.recipe import Recipe, TensorPlan, choose, plan, quantization_section
+from mlx_delta.conversion.write import atomic_directory, write_safetensors
 from mlx_delta.example import example_checkpoint
 from mlx_delta.model.qwen3_5 import Network
 from mlx_delta.ops.matrix import use_huge_pages

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_delta import _core
-from mlx_delta.evaluate import require_plotting
+from mlx_delta.evaluation import require_plotting
 
 
 @dataclass(frozen=True)

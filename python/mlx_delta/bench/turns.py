@@ -15,7 +15,8 @@ from typing import Any
 from mlx_delta.chat.request import ChatSettings, Prompt, common_prefix
 from mlx_delta.chat.tools import create_tool_definition
 from mlx_delta.example import example_checkpoint
-from mlx_delta.load import LanguageModel, load_model
+from mlx_delta.language_model import LanguageModel
+from mlx_delta.loading import load_model
 
 SAID = ("Search for velvet cloud.", "What is 12 + 30?", "Hello, I am Ada.", "Count to 7.", "Search for valley.")
 TOOLS = [

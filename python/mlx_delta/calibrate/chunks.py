@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_delta.chat.template import render
-from mlx_delta.checkpoint.tokenizer import Tokenizer
+from mlx_delta.text.tokenizer import Tokenizer
 
 CONTEXT = 512  # tokens a chunk, llama.cpp's own
 

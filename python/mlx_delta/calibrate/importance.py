@@ -17,9 +17,9 @@ from zipfile import BadZipFile
 import mlx.core as mx
 import numpy as np
 
-from mlx_delta.convert.imatrix_file import Calibration
-from mlx_delta.convert.write import atomic_file
-from mlx_delta.load import LanguageModel
+from mlx_delta.conversion.imatrix_file import Calibration
+from mlx_delta.conversion.write import atomic_file
+from mlx_delta.language_model import LanguageModel
 from mlx_delta.ops.matrix import Matrix
 from mlx_delta.ops.qmm import observed_products
 

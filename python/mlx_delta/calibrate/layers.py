@@ -23,8 +23,8 @@ from mlx_delta import ops
 from mlx_delta.calibrate.chunks import CONTEXT, read_chunks
 from mlx_delta.checkpoint.source import open_source
 from mlx_delta.config import ModelConfig, Quantization
-from mlx_delta.convert.moments import ORDER_BLOCK, Feedback, Moments
-from mlx_delta.load import source_tokenizer
+from mlx_delta.conversion.moments import ORDER_BLOCK, Feedback, Moments
+from mlx_delta.loading import source_tokenizer
 from mlx_delta.model.cache import empty_state
 from mlx_delta.model.layers import Window
 from mlx_delta.model.qwen3_5 import layer_from_weights, layer_matrices

@@ -18,11 +18,11 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_delta.config import Quantization
-from mlx_delta.convert.awq import clean_importance, weighted_error
-from mlx_delta.convert.fit import fit
-from mlx_delta.convert.imatrix import Importance
-from mlx_delta.convert.recipe import WIDTHS
-from mlx_delta.load import LanguageModel
+from mlx_delta.conversion.awq import clean_importance, weighted_error
+from mlx_delta.conversion.fit import fit
+from mlx_delta.conversion.imatrix import Importance
+from mlx_delta.conversion.recipe import WIDTHS
+from mlx_delta.language_model import LanguageModel
 from mlx_delta.model.cache import Cache
 from mlx_delta.model.layers import Window
 from mlx_delta.model.qwen3_5 import Network

@@ -15,12 +15,12 @@ from mlx_delta.chat.parse import Event, OutputParser
 from mlx_delta.chat.request import ChatSettings
 from mlx_delta.chat.result import ChatEvent, ChatResult, TokenLogprob, Usage
 from mlx_delta.chat.tools import ToolCall
-from mlx_delta.checkpoint.tokenizer import Tokenizer
-from mlx_delta.generate.decode import Likelihood, Steps
-from mlx_delta.generate.detokenize import Detokenizer
-from mlx_delta.generate.grammar import JsonGrammar
-from mlx_delta.generate.sample import Allowed, Sampler
-from mlx_delta.generate.stop import StopStrings
+from mlx_delta.engine.decode import Likelihood, Steps
+from mlx_delta.engine.sample import Allowed, Sampler
+from mlx_delta.text.detokenize import Detokenizer
+from mlx_delta.text.grammar import JsonGrammar
+from mlx_delta.text.stop import StopStrings
+from mlx_delta.text.tokenizer import Tokenizer
 
 _CLOSE = "</think>\n\n"
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mlx_delta.checkpoint.tokenizer import GenerationDefaults
 from mlx_delta.config import TextConfig
-from mlx_delta.generate.sample import SamplingParams
+from mlx_delta.engine.sample import SamplingParams
+from mlx_delta.text.tokenizer import GenerationDefaults
 
 _SMALL = 2048  # hidden size up to which a model is one of the small ones (0.8B: 1024, 2B: 2048, 4B: 2560)
 _THINKING = {"temperature": 1.0, "top_p": 0.95, "top_k": 20, "min_p": 0.0, "presence_penalty": 1.5}

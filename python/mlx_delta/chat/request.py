@@ -10,10 +10,10 @@ from mlx_delta.chat.messages import Message, prepare_messages
 from mlx_delta.chat.presets import sampling
 from mlx_delta.chat.template import TemplateError, render
 from mlx_delta.chat.tools import parameter_schemas
-from mlx_delta.checkpoint.tokenizer import Tokenizer
 from mlx_delta.config import TextConfig
-from mlx_delta.generate.sample import SamplingParams
-from mlx_delta.generate.stop import StopStrings
+from mlx_delta.engine.sample import SamplingParams
+from mlx_delta.text.stop import StopStrings
+from mlx_delta.text.tokenizer import Tokenizer
 
 MAX_LOGPROBS = 100
 

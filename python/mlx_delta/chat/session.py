@@ -18,11 +18,11 @@ from mlx_delta.chat.messages import Message
 from mlx_delta.chat.prefix import PrefixCache
 from mlx_delta.chat.request import ChatSettings, Prompt
 from mlx_delta.chat.result import ChatEvent, ChatResult, Usage
-from mlx_delta.checkpoint.tokenizer import Tokenizer
-from mlx_delta.generate.decode import Steps
-from mlx_delta.generate.prefill import prefill
-from mlx_delta.generate.sample import Sampler
+from mlx_delta.engine.decode import Steps
+from mlx_delta.engine.prefill import prefill
+from mlx_delta.engine.sample import Sampler
 from mlx_delta.model.qwen3_5 import Network
+from mlx_delta.text.tokenizer import Tokenizer
 
 
 class Session(ChatMethods):

@@ -144,7 +144,7 @@ def prefill(
     def run(network: Network, bandwidth: ReadBandwidth) -> Iterator[tuple[Prefill, dict[str, str], Point]]:
         from mlx_delta.bench.roofline import Point
         from mlx_delta.bench.whole_model import bench_prefill
-        from mlx_delta.generate.prefill import CHUNK
+        from mlx_delta.engine.prefill import CHUNK
 
         row = bench_prefill(network, context=context, tokens=tokens, rounds=repeats, bandwidth=bandwidth)
         nbytes = network.bytes_per_token * -(-tokens // CHUNK)
@@ -231,7 +231,7 @@ def _loaded(directory: Path, facts: dict[str, Any]) -> tuple[Network, dict[str, 
     import time
 
     from mlx_delta.bench.memory import reset_peak
-    from mlx_delta.load import load_model
+    from mlx_delta.loading import load_model
 
     reset_peak()
     start = time.perf_counter()
@@ -307,7 +307,7 @@ def _table(lines: dict[str, str]) -> None:
 
 def _check_plot(plot: Path | None) -> None:
     """Before a long run is wasted."""
-    from mlx_delta.evaluate import require_plotting
+    from mlx_delta.evaluation import require_plotting
 
     if plot is None:
         return

@@ -65,7 +65,7 @@ def chat(
     from mlx_delta.cli.chat_terminal import ChatTerminal
     from mlx_delta.cli.chat_turns import Conversation
     from mlx_delta.cli.chat_view import PlainView
-    from mlx_delta.load import load_model
+    from mlx_delta.loading import load_model
 
     functions = load_functions(tools) if tools else {}
     options: dict[str, Any] = {

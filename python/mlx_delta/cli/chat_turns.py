@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from mlx_delta.chat.functions import Function, run_call
 from mlx_delta.chat.result import ChatEvent, ChatResult
 from mlx_delta.chat.tools import ToolCall
-from mlx_delta.load import LanguageModel
+from mlx_delta.language_model import LanguageModel
 
 _DECLINED = "The user declined this call."
 

@@ -16,7 +16,7 @@ from mlx_delta.cli.errors import reported_errors
 
 if TYPE_CHECKING:
     from mlx_delta.calibrate.layers import LayerCalibration
-    from mlx_delta.convert.pipeline import ConvertReport, Progress
+    from mlx_delta.conversion.pipeline import ConvertReport, Progress
 
 
 @reported_errors()
@@ -105,7 +105,7 @@ def convert(
 
     mlx-delta convert -i Qwen3.5-9B -o qwen3.5-9b-3bit -q --q-recipe unsloth --imatrix-path imatrix.gguf
     """
-    from mlx_delta.convert.pipeline import convert as run
+    from mlx_delta.conversion.pipeline import convert as run
 
     for name, value in (("--text", text), ("--sensitivity", sensitivity)):
         if value and q_recipe != "auto":
@@ -154,10 +154,10 @@ def _sensitivity(
     from mlx_delta.calibrate.chunks import read_chunks
     from mlx_delta.calibrate.sensitivity import CHUNKS, measure_sensitivity
     from mlx_delta.checkpoint.source import open_source
-    from mlx_delta.convert.auto import read_sensitivity, write_sensitivity
-    from mlx_delta.convert.imatrix import read_imatrix
-    from mlx_delta.convert.write import atomic_file, check_output_file
-    from mlx_delta.load import load_source
+    from mlx_delta.conversion.auto import read_sensitivity, write_sensitivity
+    from mlx_delta.conversion.imatrix import read_imatrix
+    from mlx_delta.conversion.write import atomic_file, check_output_file
+    from mlx_delta.loading import load_source
 
     if file is not None and file.is_file():
         return read_sensitivity(file)

@@ -17,7 +17,7 @@ from mlx_delta.cli.errors import reported_errors
 from mlx_delta.example import example_checkpoint
 
 if TYPE_CHECKING:
-    from mlx_delta.load import LanguageModel
+    from mlx_delta.language_model import LanguageModel
 
 _QUESTIONS = ("Hello, I am Ada.", "Count to 7.")
 _TOOL_QUESTION = "Search for velvet cloud."
@@ -41,7 +41,7 @@ def demo(
 
 
 def _run(source: Path, out: Path) -> None:
-    from mlx_delta.load import load_model
+    from mlx_delta.loading import load_model
 
     console = Console()
     console.rule(f"convert {source.name}: recipe unsloth, 3 bits, with its importance matrix")
@@ -86,7 +86,7 @@ def _ask(console: Console, model: LanguageModel, question: str, tools: Sequence[
 
 
 def _speeds(models: Sequence[tuple[str, Path]]) -> Table:
-    from mlx_delta.load import load_model
+    from mlx_delta.loading import load_model
     from mlx_delta.summary import summarize
 
     table = Table("model", title=f"prefill of {_SPEED_PROMPT} tokens, then {_SPEED_TOKENS} decoded", box=box.SIMPLE)

@@ -39,10 +39,10 @@ def evaluate(
     mlx-delta evaluate --model qwen3.5-9b-3bit --model qwen3.5-9b-4bit --reference Qwen3.5-9B --text heldout.txt
     """
     from mlx_delta.calibrate.chunks import read_text
-    from mlx_delta.checkpoint.tokenizer import Tokenizer
-    from mlx_delta.evaluate import evaluate as run
-    from mlx_delta.evaluate import require_plotting, save_plot
-    from mlx_delta.load import load_model
+    from mlx_delta.evaluation import evaluate as run
+    from mlx_delta.evaluation import require_plotting, save_plot
+    from mlx_delta.loading import load_model
+    from mlx_delta.text.tokenizer import Tokenizer
 
     if plot is not None:
         require_plotting()

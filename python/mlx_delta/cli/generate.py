@@ -12,8 +12,8 @@ import typer
 from mlx_delta.cli.errors import reported_errors
 
 if TYPE_CHECKING:
-    from mlx_delta.generate.text import Generation
-    from mlx_delta.load import LanguageModel
+    from mlx_delta.language_model import LanguageModel
+    from mlx_delta.text.generation import Generation
 
 
 @reported_errors()
@@ -47,7 +47,7 @@ def generate(
 
     mlx-delta generate --model qwen3.5-9b-3bit --prompt "Why is the sky blue?"
     """
-    from mlx_delta.load import load_model
+    from mlx_delta.loading import load_model
 
     text = sys.stdin.read() if prompt == "-" else prompt
     loaded = load_model(model, dtype)

@@ -48,9 +48,9 @@ def imatrix(
     """
     from mlx_delta.calibrate.chunks import read_chunks
     from mlx_delta.calibrate.importance import measure_importance
-    from mlx_delta.convert.imatrix import FORMATS, write_imatrix
-    from mlx_delta.convert.write import atomic_file, check_output_file
-    from mlx_delta.load import load_model
+    from mlx_delta.conversion.imatrix import FORMATS, write_imatrix
+    from mlx_delta.conversion.write import atomic_file, check_output_file
+    from mlx_delta.loading import load_model
 
     chosen = form or ("dat" if out.suffix == ".dat" else "gguf")
     if chosen not in FORMATS:

@@ -26,8 +26,8 @@ from mlx_delta.bench.timing import Time, last_level_cache, working_set
 from mlx_delta.bench.whole_model import filled_cache
 from mlx_delta.checkpoint.gguf_names import canonical_from_gguf, gguf_from_canonical
 from mlx_delta.cli.main import app
-from mlx_delta.generate.prefill import prefill
-from mlx_delta.load import load_model
+from mlx_delta.engine.prefill import prefill
+from mlx_delta.loading import load_model
 
 
 @pytest.fixture(autouse=True)
@@ -173,7 +173,7 @@ def test_wrong_arguments(arguments: Sequence[str], message: str) -> None:
 
 
 def test_a_plot_without_matplotlib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("mlx_delta.evaluate.find_spec", lambda name: None)
+    monkeypatch.setattr("mlx_delta.evaluation.find_spec", lambda name: None)
     error = run("kernels", "--plot", tmp_path / "x.png", code=1)
     assert "pip install 'mlx-delta[plot]'" in error
 

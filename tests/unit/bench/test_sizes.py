@@ -9,7 +9,7 @@ import pytest
 
 from mlx_delta.bench.random_model import recipe_plans, write_model
 from mlx_delta.bench.sizes import CONFIGS
-from mlx_delta.load import load_model
+from mlx_delta.loading import load_model
 
 
 @pytest.mark.parametrize("size", CONFIGS)

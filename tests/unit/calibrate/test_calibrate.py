@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 from mlx_delta.calibrate.chunks import read_chunks
 from mlx_delta.calibrate.importance import Progress, measure_importance
 from mlx_delta.cli.main import app
-from mlx_delta.convert.imatrix import read_imatrix, write_imatrix
-from mlx_delta.load import LanguageModel, load_model
+from mlx_delta.conversion.imatrix import read_imatrix, write_imatrix
+from mlx_delta.language_model import LanguageModel
+from mlx_delta.loading import load_model
 
 LAYER = "language_model.model.layers.0."
 

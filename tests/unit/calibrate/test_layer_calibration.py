@@ -21,10 +21,11 @@ from mlx_delta.checkpoint.names import canonical_tensors
 from mlx_delta.checkpoint.source import open_source
 from mlx_delta.checkpoint.tensors import expected_shapes
 from mlx_delta.cli.main import app
-from mlx_delta.convert.errors import ConvertError
-from mlx_delta.convert.moments import damping
-from mlx_delta.convert.pipeline import convert
-from mlx_delta.load import LanguageModel, load_model
+from mlx_delta.conversion.errors import ConvertError
+from mlx_delta.conversion.moments import damping
+from mlx_delta.conversion.pipeline import convert
+from mlx_delta.language_model import LanguageModel
+from mlx_delta.loading import load_model
 from support.gguf_files import write_gguf
 
 
@@ -128,7 +129,7 @@ def test_same_bits_on_any_number_of_threads(tiny: Path, text: Path, tmp_path: Pa
     script = f"""
 from pathlib import Path
 from mlx_delta.calibrate.layers import layer_calibration
-from mlx_delta.convert.pipeline import convert
+from mlx_delta.conversion.pipeline import convert
 import sys
 run = layer_calibration({str(tiny)!r}, [Path({str(text)!r})], context=64, max_chunks=2)
 convert({str(tiny)!r}, sys.argv[1], recipe="unsloth", calibration=run)

@@ -13,8 +13,8 @@ from mlx_delta.chat.answer import Answer
 from mlx_delta.chat.parse import Event
 from mlx_delta.chat.request import ChatSettings
 from mlx_delta.chat.result import ChatEvent, ChatResult, Usage
-from mlx_delta.checkpoint.tokenizer import Tokenizer
-from mlx_delta.generate.sample import Sampler, SamplingParams
+from mlx_delta.engine.sample import Sampler, SamplingParams
+from mlx_delta.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,10 @@ from mlx_delta.chat.presets import sampling
 from mlx_delta.chat.result import ChatResult
 from mlx_delta.chat.template import TemplateError
 from mlx_delta.chat.tools import ToolCall
-from mlx_delta.checkpoint.tokenizer import GenerationDefaults
-from mlx_delta.convert.pipeline import convert
-from mlx_delta.generate.sample import SamplingParams
-from mlx_delta.load import LanguageModel
+from mlx_delta.conversion.pipeline import convert
+from mlx_delta.engine.sample import SamplingParams
+from mlx_delta.language_model import LanguageModel
+from mlx_delta.text.tokenizer import GenerationDefaults
 from support import GOLDEN
 
 QUESTIONS = json.loads((GOLDEN / "tools.json").read_text(encoding="utf-8"))

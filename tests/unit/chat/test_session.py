@@ -14,7 +14,7 @@ from mlx_delta import create_tool_definition, load_model
 from mlx_delta.chat.prefix import PrefixCache
 from mlx_delta.chat.request import ChatSettings, Prompt
 from mlx_delta.chat.session import Session, prefill_prompt
-from mlx_delta.load import LanguageModel
+from mlx_delta.language_model import LanguageModel
 
 COUNT = [{"role": "user", "content": "Count to 7."}]
 PLAIN: dict[str, Any] = {"temperature": 0, "enable_thinking": False, "max_new_tokens": 60}

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from mlx_delta import ChatSettings, create_tool_definition, load_model
-from mlx_delta.generate.grammar import JsonGrammar
-from mlx_delta.load import LanguageModel
+from mlx_delta.language_model import LanguageModel
+from mlx_delta.text.grammar import JsonGrammar
 
 HELLO = [{"role": "user", "content": "Hello, I am Ada."}]
 COUNT = [{"role": "user", "content": "Count to 7."}]

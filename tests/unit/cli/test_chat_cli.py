@@ -28,7 +28,7 @@ from mlx_delta.chat.tools import ToolCall
 from mlx_delta.cli.chat_terminal import HELP, ChatTerminal
 from mlx_delta.cli.chat_turns import Conversation
 from mlx_delta.cli.chat_view import MarkdownStream, TerminalView, finished_length
-from mlx_delta.load import LanguageModel
+from mlx_delta.language_model import LanguageModel
 
 TOOLS = '''
 def search(query: str) -> str:

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from mlx_delta.bench.cases import relative_rms
-from mlx_delta.generate.prefill import prefill
-from mlx_delta.generate.sample import Sampler, SamplingParams
-from mlx_delta.load import LanguageModel, load_model
+from mlx_delta.engine.prefill import prefill
+from mlx_delta.engine.sample import Sampler, SamplingParams
+from mlx_delta.language_model import LanguageModel
+from mlx_delta.loading import load_model
 
 PROMPTS = range(11)
 FLOAT32_BOUND = 1e-4

@@ -1,0 +1,115 @@
+"""llama.cpp's two files of an importance matrix. Little-endian; names and values as they stand in the file.
+
+GGUF   (``llama-imatrix``) per tensor ``<name>.in_sum2`` F32 [K], the sum over tokens of x^2, and ``<name>.counts`` F32
+       [1], the tokens; ``general.type`` imatrix, ``imatrix.datasets``, ``.chunk_count`` and ``.chunk_size``.
+.dat   (older) int32 count of entries; each int32 length, name, int32 calls, int32 K, float32 [K] of mean * calls; then,
+       in newer files, int32 chunks, int32 length, name of the text. A call is a chunk.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from gguf import GGUFReader, GGUFWriter
+
+from mlx_delta.conversion.errors import ConvertError
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A calibration run: sums of x^2 [K] over ``chunks`` chunks of ``chunk_size`` tokens, by a tensor's name."""
+
+    sums: Mapping[str, np.ndarray]
+    chunks: int
+    chunk_size: int
+    datasets: tuple[str, ...]
+
+    @property
+    def tokens(self) -> int:
+        return self.chunks * self.chunk_size
+
+
+def read_means(path: Path) -> dict[str, np.ndarray]:
+    """Tensor -> mean over tokens of x^2, float32 [K], of either format. A tensor that no token reached has none.
+
+    Raises: ConvertError when the file is missing or is of neither format.
+    """
+    if not path.is_file():
+        raise ConvertError(f"{path}: expected an importance matrix, found no such file")
+    with path.open("rb") as stream:
+        is_gguf = stream.read(4) == b"GGUF"
+    return _read_gguf(path) if is_gguf else _read_legacy(path)
+
+
+def write_gguf(path: Path, run: Calibration) -> None:
+    """Raises: OSError naming the file."""
+    writer = GGUFWriter(path, "imatrix")
+    writer.add_type("imatrix")
+    writer.add_array("imatrix.datasets", list(run.datasets))
+    writer.add_uint32("imatrix.chunk_count", run.chunks)
+    writer.add_uint32("imatrix.chunk_size", run.chunk_size)
+    for name, values in sorted(run.sums.items()):
+        writer.add_tensor(f"{name}.in_sum2", values.astype(np.float32))
+        writer.add_tensor(f"{name}.counts", np.array([run.tokens], np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def write_dat(path: Path, run: Calibration) -> None:
+    """Raises: OSError naming the file."""
+    parts = [struct.pack("<i", len(run.sums))]
+    for name, values in sorted(run.sums.items()):
+        text = name.encode()
+        parts.append(struct.pack(f"<i{len(text)}sii", len(text), text, run.chunks, values.size))
+        parts.append((values / run.chunk_size).astype("<f4").tobytes())  # mean * chunks
+    dataset = ", ".join(run.datasets).encode()
+    parts.append(struct.pack(f"<ii{len(dataset)}s", run.chunks, len(dataset), dataset))
+    path.write_bytes(b"".join(parts))
+
+
+def _read_gguf(path: Path) -> dict[str, np.ndarray]:
+    try:
+        reader = GGUFReader(path)
+    except (ValueError, IndexError, KeyError) as error:
+        raise ConvertError(f"{path}: expected an importance matrix in GGUF form, found {error}") from error
+    stored = {
+        tensor.name: np.asarray(tensor.data, dtype=np.float32) for tensor in reader.tensors if _is_sum(tensor.name)
+    }
+    result = {}
+    for name in (name.removesuffix(".in_sum2") for name in stored if name.endswith(".in_sum2")):
+        count = float(stored.get(f"{name}.counts", np.zeros(1)).sum())
+        if count > 0:
+            result[name] = (stored[f"{name}.in_sum2"].reshape(-1) / count).astype(np.float32)
+    return result
+
+
+def _is_sum(name: str) -> bool:
+    return name.endswith((".in_sum2", ".counts"))
+
+
+def _read_legacy(path: Path) -> dict[str, np.ndarray]:
+    data = path.read_bytes()
+    result: dict[str, np.ndarray] = {}
+    try:
+        (entries,) = struct.unpack_from("<i", data)
+        offset = 4
+        for _ in range(entries):
+            (length,) = struct.unpack_from("<i", data, offset)
+            name = struct.unpack_from(f"<{length}s", data, offset + 4)[0].decode()
+            calls, count = struct.unpack_from("<ii", data, offset + 4 + length)
+            offset += 12 + length
+            values = np.frombuffer(data, "<f4", count, offset)
+            offset += values.nbytes
+            if calls > 0 and count > 0:
+                result[name] = (values / np.float32(calls)).astype(np.float32)
+    except (struct.error, ValueError) as error:  # UnicodeDecodeError is a ValueError
+        raise ConvertError(
+            f"{path}: expected an importance matrix in GGUF form or llama.cpp's older .dat, found neither ({error})"
+        ) from error
+    return result

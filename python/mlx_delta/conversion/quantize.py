@@ -1,0 +1,42 @@
+"""One matrix to MLX's affine form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_delta.conversion.fit import fit
+from mlx_delta.conversion.moments import Feedback, fit_with_feedback
+from mlx_delta.conversion.recipe import TensorPlan
+
+
+def encode(
+    plan: TensorPlan,
+    array: mx.array,
+    importance: np.ndarray | None = None,
+    fitted: bool = True,
+    feedback: Feedback | None = None,
+) -> Iterator[tuple[str, mx.array]]:
+    """The arrays that ``plan`` writes for ``array`` [..., any float dtype], in the order of ``plan.entries``.
+
+    Kept: cast to the plan's dtype. Quantized: packed uint32 [N, K * bits / 32], then scales and biases
+    bfloat16 [N, K / group], fitted by ``importance`` [K] of the inputs (None: all equal). With ``feedback``, where
+    importance is too, the array is first made to restore the original model's outputs, and errors are fed forward.
+    ``fitted`` False is MLX's own ``mx.quantize``, of the matrix cast to bfloat16: it gives scales the matrix's dtype,
+    and rounds q against the scales as they are stored.
+    """
+    width = plan.quantization
+    if width is None:
+        if feedback is not None:
+            array = mx.concatenate([block.astype(plan.dtype) for block in feedback.restored(array)])
+        yield plan.name, array.astype(plan.dtype)
+        return
+    if fitted:
+        found = fit(array, width, importance) if feedback is None else fit_with_feedback(array, width, feedback)
+        parts: tuple[mx.array, ...] = (found.packed, found.scales, found.biases)
+    else:
+        parts = tuple(mx.quantize(array.astype(mx.bfloat16), group_size=width.group_size, bits=width.bits))
+    for entry, part in zip(plan.entries, parts, strict=True):
+        yield entry.name, part

@@ -1,0 +1,163 @@
+"""How far a model's predictions are from a reference's: Kullback-Leibler divergence, perplexity, top-1 agreement.
+
+For every position of a text, p the reference's distribution of the next token and q the model's,
+
+    KLD = sum over tokens of p (log p - log q),    perplexity = exp(mean of -log q(the token that follows)).
+
+The text is cut into windows, each from an empty cache, as llama.cpp's llama-perplexity does. KLD counts every position
+(also a window's last, whose next token is not needed), and rows of the vocabulary's padding are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_delta.language_model import LanguageModel
+from mlx_delta.summary import summarize
+
+CONTEXT = 512  # tokens a window
+_ROWS = 64  # positions whose distributions are compared at once: a quarter million floats each on the real vocabulary
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of one model against its reference. KLD in nats; ``top1``: part of positions with the same likeliest."""
+
+    model: str
+    nbytes: int
+    tokens: int
+    perplexity: float
+    reference_perplexity: float
+    kld_mean: float
+    kld_median: float
+    kld_p999: float
+    top1: float
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def evaluate(
+    models: Sequence[LanguageModel],
+    reference: LanguageModel,
+    text: str,
+    *,
+    context: int = CONTEXT,
+    max_tokens: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Evaluation]:
+    """Compare each of ``models`` with ``reference`` on ``text``, as the reference's tokenizer cuts it.
+
+    context: tokens a window, at least 2. max_tokens: how much of the text to use (None: all). progress: called with the
+    tokens done and in all, after each window. The reference runs once, whatever the number of models.
+    Raises: ValueError naming the argument when the vocabularies differ, or there are not two tokens to work on.
+    """
+    if context < 2:
+        raise ValueError(f"context: expected at least 2 tokens, found {context}")
+    if max_tokens is not None and max_tokens < 2:
+        raise ValueError(f"max_tokens: expected at least 2, found {max_tokens}")
+    known = reference.tokenizer.vocab_size
+    for model in models:
+        found = model.tokenizer.vocab_size
+        if found != known:
+            raise ValueError(f"{model.path}: expected {known} tokens, as {reference.path} has, found {found}")
+    ids = reference.tokenizer.encode(text)[:max_tokens]
+    if len(ids) < 2:
+        raise ValueError(f"text: expected at least 2 tokens, found {len(ids)}")
+    tallies = [_Tally() for _ in models]
+    for start in range(0, len(ids), context):
+        window = ids[start : start + context]
+        expected = _logits(reference, window, known)
+        for model, tally in zip(models, tallies, strict=True):
+            tally.add(_logits(model, window, known), expected, window)
+        if progress is not None:
+            progress(min(start + context, len(ids)), len(ids))
+    return [tally.evaluation(model, len(ids)) for model, tally in zip(models, tallies, strict=True)]
+
+
+class _Tally:
+    """One model's figures, position by position."""
+
+    def __init__(self) -> None:
+        self._klds: list[np.ndarray] = []
+        self._agreements: list[np.ndarray] = []
+        self._losses: list[np.ndarray] = []
+        self._reference_losses: list[np.ndarray] = []
+
+    def add(self, found: mx.array, expected: mx.array, window: list[int]) -> None:
+        """Logits [T, V] of one window of T tokens."""
+        for start in range(0, len(window), _ROWS):
+            part = slice(start, start + _ROWS)
+            q, p = (_log_softmax(logits[part]) for logits in (found, expected))
+            self._klds.append(np.array((mx.exp(p) * (p - q)).sum(axis=-1)))
+            self._agreements.append(np.array(p.argmax(axis=-1) == q.argmax(axis=-1)))
+            following = window[start + 1 : start + _ROWS + 1]  # one fewer at the end of a window
+            if following:
+                rows, columns = mx.arange(len(following)), mx.array(following)
+                self._losses.append(np.array(-q[rows, columns]))
+                self._reference_losses.append(np.array(-p[rows, columns]))
+
+    def evaluation(self, model: LanguageModel, tokens: int) -> Evaluation:
+        kld = np.concatenate(self._klds).astype(np.float64)
+        return Evaluation(
+            model=str(model.path),
+            nbytes=_text_bytes(model.path),
+            tokens=tokens,
+            perplexity=_perplexity(self._losses),
+            reference_perplexity=_perplexity(self._reference_losses),
+            kld_mean=float(kld.mean()),
+            kld_median=float(np.median(kld)),
+            kld_p999=float(np.quantile(kld, 0.999)),
+            top1=float(np.concatenate(self._agreements).mean()),
+        )
+
+
+def _logits(model: LanguageModel, window: list[int], known: int) -> mx.array:
+    logits = model.forward([window])[0, :, :known]
+    mx.eval(logits)
+    return logits
+
+
+def _log_softmax(logits: mx.array) -> mx.array:
+    logits = logits.astype(mx.float32)
+    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+
+
+def _perplexity(losses: list[np.ndarray]) -> float:
+    return float(np.exp(np.concatenate(losses).mean(dtype=np.float64)))
+
+
+def _text_bytes(directory: Path) -> int:
+    """Of the text model's tensors: what a size budget is about, whatever else lies in the directory."""
+    return sum(group.nbytes for group in summarize(directory).text_groups)
+
+
+def require_plotting() -> None:
+    """Raises: ValueError when matplotlib is not there, before a long run is wasted."""
+    if find_spec("matplotlib") is None:
+        raise ValueError("--plot: expected matplotlib, found it missing: pip install 'mlx-delta[plot]'")
+
+
+def save_plot(results: Sequence[Evaluation], file: Path) -> None:
+    """Mean KLD (logarithmic, and 0) against the text model's size, a labelled point a model, as a PNG at ``file``."""
+    require_plotting()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots()
+    for each in results:
+        axes.scatter(each.nbytes / 1e6, each.kld_mean)
+        axes.annotate(
+            Path(each.model).name, (each.nbytes / 1e6, each.kld_mean), xytext=(5, 5), textcoords="offset points"
+        )
+    axes.set(xlabel="text model, MB", ylabel="mean KL divergence from the reference, nats")
+    least = min((each.kld_mean for each in results if each.kld_mean > 0), default=1e-6)
+    axes.set_yscale("symlog", linthresh=least)  # logarithmic, with a place for the reference itself, at 0
+    axes.set_ylim(bottom=0)
+    figure.savefig(file, dpi=150, format="png")

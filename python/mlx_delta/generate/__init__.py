@@ -1,1 +1,0 @@
-"""Decoding: logits to tokens to text; knows nothing of messages, tools or the command line."""

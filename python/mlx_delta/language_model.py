@@ -1,0 +1,153 @@
+"""A loaded model: it forwards, generates, answers and knows its tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_delta.chat.api import ChatMethods
+from mlx_delta.chat.batch import chat_batch
+from mlx_delta.chat.messages import Message
+from mlx_delta.chat.request import ChatSettings, template_of
+from mlx_delta.chat.result import ChatResult
+from mlx_delta.chat.session import ChatStream, Session
+from mlx_delta.chat.template import render
+from mlx_delta.config import ModelConfig
+from mlx_delta.engine.sample import SamplingParams
+from mlx_delta.model.cache import Cache
+from mlx_delta.model.qwen3_5 import Network
+from mlx_delta.text.generation import Generation
+from mlx_delta.text.tokenizer import Tokenizer
+
+
+class LanguageModel(ChatMethods):
+    """A loaded checkpoint. Use ``load_model``.
+
+    path, config, network, tokenizer: its parts.
+    """
+
+    def __init__(self, path: Path, config: ModelConfig, network: Network, tokenizer: Tokenizer) -> None:
+        self.path = path
+        self.config = config
+        self.network = network
+        self.tokenizer = tokenizer
+
+    def make_cache(self) -> Cache:
+        """An empty cache, for ``forward``."""
+        return Cache.empty(self.config.text)
+
+    def forward(
+        self, tokens: mx.array | Sequence[Sequence[int]], cache: Cache | None = None, *, mask: mx.array | None = None
+    ) -> mx.array:
+        """Logits [B, T, V] of tokens int [B, T], lazily; V counts the vocabulary's padding rows too.
+
+        cache: advanced by T tokens; None: a fresh one. mask: bool [B, T] for left-padded prompts of unequal length,
+        given with the first call on a cache: false before each sequence begins.
+        Raises: ValueError naming the argument.
+        """
+        ids = tokens if isinstance(tokens, mx.array) else mx.array(list(tokens))
+        if ids.ndim != 2 or ids.size == 0 or not mx.issubdtype(ids.dtype, mx.integer):
+            raise ValueError(f"tokens: expected non-empty integers [B, T], found {ids.dtype} {list(ids.shape)}")
+        if not isinstance(tokens, mx.array):  # those are not looked at: it would wait for them to be computed
+            self._check_ids([i for row in tokens for i in row])
+        if mask is not None and mask.shape != ids.shape:
+            raise ValueError(f"mask: expected shape {list(ids.shape)}, found {list(mask.shape)}")
+        return self.network(ids, self.make_cache() if cache is None else cache, mask=mask)
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_new_tokens: int = 256,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        presence_penalty: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> Generation:
+        """Continue ``prompt``, text or token ids, as it stands (no chat template): an iterator of pieces of text.
+
+        ``for piece in model.generate("..."): print(piece, end="")``; ``model.generate("...").text()`` is all of it.
+        Sampling arguments left None are the checkpoint's own (generation_config.json), else greedy; see
+        ``SamplingParams``. stop: strings to end before. seed: makes a run repeatable.
+        Raises: ValueError naming the argument.
+        """
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
+        if ids:
+            self._check_ids(ids)
+        given: dict[str, Any] = {
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "presence_penalty": presence_penalty,
+            "repetition_penalty": repetition_penalty,
+        }
+        return Generation(
+            self.network,
+            self.tokenizer,
+            ids,
+            self._sampling(given, seed),
+            max_new_tokens=max_new_tokens,
+            stop=stop,
+        )
+
+    def session(self) -> Session:
+        """A conversation that keeps its cache: ``session.chat`` and ``session.chat_stream`` as the model's own."""
+        return Session(self.network, self.tokenizer)
+
+    def chat_batch(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        settings: ChatSettings | Sequence[ChatSettings] | None = None,
+    ) -> list[ChatResult]:
+        """Answer several conversations at once, each as ``chat`` would answer it alone.
+
+        settings: what ``chat`` takes as arguments, for all, or one for each; a seed counts for each row by itself.
+        Raises: ValueError naming the argument; TemplateError, a ValueError, in the template's own words.
+        """
+        return chat_batch(self.network, self.tokenizer, conversations, settings or ChatSettings())
+
+    def render_chat(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        **template_variables: Any,
+    ) -> str:
+        """The prompt that the checkpoint's template makes of messages, strictly as the template has it.
+
+        Raises: TemplateError, a ValueError, in the template's own words.
+        """
+        return render(
+            template_of(self.tokenizer),
+            messages,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            variables=template_variables,
+        )
+
+    def _start(self, messages: Sequence[Message], settings: ChatSettings) -> ChatStream:
+        return Session(self.network, self.tokenizer, goes_on=False)._start(messages, settings)
+
+    def _sampling(self, given: Mapping[str, Any], seed: int | None) -> SamplingParams:
+        """What was given, over what the checkpoint recommends, over greedy."""
+        defaults = self.tokenizer.generation_defaults
+        values = {
+            name: value if value is not None else getattr(defaults, name)
+            for name, value in given.items()
+            if value is not None or (defaults.do_sample and getattr(defaults, name) is not None)
+        }
+        return SamplingParams(**values, seed=seed)
+
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        vocab_size = self.config.text.vocab_size
+        wrong = next((i for i in ids if not 0 <= i < vocab_size), None)
+        if wrong is not None:
+            raise ValueError(f"tokens: expected ids from 0 to {vocab_size - 1}, found {wrong}")
