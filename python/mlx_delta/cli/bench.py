@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress as Bar
 
-from mlx_delta.cli.errors import reported_errors
+from mlx_delta.cli.command import register
 
 if TYPE_CHECKING:
     from mlx_delta.bench.kernels import Row, Summary
@@ -22,10 +22,6 @@ if TYPE_CHECKING:
     from mlx_delta.bench.timing import ReadBandwidth
     from mlx_delta.bench.whole_model import Decode, Prefill
     from mlx_delta.model.qwen3_5 import Network
-
-app = typer.Typer(
-    help="Time the kernels, decoding and prefill on this machine, against its read bandwidth.", no_args_is_help=True
-)
 
 Shape = Annotated[str, typer.Option("--shape", help="Published size whose shapes to use: 0.8b, 2b, 4b, 9b or 27b.")]
 Layers = Annotated[int | None, typer.Option(help="Only the first so many layers of it.", show_default="all")]
@@ -38,8 +34,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object a lin
 Plot = Annotated[Path | None, typer.Option(help="Also draw a roofline to this PNG (needs matplotlib).")]
 
 
-@app.command("kernels")
-@reported_errors()
 def kernels(
     shape: Shape = "9b",
     filter_: Annotated[str, typer.Option("--filter", help="Only the cases whose name contains this.")] = "",
@@ -87,8 +81,6 @@ def kernels(
     _draw(plot, points, bandwidth.median(), f"Ops at the shapes of the {size_named(shape)}")
 
 
-@app.command("decode")
-@reported_errors()
 def decode(
     shape: Shape = "9b",
     layers: Layers = None,
@@ -124,8 +116,6 @@ def decode(
     _whole_model("Decode", run, shape, layers, model, as_json, plot)
 
 
-@app.command("prefill")
-@reported_errors()
 def prefill(
     shape: Shape = "9b",
     layers: Layers = None,
@@ -184,8 +174,6 @@ def _whole_model(
     _draw(plot, points, bandwidth.median(), f"{title}, {facts['model']}")
 
 
-@app.command("model")
-@reported_errors()
 def model(
     out: Annotated[Path, typer.Option("--output", "-o", help="Directory to write.")],
     shape: Shape = "9b",
@@ -329,3 +317,12 @@ def _shown() -> Iterator[Progress]:
     with Bar(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("random weights", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+app = typer.Typer(
+    help="Time the kernels, decoding and prefill on this machine, against its read bandwidth.", no_args_is_help=True
+)
+register(app, "kernels", kernels)
+register(app, "decode", decode)
+register(app, "prefill", prefill)
+register(app, "model", model)

@@ -10,10 +10,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from mlx_delta.cli.errors import reported_errors
+from mlx_delta.cli.process import read_stdin
 
 
-@reported_errors()
 def chat(
     model: Annotated[Path, typer.Option("--model", "-m", help="Model directory: official, converted or quantized.")],
     system: Annotated[str | None, typer.Option("--system", "-s", help="System message.", show_default="none")] = None,
@@ -98,7 +97,7 @@ def chat(
 
 
 def _piped_question() -> str:
-    question = sys.stdin.read().strip()
+    question = read_stdin().strip()
     if not question:
         raise ValueError("standard input: expected a question, found nothing")
     return question

@@ -12,14 +12,11 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from mlx_delta.cli.errors import reported_errors
-
 if TYPE_CHECKING:
     from mlx_delta.calibrate.layers import LayerCalibration
     from mlx_delta.conversion.pipeline import ConvertReport, Progress
 
 
-@reported_errors()
 def convert(
     source: Annotated[
         Path,

@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.table import Table
 
 from mlx_delta.cli.convert import convert
-from mlx_delta.cli.errors import reported_errors
 from mlx_delta.example import example_checkpoint
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ _SPEED_PROMPT = 256  # tokens
 _SPEED_TOKENS = 64
 
 
-@reported_errors()
 def demo(
     output: Annotated[
         Path | None,

@@ -1,31 +1,101 @@
-"""How every command fails: one red line on stderr and exit 1, or exit 130 after Ctrl-C.
+"""How every command fails: one red line on stderr and exit 1 for what the user can mend, a traceback for our bugs.
 
-When nobody reads the output any more (``| head``) it ends at once and says nothing, with 141: what a shell shows for a
-program that SIGPIPE ended (a table of rich: with 1). The signal itself would leave half-written files behind.
+Ctrl-C exits with 130. When nobody reads the output any more (``| head``) a command ends at once and says nothing, with
+141: what a shell shows for a program that SIGPIPE ended. The signal itself would leave half-written files behind.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import re
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 
 import typer
-from rich.console import Console
+
+_ISSUES = "https://github.com/mlx-delta/mlx-delta/issues"
+# The machine's state, whatever the file: OSErrors with these are told in a line even when they name none.
+_NO_BUG = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EBADF}
+_NO_MEMORY = re.compile(r"unable to allocate|insufficient memory|out of memory", re.IGNORECASE)  # MLX's words
+BROKEN_PIPE = 141
+_debug = False
+
+
+def show_tracebacks(show: bool) -> None:
+    """``--debug``: a callback of the option, wherever it stands."""
+    global _debug
+    _debug = _debug or show
 
 
 @contextmanager
-def reported_errors() -> Iterator[None]:
-    """A block, or (as a decorator) a command, whose ValueError or OSError becomes one line instead of a traceback."""
+def reported_errors(flags: Mapping[str, str] | None = None) -> Iterator[None]:
+    """A block whose exceptions end the command, told as said above. flags: an argument's name -> the option's."""
     try:
         yield
         sys.stdout.flush()
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed when the process ends
-        raise typer.Exit(141) from None
-    except (ValueError, OSError) as error:
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        _silence_broken_streams()
+        raise typer.Exit(BROKEN_PIPE) from None
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:
+        _report(error, flags or {})
+        _silence_broken_streams()
         raise typer.Exit(1) from None
+
+
+def error_line(error: Exception, flags: Mapping[str, str] | None = None) -> str | None:
+    """What to tell of an error that is not a bug of ours, in the options' names; None for a bug."""
+    if isinstance(error, ValueError):
+        return _in_flags(str(error), flags or {})
+    if isinstance(error, OSError) and (error.filename is not None or error.errno in _NO_BUG):
+        name = "standard output" if error.filename is None and _fails(sys.stdout) else error.filename
+        return f"{error.strerror}" if name is None else f"{os.fsdecode(name)}: {error.strerror}"
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
+        return f"not enough memory: {error}" if str(error) else "not enough memory"
+    return None
+
+
+def _in_flags(text: str, flags: Mapping[str, str]) -> str:
+    """``top_p: expected ..`` as ``--top-p: expected ..``, for the library speaks of arguments."""
+    name, colon, rest = text.partition(":")
+    return f"{flags[name]}:{rest}" if colon and name in flags else text
+
+
+def _report(error: Exception, flags: Mapping[str, str]) -> None:
+    from mlx_delta.cli.console import one_line, stderr
+
+    line = error_line(error, flags)
+    with contextlib.suppress(OSError):  # nobody can be told
+        if line is None or _debug:
+            traceback.print_exception(error)
+        if line is None:
+            print(f"This is a bug in mlx-delta {version('mlx-delta')}: please report it at {_ISSUES},", file=sys.stderr)
+            print("with the lines above and the command that you gave.", file=sys.stderr)
+        else:
+            stderr().print(f"error: {one_line(line)}", style="red", markup=False, soft_wrap=True)
+
+
+def _fails(stream: object) -> bool:
+    try:
+        stream.flush()  # type: ignore[attr-defined]
+    except (OSError, ValueError):
+        return True
+    return False
+
+
+def _silence_broken_streams() -> None:
+    """What they still hold goes nowhere, or Python would complain of it when it ends."""
+    for stream in (sys.stdout, sys.stderr):
+        if _fails(stream):
+            with contextlib.suppress(OSError, ValueError):
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, stream.fileno())
+                os.close(null)

@@ -11,10 +11,7 @@ from rich.console import Console
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from mlx_delta.cli.errors import reported_errors
 
-
-@reported_errors()
 def evaluate(
     model: Annotated[
         list[Path], typer.Option("--model", "-m", help="Model directory to judge; may be given several times.")

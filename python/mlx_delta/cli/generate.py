@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlx_delta.cli.errors import reported_errors
+from mlx_delta.cli.process import read_stdin
 
 if TYPE_CHECKING:
     from mlx_delta.language_model import LanguageModel
     from mlx_delta.text.generation import Generation
 
 
-@reported_errors()
 def generate(
     model: Annotated[Path, typer.Option("--model", "-m", help="Model directory: official, converted or quantized.")],
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to say; '-' reads standard input.")],
@@ -49,7 +48,7 @@ def generate(
     """
     from mlx_delta.loading import load_model
 
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = read_stdin() if prompt == "-" else prompt
     loaded = load_model(model, dtype)
     generation = loaded.generate(
         text if raw else _chat_prompt(loaded, text),

@@ -10,13 +10,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from mlx_delta.cli.errors import reported_errors
-
 if TYPE_CHECKING:
     from mlx_delta.calibrate.importance import Progress
 
 
-@reported_errors()
 def imatrix(
     model: Annotated[Path, typer.Option("--model", "-m", help="Model directory to run; unquantized is best.")],
     text: Annotated[

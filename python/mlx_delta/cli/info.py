@@ -11,10 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from mlx_delta.cli.errors import reported_errors
 
-
-@reported_errors()
 def info(
     directory: Annotated[
         Path | None, typer.Argument(help="Model directory: official, converted or quantized.", show_default=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.metadata import version
 from typing import Annotated
 
@@ -9,8 +10,10 @@ import typer
 
 from mlx_delta.cli.bench import app as bench
 from mlx_delta.cli.chat import chat
+from mlx_delta.cli.command import Debug, register
 from mlx_delta.cli.convert import convert
 from mlx_delta.cli.demo import demo
+from mlx_delta.cli.errors import BROKEN_PIPE, reported_errors
 from mlx_delta.cli.evaluate import evaluate
 from mlx_delta.cli.generate import generate
 from mlx_delta.cli.imatrix import imatrix
@@ -20,17 +23,16 @@ app = typer.Typer(
     name="mlx-delta",
     help="Convert, inspect and run Qwen3.5 (gated-delta + attention) models with MLX.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command("demo")(demo)
-app.command("convert")(convert)
-app.command("imatrix")(imatrix)
-app.command("chat")(chat)
-app.command("generate")(generate)
-app.command("info")(info)
-app.command("evaluate")(evaluate)
+register(app, "demo", demo)
+register(app, "convert", convert)
+register(app, "imatrix", imatrix)
+register(app, "chat", chat)
+register(app, "generate", generate)
+register(app, "info", info)
+register(app, "evaluate", evaluate)
 app.add_typer(bench, name="bench")
 
 
@@ -45,14 +47,19 @@ def options(
     show_version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
     ] = False,
+    debug: Debug = False,
 ) -> None:
     """Convert, inspect and run Qwen3.5 (gated-delta + attention) models with MLX."""
 
 
-def main() -> None:
-    """The console script."""
-    app()
-
-
-if __name__ == "__main__":
-    main()
+def run() -> None:
+    """The program: exits with its status. Errors outside of commands (``--help`` that cannot be written) end here."""
+    try:
+        with reported_errors():
+            app()
+    except typer.Exit as end:
+        sys.exit(end.exit_code)
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # as typer ends then
+            sys.exit(BROKEN_PIPE)
+        raise

@@ -19,7 +19,6 @@ from typing import Any, ClassVar
 
 import pytest
 from rich.console import Console
-from test_cli import ENVIRONMENT, MLX_DELTA, run
 
 from mlx_delta import load_model
 from mlx_delta.chat.functions import function_tool
@@ -29,6 +28,7 @@ from mlx_delta.cli.chat_terminal import HELP, ChatTerminal
 from mlx_delta.cli.chat_turns import Conversation
 from mlx_delta.cli.chat_view import MarkdownStream, TerminalView, finished_length
 from mlx_delta.language_model import LanguageModel
+from support.command_line import ENVIRONMENT, MLX_DELTA, run
 
 TOOLS = '''
 def search(query: str) -> str:
@@ -82,8 +82,8 @@ def test_a_schema_through_a_pipe(tiny: Path, tmp_path: Path) -> None:
     [
         (["-m", "nowhere"], "hi", "error: nowhere: expected a model directory, found nothing"),
         (["-m", "TINY"], "  \n", "error: standard input: expected a question, found nothing"),
-        (["-m", "TINY", "-t", "-1"], "hi", "error: temperature: expected >= 0, found -1"),
-        (["-m", "TINY", "--preset", "wild"], "hi", "error: preset: expected one of auto, thinking"),
+        (["-m", "TINY", "-t", "-1"], "hi", "error: --temperature: expected >= 0, found -1"),
+        (["-m", "TINY", "--preset", "wild"], "hi", "error: --preset: expected one of auto, thinking"),
         (["-m", "TINY", "--tools", "nowhere.py"], "hi", "error: nowhere.py: expected a Python file, found nothing"),
         (["-m", "TINY", "--json-schema", "nowhere"], "hi", "nowhere"),
     ],

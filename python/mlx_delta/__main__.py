@@ -1,0 +1,22 @@
+"""``mlx-delta`` and ``python -m mlx_delta``: light, so that Ctrl-C is looked after from the start."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line and exit with its status: 130 after Ctrl-C, whatever was being imported."""
+    try:
+        from mlx_delta.cli.process import orderly
+
+        with orderly():
+            from mlx_delta.cli.main import run
+
+            run()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

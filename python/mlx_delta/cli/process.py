@@ -1,0 +1,58 @@
+"""What the process owes its surroundings: closed streams, and signals that ask it to end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+@contextmanager
+def orderly() -> Iterator[None]:
+    """A block in which SIGTERM and SIGHUP end the program as exceptions do, so that what was half written is removed.
+
+    Closed standard streams (``<&-``) are there, but cannot be read or written; a closed stderr takes everything.
+    """
+    _occupy_closed_streams()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, _end)
+    try:
+        yield
+    finally:
+        # All is tidied up: from here on Ctrl-C may end what is left of the process without a word.
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    for again in (signal.SIGTERM, signal.SIGHUP):  # must not disturb the tidying up
+        signal.signal(again, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
+def _occupy_closed_streams() -> None:
+    """Descriptors 0 to 2 taken, so that no file we open gets one of them and is mistaken for a stream.
+
+    As with any other program, what is read from a closed stdin or written to a closed stdout fails with EBADF.
+    """
+    if sys.stdin is None:
+        sys.stdin = os.fdopen(os.open(os.devnull, os.O_WRONLY), "r")
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w")
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+
+
+def read_stdin() -> str:
+    """All of standard input. Raises: ValueError when it is not UTF-8; OSError naming it."""
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        found = f"byte 0x{error.object[error.start]:02x} at position {error.start}"
+        raise ValueError(f"standard input: expected UTF-8, found {found}") from error
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard input") from error

@@ -1,0 +1,182 @@
+"""How commands end: errors and bugs, closed streams, readers that are gone, signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from mlx_delta.cli.command import register
+from support.command_line import ENVIRONMENT, MLX_DELTA, run
+
+
+def shell(command: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """``command`` of a POSIX shell, in which "$@" is mlx-delta with ``arguments``."""
+    return subprocess.run(
+        ["sh", "-c", command, "sh", *MLX_DELTA, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=120,
+        check=False,
+    )
+
+
+def failing(error: BaseException) -> typer.Typer:
+    def command(top_p: Annotated[float, typer.Option("--top-p", help="Mass.")] = 1) -> None:
+        raise error
+
+    app = typer.Typer()
+    register(app, "fail", command)
+    return app
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("top_p: expected <= 1, found 3"), "error: --top-p: expected <= 1, found 3\n"),
+        (ValueError("config.json: expected an object"), "error: config.json: expected an object\n"),
+        (ValueError("two\nlines \x1b[2J"), "error: two lines \ufffd[2J\n"),
+        (FileNotFoundError(2, "No such file or directory", "x.txt"), "error: x.txt: No such file or directory\n"),
+        (OSError(28, "No space left on device"), "error: No space left on device\n"),
+        (MemoryError(), "error: not enough memory\n"),
+        (RuntimeError("[malloc] Unable to allocate 99 bytes."), "error: not enough memory: [malloc] Unable to"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(error: Exception, line: str) -> None:
+    done = CliRunner().invoke(failing(error), ["--top-p", "3"])
+    assert done.exit_code == 1
+    assert done.stderr.startswith(line)
+    assert done.stderr.count("\n") == 1
+    assert not done.stdout
+
+
+@pytest.mark.parametrize("error", [KeyError("layers"), OSError("no number"), AssertionError(), RuntimeError("?")])
+def test_a_bug_is_a_traceback(error: Exception) -> None:
+    done = CliRunner().invoke(failing(error), [])
+    assert done.exit_code == 1
+    assert "Traceback" in done.stderr
+    assert f"{type(error).__name__}" in done.stderr
+    assert "a bug in mlx-delta" in done.stderr
+    assert "/issues" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "info", "nowhere"], ["info", "nowhere", "--debug"]])
+def test_debug_shows_every_traceback(arguments: list[str]) -> None:
+    done = run(*arguments)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert done.stderr.endswith("error: nowhere: expected a model directory, found nothing\n")
+    assert "a bug" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", "-m", "TINY", "-p", "Count to 7.", "-t", "0"],
+        ["generate", "-m", "TINY", "-p", "Count to 7.", "-t", "0", "--json"],
+        ["info", "TINY"],
+        ["info", "--system"],
+        ["chat", "-m", "TINY"],
+        ["--help"],
+    ],
+)
+def test_output_that_nobody_reads_ends_a_command_quietly(arguments: list[str], tiny: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [*MLX_DELTA, *(str(tiny) if argument == "TINY" else argument for argument in arguments)]
+    done = subprocess.run(
+        command,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        input="Count to 7.",
+        env=ENVIRONMENT,
+        timeout=120,
+        check=False,
+    )
+    os.close(writer)
+    assert done.returncode == 141
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "code", "stdout", "stderr"),
+    [
+        ('"$@" <&-', ["generate", "-m", "TINY", "-p", "Count to 7.", "-t", "0", "-n", "3"], 0, "This", "tok/s"),
+        ('"$@" <&-', ["chat", "-m", "TINY"], 1, "", "error: standard input: Bad file descriptor\n"),
+        ('"$@" 2>&-', ["info", "TINY", "--json"], 0, "text_bytes", ""),
+        ('"$@" 2>&-', ["info", "nowhere"], 1, "", ""),
+        ('"$@" >&-', ["info", "TINY"], 1, "", "error: standard output: Bad file descriptor\n"),
+        ('"$@" >&-', ["--help"], 1, "", "error: standard output: Bad file descriptor\n"),
+        ('"$@" <&- >&- 2>&-', ["info", "TINY", "--json"], 1, "", ""),
+    ],
+)
+def test_closed_streams(tiny: Path, command: str, arguments: list[str], code: int, stdout: str, stderr: str) -> None:
+    done = shell(command, *(tiny if argument == "TINY" else argument for argument in arguments))
+    assert done.returncode == code
+    assert stdout in done.stdout
+    assert stderr in done.stderr
+    assert "Traceback" not in done.stderr
+    if stderr.startswith("error"):
+        assert done.stderr == stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+@pytest.mark.parametrize("arguments", [["info", "TINY"], ["info", "--system", "--json"], ["--help"]])
+def test_a_full_disk_behind_stdout(tiny: Path, arguments: list[str]) -> None:
+    done = shell('"$@" > /dev/full', *(tiny if argument == "TINY" else argument for argument in arguments))
+    assert done.returncode == 1
+    assert done.stderr == "error: No space left on device\n"
+
+
+def test_input_that_is_no_text(tiny: Path) -> None:
+    done = shell("printf 'ab\\377' | \"$@\"", "chat", "-m", tiny)
+    assert done.returncode == 1
+    assert done.stderr == "error: standard input: expected UTF-8, found byte 0xff at position 2\n"
+
+
+@pytest.mark.parametrize("module", ["typer", "rich", "tokenizers"])
+def test_ctrl_c_during_imports(tiny: Path, tmp_path: Path, module: str) -> None:
+    """Wherever it hits: a module that is imported at the start, or by a command, is where it comes."""
+    (tmp_path / f"{module}.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    done = run("generate", "-m", tiny, "-p", "x", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 130
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_signals_leave_nothing_half_written(tiny: Path, tmp_path: Path, number: signal.Signals) -> None:
+    command = [*MLX_DELTA, "convert", "-i", str(tiny), "-o", str(tmp_path / "out"), "-q"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.iterdir()):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert b"Traceback" not in errors
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nohup_goes_on(tiny: Path, tmp_path: Path) -> None:
+    command = 'trap "" HUP; "$@" & pid=$!; while ! ls -A "$0" | grep -q partial; do :; done; kill -HUP $pid; wait $pid'
+    arguments = ["convert", "-i", str(tiny), "-o", str(tmp_path / "out"), "-q"]
+    done = subprocess.run(
+        ["sh", "-c", command, str(tmp_path), *MLX_DELTA, *arguments],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "config.json").is_file()
