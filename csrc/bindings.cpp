@@ -10,6 +10,7 @@
 
 #include "cpu/kernels.h"
 #include "cpu/threads.h"
+#include "decode_tokens.h"
 #include "ops/attention.h"
 #include "ops/attention_mlx.h"
 #include "ops/attention_prepare.h"
@@ -34,6 +35,8 @@ NB_MODULE(_core, m) {
   m.doc() = "Fused operations of Qwen3.5 as MLX primitives. Use mlx_delta.ops, which documents them.";
   // MLX's types (array, Dtype, Stream, Device) are registered by its own extension, in the same nanobind domain.
   nb::module_::import_("mlx.core");
+
+  m.attr("DECODE_TOKENS") = kDecodeTokens;
 
   nb::class_<Matrix>(m, "Matrix", "A weight matrix [rows, cols]: plain, or affine-quantized in MLX's packing.")
       .def_static("plain", &Matrix::plain, "weight"_a, "From float weight [N, K].")

@@ -4,12 +4,12 @@
 #include "cpu/delta_rule.h"
 #include "cpu/gemm.h"
 #include "cpu/threads.h"
+#include "decode_tokens.h"
 
 namespace mlx_delta::cpu::MLX_DELTA_ISA {
 namespace {
 
-constexpr int64_t kChunk = 64;             // tokens of a chunk
-constexpr int64_t kSequentialTokens = 16;  // above this many tokens the chunked form is used
+constexpr int64_t kChunk = 64;  // tokens of a chunk
 
 enum { kQSlot, kKSlot, kVSlot, kProductSlot, kStateSlot };
 
@@ -150,7 +150,7 @@ void run(const GatedDeltaArgs& args) {
   parallel_for(args.B * args.Hk, 1, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       const Head<T> head{args, i / args.Hk, i % args.Hk};
-      args.T > kSequentialTokens ? head.chunked() : head.sequential();
+      args.T > kDecodeTokens ? head.chunked() : head.sequential();
     }
   });
 }

@@ -9,6 +9,7 @@
 #include "cpu/qmm_tiled_avx512.h"
 #include "cpu/qmm_tiled_int16.h"
 #include "cpu/threads.h"
+#include "decode_tokens.h"
 
 #if defined(__AVX512VNNI__) || defined(MLX_DELTA_INT16)
 #define MLX_DELTA_FIXED  // packed weights multiply x in fixed point
@@ -25,10 +26,6 @@ enum { kFloatSlot, kFixedSlot, kInverseSlot, kResultSlot = 5, kPairSlot };
 
 // x of a block stays in a core's L2 while the weights pass: 768 KB of 16-bit fixed point.
 constexpr int64_t kBlockBytes = 768 * 1024;
-
-// More positions of one sequence than this are a prompt, which takes the kernels that unpack a weight once for many
-// rows. Not the number of rows decides, so that sequences decoded together keep the bits that they have alone.
-constexpr int64_t kFewPositions = 16;
 
 // A thread reads this many units of gate rows before those of up rows: changing from one to the other after each unit
 // costs one row of x 6 %, eight rows 1.5 % (Zen 5).
@@ -48,7 +45,7 @@ constexpr int kTiledRows = kUnitRows;
 // where weights are unpacked for few rows.
 bool fixed_point(const MatrixView& m, DType x, const QmmArgs& args) {
   return x == DType::bf16 && m.bits != 0 && m.type == DType::bf16 && m.group_size >= kLeastGroup &&
-         (kTiled || args.positions <= kFewPositions);
+         (kTiled || args.positions <= kDecodeTokens);
 }
 #else
 bool fixed_point(const MatrixView&, DType, const QmmArgs&) { return false; }
@@ -62,9 +59,10 @@ bool bf16_pairs(const MatrixView& m, DType x, bool norm) {
 bool bf16_pairs(const MatrixView&, DType, bool) { return false; }
 #endif
 
-// Whether the rows of x of a call pass by tiles of this matrix.
+// Whether the rows of x of a call pass by tiles of this matrix, which unpack a weight once for many rows: those of
+// prompts. Not the number of rows decides, so that sequences decoded together keep the bits that they have alone.
 bool takes_tiles(const MatrixView& m, DType x, const QmmArgs& args) {
-  return kTiled && args.positions > kFewPositions &&
+  return kTiled && args.positions > kDecodeTokens &&
          (fixed_point(m, x, args) || (bf16_pairs(m, x, args.norm != nullptr) && m.cols % 2 == 0));
 }
 

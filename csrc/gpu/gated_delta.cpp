@@ -1,5 +1,6 @@
 #include "gpu/gated_delta.h"
 
+#include "decode_tokens.h"
 #include "params.h"
 
 namespace mlx_delta::gpu {
@@ -74,9 +75,8 @@ Plan chunked(const GatedDeltaShape& shape) {
 }  // namespace
 
 Plan plan(const GatedDeltaShape& shape) {
-  constexpr int kFewTokens = 16;
   check_head_dims("gated_delta", {shape.Dk, shape.Dv});
-  return shape.T <= kFewTokens ? sequential(shape) : chunked(shape);
+  return shape.T <= kDecodeTokens ? sequential(shape) : chunked(shape);
 }
 
 }  // namespace mlx_delta::gpu

@@ -28,7 +28,7 @@ std::string format(const QmmSegment& segment, int K) {
 
 Plan plan(const QmmShape& shape) {
   const int count = int(shape.segments.size());
-  if (shape.M < 1 || shape.M > kMaxQmmRows || count < 1 || count > kMaxQmmSegments)
+  if (shape.M < 1 || shape.M > kDecodeTokens || count < 1 || count > kMaxQmmSegments)
     throw std::invalid_argument("qmm: no kernel for " + std::to_string(shape.M) + " rows, " + std::to_string(count) +
                                 " segments");
   const int tile = int(std::bit_ceil(unsigned(shape.M)));

@@ -3,11 +3,11 @@
 
 #include <optional>
 
+#include "decode_tokens.h"
 #include "gpu/launch.h"
 
 namespace mlx_delta::gpu {
 
-inline constexpr int kMaxQmmRows = 16;
 inline constexpr int kMaxQmmSegments = 4;
 
 struct QmmSegment {
@@ -20,7 +20,7 @@ struct QmmSegment {
 
 struct QmmShape {
   std::string type;  // of x, residual and y
-  int M;             // 1 .. kMaxQmmRows
+  int M;             // 1 .. kDecodeTokens
   int K;
   int N;
   float eps;

@@ -1,6 +1,7 @@
 #include "ops/attention.h"
 
 #include "cpu/kernels.h"
+#include "decode_tokens.h"
 #include "gpu/attention.h"
 #include "mlx/ops.h"
 #include "ops/attention_mlx.h"

@@ -37,9 +37,6 @@ void check_positive(const char* op, const char* argument, double value);
 // Ops run on MLX's default device, as MLX's own do, unless the caller names a stream: the GPU of a Mac, else the CPU.
 bool on_gpu(const mx::Stream& stream);
 
-// More tokens, or rows of a matrix, than this are prefill.
-inline constexpr int kDecodeTokens = 16;
-
 // `a` laid end to end, which is how kernels read all inputs but those of sliced(). Adds a node only where the layout is
 // not known to be so already.
 mx::array contiguous(const mx::array& a, mx::Stream stream);

@@ -1,6 +1,7 @@
 #include "ops/qmm.h"
 
 #include "cpu/kernels.h"
+#include "decode_tokens.h"
 #include "gpu/qmm.h"
 #include "ops/qmm_mlx.h"
 
@@ -102,7 +103,7 @@ mx::array qmm(const mx::array& x, const std::vector<Matrix>& segments, const std
     check_shape(kOp, "residual", *residual, shape);
     check_same_dtype(kOp, "residual", *residual, x.dtype());
   }
-  const bool kernel = int(x.size()) / K <= gpu::kMaxQmmRows && segments.size() <= gpu::kMaxQmmSegments;
+  const bool kernel = int(x.size()) / K <= kDecodeTokens && segments.size() <= gpu::kMaxQmmSegments;
   if (on_gpu(s) && !kernel) return qmm_mlx(x, segments, norm, eps, residual, swiglu, s);
 
   std::vector<mx::array> inputs{contiguous(x, s)};

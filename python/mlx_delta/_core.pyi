@@ -4,6 +4,9 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
+DECODE_TOKENS: int
+"""Up to this many tokens of a sequence are decoded, more are a prompt: ops and network draw the line alike."""
+
 Stream = mx.Stream | mx.Device | None
 
 class Matrix:

@@ -10,11 +10,12 @@ import pytest
 from mlx_delta import _core
 from mlx_delta.bench.cases import BOUNDS, CASES, DTYPES, Case, relative_rms
 
+ROWS = _core.DECODE_TOKENS
 # More rows or tokens than our kernels take.
-WIDE_QMM = [c for c in CASES if c.op == "qmm" and (x := c.arguments(mx.float32)["x"]).size > 16 * x.shape[-1]]
+WIDE_QMM = [c for c in CASES if c.op == "qmm" and (x := c.arguments(mx.float32)["x"]).size > ROWS * x.shape[-1]]
 # Of a whole vocabulary the masses are not exact enough in float32 to hit the very token.
 SAMPLE = [c for c in CASES if c.op == "sample" and not c.real]
-WIDE_ATTENTION = [c for c in CASES if c.op == "attention" and c.arguments(mx.float32)["q"].shape[2] > 16]
+WIDE_ATTENTION = [c for c in CASES if c.op == "attention" and c.arguments(mx.float32)["q"].shape[2] > ROWS]
 
 # MLX's quantized_matmul on a CPU, where these tests run, adds up in bfloat16; its Metal kernels add up in float32.
 SUMS = {**BOUNDS, mx.bfloat16: 3e-2}

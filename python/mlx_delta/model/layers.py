@@ -14,12 +14,10 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from mlx_delta import ops
+from mlx_delta._core import DECODE_TOKENS
 from mlx_delta.config import TextConfig
 from mlx_delta.model.cache import DeltaState, KeyValues, LayerState
 from mlx_delta.ops import Matrix
-
-# Up to this many tokens go through delta_mixer, token by token; more go through the chunked gated_delta.
-_MIXER_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ class DeltaLayer:
         """What out_proj reads."""
         assert isinstance(state, DeltaState)
         projection = ops.qmm(x, self.in_proj, norm=self.norm, eps=self.config.rms_norm_eps)
-        mix = self._decode if x.shape[1] <= _MIXER_TOKENS else self._prefill
+        mix = self._decode if x.shape[1] <= DECODE_TOKENS else self._prefill
         return mix(projection, state, window)
 
     def _decode(self, projection: mx.array, state: DeltaState, window: Window) -> mx.array:
