@@ -13,14 +13,13 @@ from mlx_delta.bench.cases import (
     BOUNDS,
     CASES,
     DTYPES,
-    STATES,
     Arguments,
     Case,
     as_list,
     cases_of,
-    normal,
     relative_rms,
 )
+from mlx_delta.bench.cases.draws import normal
 from support.padded import padded_batches
 
 SMALL = [case for case in CASES if not case.real]
@@ -127,7 +126,7 @@ def test_parts_of_a_projection_are_read_where_they_lie(op: str) -> None:
         "gated_norm": {"y": (B, T, Hv, D), "z": (B, T, Hv, D), "norm": (D,)},
     }[op]
     arguments = {name: normal(rng, *shape) for name, shape in shapes.items()}
-    parts = ("x", "q", "k", "v", "a", "b", "z")
+    parts = next(case for case in CASES if case.op == op).sliced
     arguments = {name: cut(value) if name in parts else value for name, value in arguments.items()}
     mx.eval(arguments)
     mx.reset_peak_memory()
@@ -184,13 +183,6 @@ def split_time(arguments: Arguments, names: tuple[str, ...], at: int) -> tuple[A
     return first, second
 
 
-TIME_AXES = {
-    "conv1d": ("x", "mask"),
-    "gated_delta": ("q", "k", "v", "a", "b", "mask"),
-    "delta_mixer": ("projection", "mask"),
-}
-
-
 def test_the_last_row_of_a_prompt_may_be_a_block_of_its_own() -> None:
     """97 rows of 65,536 columns are four blocks, of 32, 32, 32 and 1: the last row has the bits it has among 17."""
     mx.random.seed(0)
@@ -199,16 +191,16 @@ def test_the_last_row_of_a_prompt_may_be_a_block_of_its_own() -> None:
     assert mx.array_equal(ops.qmm(x, [matrix])[:, -1], ops.qmm(x[:, -17:], [matrix])[:, -1])
 
 
-@pytest.mark.parametrize("case", [c for c in SMALL if c.op in TIME_AXES], ids=lambda case: case.id)
+@pytest.mark.parametrize("case", [c for c in SMALL if c.over_time], ids=lambda case: case.id)
 def test_states_carry_over(case: Case) -> None:
     arguments = case.arguments(mx.float32)
-    names = TIME_AXES[case.op]
+    names = case.over_time
     T = arguments[names[0]].shape[1]
     whole = case.run(arguments)
     for at in {1, T // 2, T - 1} - {0, T}:
         first, second = split_time(arguments, names, at)
         y1, *states = case.run(first)
-        y2, *final = case.run({**second, **dict(zip(STATES[case.op], states, strict=True))})
+        y2, *final = case.run({**second, **dict(zip(case.states, states, strict=True))})
         assert relative_rms(mx.concatenate([y1, y2], axis=1), whole[0]) <= 1e-5
         for found, expected in zip(final, whole[1:], strict=True):
             assert relative_rms(found, expected) <= 1e-5

@@ -9,7 +9,8 @@ import pytest
 from emulate import run_plan
 
 from mlx_delta import ops
-from mlx_delta.bench.cases import Arguments, normal, relative_rms
+from mlx_delta.bench.cases import Arguments, relative_rms
+from mlx_delta.bench.cases.draws import normal
 
 
 def draw(T: int, Dk: int, Dv: int, *, Hk: int = 1, Hv: int = 2, B: int = 1) -> Arguments:

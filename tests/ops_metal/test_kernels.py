@@ -24,7 +24,7 @@ def has_kernel(case: Case) -> bool:
         return False
     if case.op == "qmm":
         x = case.arguments(mx.float32)["x"]
-        return x.size <= 16 * x.shape[-1]
+        return x.size <= _core.DECODE_TOKENS * x.shape[-1]
     return case not in ODD_HEADS
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from mlx_delta import _core
-from mlx_delta.bench.cases import CASES, quantized
+from mlx_delta.bench.cases import CASES
+from mlx_delta.bench.cases.draws import quantized
 from mlx_delta.bench.sizes import CONFIGS
 from mlx_delta.config import ModelConfig
 from mlx_delta.model.cache import Cache

@@ -8,7 +8,8 @@ import pytest
 from emulate import run_plan
 
 from mlx_delta import _core, ops
-from mlx_delta.bench.cases import normal, plain, quantized, relative_rms
+from mlx_delta.bench.cases import relative_rms
+from mlx_delta.bench.cases.draws import normal, plain, quantized
 
 LONG = 2 * 2048 + 64  # columns: two tiles of a staged x and the start of a third
 

@@ -71,7 +71,7 @@ def scaled_down(value: object) -> object:
 
 @cache
 def moved(case: Case) -> Moved:
-    vocabulary = case.op == "embedding" or case.every > 1
+    vocabulary = case.op == "embedding" or case.thinned
     arguments = case.make(mx.bfloat16, Zeros()) if vocabulary else case.arguments(mx.bfloat16)
     whole = case.bytes(arguments, case.run(arguments))
     arguments = {name: scaled_down(value) for name, value in arguments.items()}

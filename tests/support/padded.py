@@ -9,7 +9,9 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_delta import ops
-from mlx_delta.bench.cases import Arguments, as_list, delta_gates, normal
+from mlx_delta.bench.cases import Arguments, as_list
+from mlx_delta.bench.cases.delta import delta_gates
+from mlx_delta.bench.cases.draws import normal
 
 # Where time is: of the arguments that a sequence alone has less of, and of the results. The rest is states.
 _TIME = {"x": 1, "projection": 1, "q": 1, "k": 1, "v": 1, "a": 1, "b": 1}

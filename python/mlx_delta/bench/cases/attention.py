@@ -1,0 +1,89 @@
+"""The cases of an attention layer: attention_prepare, attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_delta.bench.cases.case import Arguments, Case
+from mlx_delta.bench.cases.draws import normal
+from mlx_delta.config import TextConfig
+
+
+def cases(size: str, text: TextConfig) -> Iterator[Case]:
+    yield from attention_prepare_cases(text)
+    yield from attention_cases(text)
+
+
+def attention_prepare_cases(text: TextConfig) -> Iterator[Case]:
+    def case(B: int, T: int, Hq: int, Hkv: int, D: int, S: int, offset: int, axes: int = 0, real: bool = False) -> Case:
+        def make(dtype: mx.Dtype, rng: np.random.Generator) -> Arguments:
+            half = D // 8  # rotary on a quarter of the head, in pairs
+            shape = {0: None, 1: (B, T), 3: (3, B, T)}[axes]
+            return {
+                "projection": normal(rng, B, T, (2 * Hq + 2 * Hkv) * D, dtype=dtype),
+                "q_norm": 1 + normal(rng, D, scale=0.1),
+                "k_norm": 1 + normal(rng, D, scale=0.1),
+                "keys": normal(rng, B, Hkv, S, D, dtype=dtype),
+                "values": normal(rng, B, Hkv, S, D, dtype=dtype),
+                "offset": offset,
+                "rope_theta": 1e7,
+                "rope_dim": 2 * half,
+                "rope_sections": (half - 2 * (half // 3), half // 3, half // 3),
+                "positions": mx.array(rng.integers(0, 90, size=shape)) if shape else None,
+            }
+
+        def moved(arguments: Arguments, results: list[mx.array]) -> int:
+            norms = arguments["q_norm"].nbytes + arguments["k_norm"].nbytes
+            # The gates, interleaved with the queries, stay where they are.
+            return norms + 2 * (Hq + 2 * Hkv) * B * T * D * arguments["projection"].itemsize
+
+        name = f"b{B}t{T}h{Hq}:{Hkv}d{D}at{offset}axes{axes}"
+        return Case("attention_prepare", name, make, moved, real, states=("keys", "values"))
+
+    yield case(1, 1, 2, 1, 256, 8, 3)
+    yield case(2, 5, 6, 2, 64, 16, 0)
+    yield case(2, 5, 4, 4, 128, 16, 11, axes=1)
+    yield case(2, 7, 3, 1, 256, 7, 0, axes=3)
+    yield case(1, 1, text.num_attention_heads, text.num_key_value_heads, text.head_dim, 2048, 2000, real=True)
+
+
+def attention_cases(text: TextConfig) -> Iterator[Case]:
+    def case(
+        B: int, T: int, Hq: int, Hkv: int, D: int, S: int, length: int, padded: bool = False, real: bool = False
+    ) -> Case:
+        def make(dtype: mx.Dtype, rng: np.random.Generator) -> Arguments:
+            return {
+                "q": normal(rng, B, Hq, T, D, dtype=dtype),
+                "projection": normal(rng, B, T, (2 * Hq + 2 * Hkv) * D, dtype=dtype),
+                "keys": normal(rng, B, Hkv, S, D, dtype=dtype),
+                "values": normal(rng, B, Hkv, S, D, dtype=dtype),
+                "length": length,
+                "scale": D**-0.5,
+                "start": mx.array(rng.integers(0, length, size=B)) if padded else None,
+            }
+
+        def moved(arguments: Arguments, results: list[mx.array]) -> int:
+            cache = 2 * B * Hkv * length * D * arguments["keys"].itemsize
+            return cache + arguments["q"].nbytes + 2 * results[0].nbytes
+
+        def flops(arguments: Arguments) -> int:
+            return 4 * B * Hq * T * length * D
+
+        name = f"b{B}t{T}h{Hq}:{Hkv}d{D}l{length}" + ("-padded" if padded else "")
+        return Case("attention", name, make, moved, real, flops)
+
+    yield case(1, 1, 2, 1, 256, 9, 9)
+    yield case(2, 1, 6, 2, 64, 100, 70)
+    yield case(1, 65, 4, 4, 128, 70, 65)
+    yield case(2, 9, 3, 1, 256, 140, 131)
+    yield case(3, 6, 2, 1, 64, 80, 75, padded=True)
+    yield case(2, 70, 2, 1, 64, 70, 70, padded=True)
+    yield case(1, 1, 4, 1, 64, 2500, 2345)
+    yield case(2, 3, 4, 2, 64, 2100, 2049, padded=True)
+    yield case(1, 40, 6, 1, 72, 200, 150)
+    heads, keys = text.num_attention_heads, text.num_key_value_heads
+    yield case(1, 1, heads, keys, text.head_dim, 2048, 2000, real=True)
+    yield case(1, 1, heads, keys, text.head_dim, 16384, 16000, real=True)

@@ -1,0 +1,131 @@
+"""The cases of a gated-delta layer: conv1d, gated_delta, gated_norm, delta_mixer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_delta.bench.cases.case import Arguments, Case
+from mlx_delta.bench.cases.draws import normal, token_mask
+from mlx_delta.config import TextConfig
+
+
+def cases(size: str, text: TextConfig) -> Iterator[Case]:
+    yield from conv1d_cases(text)
+    yield from gated_delta_cases()
+    yield from gated_norm_cases(size, text)
+    yield from delta_mixer_cases(text)
+
+
+def conv1d_cases(text: TextConfig) -> Iterator[Case]:
+    def case(B: int, T: int, C: int, state: bool = True, mask: bool = False, real: bool = False) -> Case:
+        def make(dtype: mx.Dtype, rng: np.random.Generator) -> Arguments:
+            return {
+                "x": normal(rng, B, T, C, dtype=dtype),
+                "weight": normal(rng, C, 4, scale=0.5),
+                "state": normal(rng, B, 3, C, dtype=dtype) if state else None,
+                "mask": token_mask(rng, B, T) if mask else None,
+            }
+
+        name = f"b{B}t{T}c{C}" + ("" if state else "-fresh") + ("-masked" if mask else "")
+        return Case("conv1d", name, make, real=real, states=("state",), over_time=("x", "mask"), sliced={"x": 1})
+
+    for T in (1, 2, 3, 63, 64, 65, 200):
+        yield case(1, T, 33)
+    yield case(3, 5, 96, state=False)
+    yield case(2, 9, 40, mask=True)
+    yield case(1, 1, text.conv_dim, real=True)
+
+
+def delta_gates(rng: np.random.Generator, B: int, T: int, Hv: int, dtype: mx.Dtype) -> Arguments:
+    return {
+        "a": normal(rng, B, T, Hv, dtype=dtype),
+        "b": normal(rng, B, T, Hv, dtype=dtype),
+        "A_log": normal(rng, Hv, scale=0.7) - 1.0,
+        "dt_bias": normal(rng, Hv, scale=0.5),
+    }
+
+
+def gated_delta_cases() -> Iterator[Case]:
+    def case(B: int, T: int, Hk: int, ratio: int, D: int, state: bool = True, mask: bool = False) -> Case:
+        def make(dtype: mx.Dtype, rng: np.random.Generator) -> Arguments:
+            Hv = Hk * ratio
+            return {
+                "q": normal(rng, B, T, Hk, D, dtype=dtype),
+                "k": normal(rng, B, T, Hk, D, dtype=dtype),
+                "v": normal(rng, B, T, Hv, D, dtype=dtype),
+                **delta_gates(rng, B, T, Hv, dtype),
+                "state": normal(rng, B, Hv, D, D, scale=0.2) if state else None,
+                "mask": token_mask(rng, B, T) if mask else None,
+            }
+
+        name = f"b{B}t{T}h{Hk}x{ratio}d{D}" + ("" if state else "-fresh") + ("-masked" if mask else "")
+        over_time, sliced = ("q", "k", "v", "a", "b", "mask"), {"q": 2, "k": 2, "v": 2, "a": 1, "b": 1}
+        return Case("gated_delta", name, make, states=("state",), over_time=over_time, sliced=sliced)
+
+    for T in (1, 2, 16, 17, 63, 64, 65, 200):
+        yield case(1, T, 1, 2, 128)
+    for ratio in (1, 2, 3):
+        yield case(2, 5, 2, ratio, 64)
+        yield case(1, 70, 1, ratio, 64)
+    yield case(2, 3, 1, 2, 64, state=False)
+    yield case(2, 9, 1, 2, 64, mask=True)
+    yield case(2, 130, 1, 3, 64, mask=True)
+    yield case(1, 7, 1, 2, 36)
+    yield case(1, 90, 2, 2, 36)
+
+
+def gated_norm_cases(size: str, text: TextConfig) -> Iterator[Case]:
+    def case(name: str, *shape: int, real: bool = False) -> Case:
+        def make(dtype: mx.Dtype, rng: np.random.Generator) -> Arguments:
+            y, z = normal(rng, *shape, dtype=dtype), normal(rng, *shape, dtype=dtype, scale=2.0)
+            return {"y": y, "z": z, "norm": 1 + normal(rng, shape[-1], scale=0.1), "eps": 1e-6}
+
+        return Case("gated_norm", name, make, real=real, sliced={"z": min(2, len(shape) - 1)})
+
+    for shape in ((1, 17, 2, 128), (2, 3, 3, 36), (300, 64)):
+        yield case("x".join(map(str, shape)), *shape)
+    heads = text.linear_num_value_heads
+    yield case(f"{size}-m512", 1, 512, heads, text.linear_value_head_dim, real=True)
+
+
+def delta_mixer_cases(text: TextConfig) -> Iterator[Case]:
+    def case(
+        B: int, T: int, Hk: int, ratio: int, D: int, state: bool = True, mask: bool = False, real: bool = False
+    ) -> Case:
+        def make(dtype: mx.Dtype, rng: np.random.Generator) -> Arguments:
+            Hv = Hk * ratio
+            gates = delta_gates(rng, 1, 1, Hv, dtype)
+            conv_dim = (2 * Hk + Hv) * D
+            return {
+                "projection": normal(rng, B, T, conv_dim + Hv * D + 2 * Hv, dtype=dtype),
+                "conv_weight": normal(rng, conv_dim, 4, scale=0.5),
+                "A_log": gates["A_log"],
+                "dt_bias": gates["dt_bias"],
+                "norm": 1 + normal(rng, D, scale=0.1),
+                "conv_state": normal(rng, B, 3, conv_dim, dtype=dtype) if state else None,
+                "delta_state": normal(rng, B, Hv, D, D, scale=0.2) if state else None,
+                "key_heads": Hk,
+                "key_dim": D,
+                "mask": token_mask(rng, B, T) if mask else None,
+            }
+
+        name = f"b{B}t{T}h{Hk}x{ratio}d{D}" + ("" if state else "-fresh") + ("-masked" if mask else "")
+
+        def flops(arguments: Arguments) -> int:
+            return 7 * B * T * Hk * ratio * D * D  # decay, S k, the rank-one update, S q
+
+        states = ("conv_state", "delta_state")
+        return Case("delta_mixer", name, make, real=real, flops=flops, states=states, over_time=("projection", "mask"))
+
+    for ratio in (1, 2, 3):
+        yield case(1, 1, 2, ratio, 64)
+        yield case(2, 4, 1, ratio, 128)
+    yield case(1, 3, 2, 2, 36)
+    yield case(2, 1, 1, 2, 64, state=False)
+    yield case(2, 7, 1, 2, 64, mask=True)
+    heads = text.linear_num_key_heads
+    ratio = text.linear_num_value_heads // heads
+    yield case(1, 1, heads, ratio, text.linear_key_head_dim, real=True)
