@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from mlx_delta import _core, ops
 from mlx_delta.bench.cases import CASES, cases_of
 from mlx_delta.bench.checks import RedTests, check, check_ops
-from mlx_delta.bench.kernels import Row, Summary, summarize
+from mlx_delta.bench.kernels import Row, Summary, steps, summarize
 from mlx_delta.bench.random_model import random_network, recipe_plans, write_model
 from mlx_delta.bench.sizes import CONFIGS
 from mlx_delta.bench.timing import Time, last_level_cache, working_set
@@ -102,6 +102,22 @@ def test_ops_are_checked_in_small_and_at_any_shape() -> None:
     for case in cases_of("0.8B"):
         if case.real and not case.name.endswith("16000"):
             check(case, case.arguments(mx.bfloat16))
+
+
+@pytest.mark.parametrize("op", ["attention_prepare", "delta_mixer", "conv1d"])
+def test_timed_steps_update_their_states_in_place(op: str) -> None:
+    """As in decoding: copying a cache would be timed instead of the op."""
+    case = next(case for case in CASES if case.op == op and case.real)
+    sets = [case.arguments(mx.bfloat16) for _ in range(2)]
+    mx.eval(sets)
+    largest = max(one[name].nbytes for one in sets for name in case.states)
+    for _ in range(2):  # what the warm-up leaves must not be held either
+        todo = steps(case, sets, rounds=3)
+        mx.reset_peak_memory()
+        before = mx.get_active_memory()
+        mx.eval(todo)
+        others = sum(result.nbytes for result in todo[: 3 * len(sets)])
+        assert mx.get_peak_memory() - before < others + largest // 2
 
 
 def test_thinned_comparisons_see_every_segment() -> None:
