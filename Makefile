@@ -1,10 +1,10 @@
-# make demo | test | bench | lint | wheel | clean: each sets up what it needs in .venv. `PYTHON=python3.12 make ...` picks the interpreter.
+# make demo | test | bench | lint | docs | wheel | clean: each sets up what it needs in .venv. `PYTHON=python3.12 make ...` picks the interpreter.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test bench lint format wheel wheel-macos clean
+.PHONY: demo test bench lint format docs wheel wheel-macos clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -31,6 +31,11 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff format
 	$(BIN)/clang-format -i $(CXX_SOURCES)
 
+# The documentation site, in build/site/index.html. Strict: a broken link fails.
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo build/site/index.html
+
 # One wheel for Python 3.10 and later, in dist/.
 wheel: $(VENV)/installed-dev
 	$(BIN)/python -m build --wheel --no-isolation
@@ -52,6 +57,11 @@ $(VENV)/backend: pyproject.toml
 
 $(VENV)/installed: $(VENV)/backend CMakeLists.txt $(CXX_SOURCES)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable .
+	touch $@
+
+# The site is made from sources alone: it does not need the extension.
+$(VENV)/installed-docs: $(VENV)/backend
+	$(BIN)/python -m pip install --quiet --group docs
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed

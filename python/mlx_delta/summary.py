@@ -14,7 +14,9 @@ from mlx_delta.checkpoint.components import COMPONENTS, component
 from mlx_delta.checkpoint.names import canonical_tensors
 from mlx_delta.checkpoint.source import TensorInfo, open_source
 from mlx_delta.checkpoint.tensors import base_name, check_tensors
-from mlx_delta.config import ModelConfig
+from mlx_delta.config import ModelConfig, TextConfig
+
+_HALF = 2  # bytes of an activation, or of what a cache holds of it
 
 
 @dataclass(frozen=True)
@@ -90,20 +92,25 @@ def summarize(path: Path) -> Summary:
     tensors = canonical_tensors(source)
     check_tensors(tensors, config, path)
     stored = {name: source.tensors[tensor.source_name] for name, tensor in tensors.items()}
-    text = config.text
-    linear = text.layer_types.count("linear_attention")
-    item = 2  # activations and caches in a half type
     return Summary(
         config=config,
         groups=_groups(stored, config),
         bytes_per_token=_bytes_per_token(stored, config),
-        state_bytes=linear
-        * (
-            (text.linear_conv_kernel_dim - 1) * text.conv_dim * item
-            + 4 * text.value_dim * text.linear_key_head_dim  # the delta state is float32
-        ),
-        kv_bytes_per_token=(text.num_layers - linear) * 2 * text.num_key_value_heads * text.head_dim * item,
+        state_bytes=state_bytes(config.text),
+        kv_bytes_per_token=kv_bytes_per_token(config.text),
     )
+
+
+def state_bytes(text: TextConfig) -> int:
+    """Of one sequence's gated-delta layers, however long it is: conv states in a half type, delta states in float32."""
+    conv = (text.linear_conv_kernel_dim - 1) * text.conv_dim * _HALF
+    delta = 4 * text.value_dim * text.linear_key_head_dim
+    return text.layer_types.count("linear_attention") * (conv + delta)
+
+
+def kv_bytes_per_token(text: TextConfig) -> int:
+    """Keys and values of one token, in a half type."""
+    return text.layer_types.count("full_attention") * 2 * text.num_key_value_heads * text.head_dim * _HALF
 
 
 def _width(name: str, info: TensorInfo, config: ModelConfig) -> str:

@@ -1,0 +1,27 @@
+"""Answer several conversations at once. Each answer is the one that its conversation would get alone."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import mlx_delta
+
+QUESTIONS = ("Hello, I am Ada.", "Count to 7.", "What is 457 + 998?")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("questions", nargs="*", default=QUESTIONS)
+    parser.add_argument("--model", default=Path(__file__).parent / "tiny", help="default: the tiny example")
+    arguments = parser.parse_args()
+
+    model = mlx_delta.load_model(arguments.model)
+    settings = mlx_delta.ChatSettings(max_new_tokens=256, temperature=0)
+    conversations = [[{"role": "user", "content": question}] for question in arguments.questions]
+    for question, result in zip(arguments.questions, model.chat_batch(conversations, settings), strict=True):
+        print(f"> {question}\n{result.text}")
+
+
+if __name__ == "__main__":
+    main()

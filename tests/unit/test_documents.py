@@ -1,0 +1,60 @@
+"""What the documents say and the code can tell: tables that are computed, variables that are read, names that exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from bench import requirements
+
+import mlx_delta
+from mlx_delta import ops
+from support import ROOT
+
+DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+
+
+@pytest.mark.parametrize("table", ["memory_by_recipe", "parts", "caches"])
+def test_tables_of_memory_are_what_the_configs_give(table: str) -> None:
+    assert "\n".join(getattr(requirements, table)()) in (ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    for module, page in ((mlx_delta, "python.md"), (ops, "ops.md")):
+        shown = re.findall(r"^::: ([\w.]+)$", (ROOT / "docs" / "reference" / page).read_text(), re.MULTILINE)
+        names = {f"{module.__name__}.{name}" for name in module.__all__ if not name.endswith("_reference")}
+        missing = {name for name in names if name not in shown}
+        assert not missing, f"docs/reference/{page}: expected {missing}"
+
+
+def test_every_environment_variable_is_documented() -> None:
+    sources = [
+        file
+        for folder in ("python", "csrc", "bench", "cross", "tests")
+        for file in (ROOT / folder).rglob("*")
+        if file.suffix in (".py", ".cpp", ".h", "") and file.is_file()
+    ]
+    read = re.compile(r"""(?:getenv\(|environ\.get\(|environ\[)["']([A-Z][A-Z0-9_]+)["']""")
+    found = {name for file in sources for name in read.findall(file.read_text(encoding="utf-8", errors="replace"))}
+    documented = set(re.findall(r"`([A-Z][A-Z0-9_]+)", (ROOT / "docs" / "environment.md").read_text()))
+    internal = {"MACOS_STUBS", "ZIG", "LD64_LLD", "PATH"}  # set by cross/macos/build.py for its tools; the shell's
+    assert found >= {"MLX_DELTA_ISA", "MLX_DELTA_THREADS"}
+    assert found - internal <= documented
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file: str(file.relative_to(ROOT)))
+def test_links_to_files_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s#]+)(?:#[^)\s]*)?\)", document.read_text(encoding="utf-8")):
+        made = target.endswith("reference/cli.md")  # by the build
+        if not re.match(r"[a-z]+:", target) and not made:
+            assert (document.parent / target).exists(), f"{document.name}: expected a file, found a link to {target}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file: str(file.relative_to(ROOT)))
+def test_paths_in_the_text_exist(document: Path) -> None:
+    """`csrc/ops/common.h`, `tests/ops/test_cases.py::test_x`, or `conversion/awq.py` for a file of the package."""
+    for name in re.findall(r"`([\w.]+/[\w./*-]+)(?:::\w+)?`", document.read_text(encoding="utf-8")):
+        roots = [root for root in (ROOT, ROOT / "python" / "mlx_delta") if (root / name.split("/")[0]).is_dir()]
+        if roots and not name.startswith("dist/"):
+            assert any(list(root.glob(name)) for root in roots), f"{document.name}: expected a file, found {name}"
