@@ -1,10 +1,10 @@
-# make demo | test | bench | lint | docs | wheel | clean: each sets up what it needs in .venv. `PYTHON=python3.12 make ...` picks the interpreter.
+# make demo | test | bench | agx | lint | docs | wheel | clean: each sets up what it needs in .venv. `PYTHON=python3.12 make ...` picks the interpreter.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test bench lint format docs wheel wheel-macos clean
+.PHONY: demo test bench agx lint format docs wheel wheel-macos clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -18,6 +18,13 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/ops
 	$(BIN)/mlx-delta bench kernels
 	$(BIN)/mlx-delta bench decode --layers 8
+
+# The Metal kernels as an Apple GPU's machine code: registers, spills, slots a byte. As root, with debootstrap.
+agx: $(VENV)/installed-dev build/agx/debian/agx
+	$(BIN)/python -m bench.agx
+
+build/agx/debian/agx:
+	bench/agx/setup.sh build/agx/debian
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check

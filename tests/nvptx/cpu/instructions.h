@@ -10,6 +10,8 @@ inline metal::uint3 threadgroup_size() { return vector_of(grid.threadgroup_size)
 inline metal::uint3 threadgroup_in_grid() { return vector_of(current->builtins.threadgroup_in_grid); }
 inline metal::uint3 threadgroups() { return vector_of(grid.threadgroups); }
 
+inline uint lane() { return current->builtins.lane; }
+
 inline uint shuffle(uint value, uint from) {
   auto* slots = simdgroups[current->builtins.simdgroup].slots[++current->exchanges & 1];
   __builtin_memcpy(slots[current->builtins.lane], &value, sizeof(value));

@@ -17,6 +17,7 @@ inline metal::uint3 threadgroup_in_grid() {
 inline metal::uint3 threadgroups() {
   return {uint(MSL_REGISTER(nctaid_x)), uint(MSL_REGISTER(nctaid_y)), uint(MSL_REGISTER(nctaid_z))};
 }
+inline uint lane() { return uint(MSL_REGISTER(laneid)); }
 #undef MSL_REGISTER
 
 // 32 bits of lane `from`, or of lane `own ^ mask`.

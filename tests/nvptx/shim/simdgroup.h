@@ -18,7 +18,6 @@ inline uint thread_index() {
   const metal::uint3 at = thread_in_threadgroup(), size = threadgroup_size();
   return at.x + size.x * (at.y + size.y * at.z);
 }
-inline uint lane() { return thread_index() % kSimdWidth; }
 
 // A value of another lane, word by word.
 template <class T, class F>

@@ -1,0 +1,156 @@
+"""What the table is made of: our kernels as plan() launches them at the 9B's shapes, and MLX's for the same work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from bench.agx.machine import Loop, Program
+from mlx_delta import _core, ops
+from mlx_delta.bench.cases import CASES, quantized
+from support.launches import Zeros, specialisations, threads_of
+from support.mlx_kernels import QUANTIZED, mlx_source
+
+Trips = Callable[[Program, Loop], float]
+WIDTHS = (2, 3, 4, 5, 6, 8)
+HIDDEN, INNER, VOCABULARY = 4096, 12288, 248320  # the 9B's
+QMV_ROWS, QMV_SIMDGROUPS = 4, 2  # of MLX's affine_qmv_fast: rows a simdgroup, simdgroups a threadgroup
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A kernel to compile. text: may cost time, so it is asked for when needed. threads: of a threadgroup.
+
+    lane_bytes: of weights, states or cache that one lane reads and writes, which its slots are divided by; 0: not told.
+    trips: how often a loop of the machine code runs in one simdgroup, the mean over simdgroups.
+    """
+
+    label: str
+    text: Callable[[], str]
+    kernel: str
+    threads: int
+    lane_bytes: float = 0
+    trips: Trips | None = None
+
+
+def entries() -> Iterator[Entry]:
+    """The table's rows, in its order."""
+    for M in (1, 2, 4, 8):
+        for bits in WIDTHS if M == 1 else (3, 4, 6):
+            yield qmm(f"qmm {bits} bits, {M} row{'s' if M > 1 else ''}", M, HIDDEN, [(INNER, bits)])
+    for M in (1, 2, 4, 8):
+        yield qmm(f"gate and up 3 bits, norm, SwiGLU, {M}", M, HIDDEN, [(INNER, 3)] * 2, norm=True, swiglu=True)
+    yield qmm("down 4 bits, K = 12288, residual, 1", 1, INNER, [(HIDDEN, 4)], residual=True)
+    yield qmm("lm_head 6 bits, norm, 1", 1, HIDDEN, [(VOCABULARY, 6)], norm=True)
+    yield qmm("bfloat16, residual, 1", 1, HIDDEN, [(HIDDEN, 0)], residual=True)
+    for bits in WIDTHS:
+        yield peer(bits)
+    for label, case, moved, trips in OTHERS:
+        found = next(c for c in CASES if c.id == case)
+        launches = _core.plan(found.run(found.make(mx.bfloat16, Zeros()))[0])[0].launches
+        for number, launch in enumerate(launches):
+            name = label if number == 0 else f"{label}: its {number + 1}. launch"
+            known = trips if number == 0 else None
+            yield entry(name, launch, moved, known and known(threads_of(launch) // 32))
+
+
+def all_specialisations() -> Iterator[Entry]:
+    """Every kernel that a case needs, in all dtypes; no slots."""
+    for name, use in specialisations().items():
+        yield entry(name, use.launch, 0, None)
+
+
+def entry(label: str, launch: _core.Launch, moved: float, trips: Trips | None) -> Entry:
+    """moved: bytes in all, of what its slots are divided by."""
+    threadgroups = int(np.prod(launch.threadgroups))
+    threads = threads_of(launch)
+    return Entry(label, lambda: launch.source, launch.kernel, threads, moved / (threadgroups * threads), trips)
+
+
+def qmm(
+    label: str,
+    M: int,
+    K: int,
+    segments: list[tuple[int, int]],
+    norm: bool = False,
+    residual: bool = False,
+    swiglu: bool = False,
+) -> Entry:
+    """segments: (rows, bits); 0 bits: bfloat16."""
+    zeros = Zeros()
+    matrices = [
+        quantized(zeros, N, K, bits) if bits else ops.Matrix.plain(mx.zeros((N, K), mx.bfloat16))
+        for N, bits in segments
+    ]
+    columns = segments[0][0] if swiglu else sum(N for N, _ in segments)
+    result = ops.qmm(
+        mx.zeros((M, K), mx.bfloat16),
+        matrices,
+        norm=mx.zeros(K) if norm else None,
+        residual=mx.zeros((M, columns), mx.bfloat16) if residual else None,
+        activation="swiglu" if swiglu else None,
+    )
+    launch = _core.plan(result)[0].launches[0]
+    trips = qmm_trips(M, K, threads_of(launch) // 32, segments[0][1])
+    return entry(label, launch, sum(m.nbytes for m in matrices), trips)
+
+
+def qmm_trips(M: int, K: int, simdgroups: int, bits: int) -> Trips:
+    """Loops of metal/qmm.metal by what is in them: a lane's blocks of columns, tiles of x, staging, groups of rows."""
+    tile = max(512 * simdgroups // M, 1024) if M > 1 else 512 * simdgroups
+
+    def trips(program: Program, loop: Loop) -> float:
+        names = {i.name for i in program.body(loop)}
+        if bits == 0:
+            return K / 256 if "ffma" in names else 1
+        if "ffma" in names and "load" in names and "lstore" not in names:
+            return K / 1024
+        if "lstore" in names or "barrier" in names:
+            return max(K / tile, 1)
+        return 1
+
+    return trips
+
+
+def peer(bits: int) -> Entry:
+    """MLX's product of one row with a packed matrix."""
+    values = 8 if bits in (6, 8) else 16  # a lane takes at a time
+    lane_bytes = QMV_ROWS * HIDDEN * (bits / 8 + 4 / 64) / 32
+
+    def trips(program: Program, loop: Loop) -> float:
+        return HIDDEN / (32 * values) if loop == max(program.loops, key=lambda other: other.last - other.first) else 1
+
+    def text() -> str:
+        return mlx_source(QUANTIZED, f"affine_qmv_fast<bfloat16_t, 64, {bits}, false>")
+
+    return Entry(f"MLX affine_qmv_fast {bits} bits", text, "kernel", 32 * QMV_SIMDGROUPS, lane_bytes, trips)
+
+
+def once(simdgroups: int) -> Trips:
+    """One token."""
+    return lambda program, loop: 1
+
+
+def attention_trips(simdgroups: int) -> Trips:
+    """2000 rows in 16 splits of 125 rows, 4 at a time; sums of as many simdgroups as there are."""
+
+    def trips(program: Program, loop: Loop) -> float:
+        names = {i.name for i in program.body(loop)}
+        return 125 / (4 * simdgroups) if "load" in names and "exp2" in names else simdgroups
+
+    return trips
+
+
+# label, case, bytes that count (states in and out, or keys and values), trips for so many simdgroups
+OTHERS: list[tuple[str, str, float, Callable[[int], Trips] | None]] = [
+    ("delta_mixer", "delta_mixer-b1t1h16x2d128", 32 * 128 * 128 * 8, once),
+    ("gated_delta", "gated_delta-b1t1h1x2d128", 2 * 128 * 128 * 8, once),
+    ("gated_delta of a prompt", "gated_delta-b1t200h1x2d128", 0, None),
+    ("attention, 2000 rows", "attention-b1t1h16:4d256l2000", 4 * 2000 * 256 * 4, attention_trips),
+    ("attention_prepare", "attention_prepare-b1t1h16:4d256at2000axes0", 0, None),
+    ("conv1d", "conv1d-b1t1c8192", 0, None),
+    ("embedding", "embedding-9b", 0, None),
+]
