@@ -10,7 +10,8 @@ import numpy as np
 
 from bench.agx.machine import Loop, Program
 from mlx_delta import _core, ops
-from mlx_delta.bench.cases import CASES, quantized
+from mlx_delta.bench.cases import CASES
+from mlx_delta.bench.cases.draws import quantized
 from support.launches import Zeros, specialisations, threads_of
 from support.mlx_kernels import QUANTIZED, mlx_source
 
