@@ -32,6 +32,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/actionlint
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix

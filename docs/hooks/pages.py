@@ -85,11 +85,23 @@ def command_line() -> str:
     command = typer.main.get_command(app)
     context = typer.Context(command, info_name="mlx-delta")
     text = get_docs_for_click(obj=command, ctx=context, name="mlx-delta")
-    # Words of --help are plain text: no emphasis, no HTML.
-    plain = re.sub(r"(?m)^(?!#|\*\*|```|\$ )(\* )?(.*)$", lambda m: (m[1] or "") + _plain(m[2]), text)
-    return plain.replace("# `mlx-delta`", "# Command line", 1)
+    text = re.sub(r"(?m)^\* `([\w-]+)`: .*\.\.\.$", lambda m: _whole(command, m), text)
+    # Words of --help are plain text: no emphasis, no HTML. A paragraph that is a command is an example.
+    text = re.sub(r"(?m)^(?!#|\*\*|```|\$ )(\* )?(.*)$", lambda m: (m[1] or "") + _plain(m[2]), text)
+    text = re.sub(r"(?m)^((?:mlx-delta |echo ).*)$", r"```console\n$ \1\n```", text)
+    return text.replace("# `mlx-delta`", "# Command line", 1)
+
+
+def _whole(group: Any, line: re.Match[str]) -> str:
+    """A command's line in the list of its group, with all of its first sentence."""
+    for commands in (group.commands, *(c.commands for c in group.commands.values() if hasattr(c, "commands"))):
+        if line[1] in commands:
+            return f"* `{line[1]}`: {(commands[line[1]].help or '').split(chr(10) + chr(10))[0].strip()}"
+    return line[0]
 
 
 def _plain(line: str) -> str:
+    if line.startswith(("mlx-delta ", "echo ")):
+        return line
     pieces = re.split(r"(`[^`]*`)", line)
     return "".join(piece if piece.startswith("`") else re.sub(r"([*_<>{}\[\]])", r"\\\1", piece) for piece in pieces)
