@@ -7,18 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+from typing_extensions import Unpack
 
 from mlx_delta.chat.api import ChatMethods
 from mlx_delta.chat.batch import chat_batch
 from mlx_delta.chat.messages import Message
-from mlx_delta.chat.request import ChatSettings, template_of
+from mlx_delta.chat.request import ends_in_thoughts, template_of
 from mlx_delta.chat.result import ChatResult
 from mlx_delta.chat.session import ChatStream, Session
+from mlx_delta.chat.settings import ChatSettings, GenerationSettings
 from mlx_delta.chat.template import render
 from mlx_delta.config import ModelConfig
-from mlx_delta.engine.sample import SamplingParams
 from mlx_delta.model.cache import Cache
 from mlx_delta.model.qwen3_5 import Network
+from mlx_delta.options import ChatOptions, GenerationOptions, takes
 from mlx_delta.text.generation import Generation
 from mlx_delta.text.tokenizer import Tokenizer
 
@@ -57,62 +59,49 @@ class LanguageModel(ChatMethods):
             raise ValueError(f"mask: expected shape {list(ids.shape)}, found {list(mask.shape)}")
         return self.network(ids, self.make_cache() if cache is None else cache, mask=mask)
 
-    def generate(
-        self,
-        prompt: str | Sequence[int],
-        *,
-        max_new_tokens: int = 256,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        presence_penalty: float | None = None,
-        repetition_penalty: float | None = None,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-    ) -> Generation:
+    @takes(GenerationOptions)
+    def generate(self, prompt: str | Sequence[int], **options: Unpack[GenerationOptions]) -> Generation:
         """Continue ``prompt``, text or token ids, as it stands (no chat template): an iterator of pieces of text.
 
         ``for piece in model.generate("..."): print(piece, end="")``; ``model.generate("...").text()`` is all of it.
-        Sampling arguments left None are the checkpoint's own (generation_config.json), else greedy; see
-        ``SamplingParams``. stop: strings to end before. seed: makes a run repeatable.
-        Raises: ValueError naming the argument.
+        At most 256 tokens, unless ``max_new_tokens`` says otherwise. Without a preset, sampling is as the checkpoint
+        says (generation_config.json), else greedy.
+        Raises: ValueError naming the argument; TypeError for an unknown one.
         """
+        settings = GenerationSettings(**options)
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
         if ids:
             self._check_ids(ids)
-        given: dict[str, Any] = {
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "min_p": min_p,
-            "presence_penalty": presence_penalty,
-            "repetition_penalty": repetition_penalty,
-        }
+        thinking = ends_in_thoughts(prompt if isinstance(prompt, str) else self.tokenizer.decode(ids))
         return Generation(
             self.network,
             self.tokenizer,
             ids,
-            self._sampling(given, seed),
-            max_new_tokens=max_new_tokens,
-            stop=stop,
+            settings.sampling(thinking, self.config.text, self.tokenizer),
+            max_new_tokens=settings.max_new_tokens,
+            stop=settings.stop,
         )
 
     def session(self) -> Session:
         """A conversation that keeps its cache: ``session.chat`` and ``session.chat_stream`` as the model's own."""
         return Session(self.network, self.tokenizer)
 
+    @takes(ChatOptions)
     def chat_batch(
         self,
         conversations: Sequence[Sequence[Message]],
         settings: ChatSettings | Sequence[ChatSettings] | None = None,
+        **options: Unpack[ChatOptions],
     ) -> list[ChatResult]:
         """Answer several conversations at once, each as ``chat`` would answer it alone.
 
-        settings: what ``chat`` takes as arguments, for all, or one for each; a seed counts for each row by itself.
-        Raises: ValueError naming the argument; TemplateError, a ValueError, in the template's own words.
+        settings: instead of arguments for all, ``ChatSettings``, which take the same, one for each conversation. A seed
+        counts for each by itself.
+        Raises: as ``chat``.
         """
-        return chat_batch(self.network, self.tokenizer, conversations, settings or ChatSettings())
+        if settings is not None and options:
+            raise ValueError(f"settings: expected settings or arguments, found both ({', '.join(options)})")
+        return chat_batch(self.network, self.tokenizer, conversations, settings or ChatSettings(**options))
 
     def render_chat(
         self,
@@ -135,16 +124,6 @@ class LanguageModel(ChatMethods):
 
     def _start(self, messages: Sequence[Message], settings: ChatSettings) -> ChatStream:
         return Session(self.network, self.tokenizer, goes_on=False)._start(messages, settings)
-
-    def _sampling(self, given: Mapping[str, Any], seed: int | None) -> SamplingParams:
-        """What was given, over what the checkpoint recommends, over greedy."""
-        defaults = self.tokenizer.generation_defaults
-        values = {
-            name: value if value is not None else getattr(defaults, name)
-            for name, value in given.items()
-            if value is not None or (defaults.do_sample and getattr(defaults, name) is not None)
-        }
-        return SamplingParams(**values, seed=seed)
 
     def _check_ids(self, ids: Sequence[int]) -> None:
         vocab_size = self.config.text.vocab_size

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from typing_extensions import Unpack
 
 from mlx_delta.chat.messages import Message
 from mlx_delta.chat.request import ChatSettings
 from mlx_delta.chat.result import ChatResult
+from mlx_delta.options import ChatOptions, takes
 
 if TYPE_CHECKING:
     from mlx_delta.chat.session import ChatStream
@@ -19,115 +22,18 @@ class ChatMethods:
     def _start(self, messages: Sequence[Message], settings: ChatSettings) -> ChatStream:
         raise NotImplementedError
 
-    def chat(
-        self,
-        messages: Sequence[Message],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        max_new_tokens: int = 2048,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        presence_penalty: float | None = None,
-        repetition_penalty: float | None = None,
-        seed: int | None = None,
-        preset: str = "auto",
-        stop: Sequence[str] = (),
-        enable_thinking: bool | None = None,
-        thinking_budget: int | None = None,
-        tool_choice: str = "auto",
-        logprobs: int | None = None,
-        json_schema: Mapping[str, Any] | None = None,
-        response_format: Mapping[str, Any] | None = None,
-        strict: bool = False,
-        template_variables: Mapping[str, Any] | None = None,
-    ) -> ChatResult:
+    @takes(ChatOptions)
+    def chat(self, messages: Sequence[Message], **options: Unpack[ChatOptions]) -> ChatResult:
         """Answer OpenAI-style messages: ``{"role": "user", "content": "..."}``, tool calls and tool results too.
 
-        tools: in OpenAI's form (``create_tool_definition``); calls come back parsed, their arguments typed.
-        tool_choice: "auto"; "none"; "required", one of the tools; or the name of the one to call.
-        temperature .. repetition_penalty: None takes the preset's: "auto" (thinking or instruct, as the prompt has it),
-        "thinking", "coding", "instruct", or "checkpoint" (generation_config.json). temperature=0 is plain greedy.
-        stop: strings that end the answer's text before them; not looked for in thoughts and calls.
-        enable_thinking: None leaves it to the template. thinking_budget: tokens after which thoughts are ended.
-        seed: makes a run repeatable. logprobs: tell each token's log probability, and of so many of the likeliest.
-        json_schema: the text is a JSON document that follows it; thoughts and tool calls stay free. response_format:
-        the same as OpenAI's clients say it (text, json_object, json_schema). Both need llguidance (the extra
-        "structured"), and the model is not told: say in a message what to write.
-        strict: give the template the messages as they are; else ``developer`` counts as system, and system messages
-        merge into one at the beginning. template_variables: further ones for the template.
-
-        Raises: ValueError naming the argument; TemplateError, a ValueError, in the template's own words.
+        At most 2048 tokens, unless ``max_new_tokens`` says otherwise.
+        Raises: ValueError naming the argument; TypeError for an unknown one; TemplateError, a ValueError, in the
+        template's own words.
         """
-        return self.chat_stream(
-            messages,
-            tools=tools,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            presence_penalty=presence_penalty,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-            preset=preset,
-            stop=stop,
-            enable_thinking=enable_thinking,
-            thinking_budget=thinking_budget,
-            tool_choice=tool_choice,
-            logprobs=logprobs,
-            json_schema=json_schema,
-            response_format=response_format,
-            strict=strict,
-            template_variables=template_variables,
-        ).result()
+        return self._start(messages, ChatSettings(**options)).result()
 
-    def chat_stream(
-        self,
-        messages: Sequence[Message],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        max_new_tokens: int = 2048,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        presence_penalty: float | None = None,
-        repetition_penalty: float | None = None,
-        seed: int | None = None,
-        preset: str = "auto",
-        stop: Sequence[str] = (),
-        enable_thinking: bool | None = None,
-        thinking_budget: int | None = None,
-        tool_choice: str = "auto",
-        logprobs: int | None = None,
-        json_schema: Mapping[str, Any] | None = None,
-        response_format: Mapping[str, Any] | None = None,
-        strict: bool = False,
-        template_variables: Mapping[str, Any] | None = None,
-    ) -> ChatStream:
+    @takes(ChatOptions)
+    def chat_stream(self, messages: Sequence[Message], **options: Unpack[ChatOptions]) -> ChatStream:
         """As ``chat``, but an iterator of events: ``event.text``, ``.thinking`` or ``.tool_call``, at last one that is
         ``event.done`` and has ``event.result``. ``event.num_tokens`` were generated by then."""
-        settings = ChatSettings(
-            tools=tools,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            presence_penalty=presence_penalty,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-            preset=preset,
-            stop=stop,
-            enable_thinking=enable_thinking,
-            thinking_budget=thinking_budget,
-            tool_choice=tool_choice,
-            logprobs=logprobs,
-            json_schema=json_schema,
-            response_format=response_format,
-            strict=strict,
-            template_variables=template_variables or {},
-        )
-        return self._start(messages, settings)
+        return self._start(messages, ChatSettings(**options))

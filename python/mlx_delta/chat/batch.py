@@ -29,6 +29,9 @@ def chat_batch(
     if not conversations:
         raise ValueError("conversations: expected at least one, found none")
     each = [settings] * len(conversations) if isinstance(settings, ChatSettings) else list(settings)
+    wrong = next((one for one in each if not isinstance(one, ChatSettings)), None)
+    if wrong is not None:
+        raise ValueError(f"settings: expected ChatSettings, found {wrong!r:.80}")
     if len(each) != len(conversations):
         raise ValueError(f"settings: expected one, or one for each of {len(conversations)}, found {len(each)}")
     prompts = [Prompt.build(tokenizer, *pair) for pair in zip(conversations, each, strict=True)]

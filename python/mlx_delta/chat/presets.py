@@ -5,11 +5,11 @@ The cards differ by size only without thinking: 0.8B and 2B take more randomness
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from mlx_delta.config import TextConfig
 from mlx_delta.engine.sample import SamplingParams
+from mlx_delta.options import SAMPLING, GenerationOptions
 from mlx_delta.text.tokenizer import GenerationDefaults
 
 _SMALL = 2048  # hidden size up to which a model is one of the small ones (0.8B: 1024, 2B: 2048, 4B: 2560)
@@ -21,32 +21,34 @@ _SMALL_INSTRUCT = {"temperature": 1.0, "top_p": 1.0, "top_k": 20, "min_p": 0.0, 
 PRESETS = ("auto", "thinking", "coding", "instruct", "checkpoint")
 
 
+def explicit_sampling(given: GenerationOptions) -> dict[str, Any]:
+    """The sampling options that were given. Raises: ValueError naming the argument."""
+    if given.get("preset", "auto") not in PRESETS:
+        raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, found {given['preset']!r}")
+    explicit: dict[str, Any] = {name: value for name, value in given.items() if name in SAMPLING}
+    SamplingParams(**explicit, seed=given.get("seed"))
+    return explicit
+
+
 def sampling(
-    preset: str,
-    given: Mapping[str, Any],
-    seed: int | None,
-    *,
-    thinking: bool,
-    config: TextConfig,
-    defaults: GenerationDefaults,
+    preset: str, given: GenerationOptions, *, thinking: bool, config: TextConfig, defaults: GenerationDefaults
 ) -> SamplingParams:
-    """What was given (not None), over the preset, over what the checkpoint's generation_config.json says, over greedy.
+    """What was given, over the preset, over what the checkpoint's generation_config.json says, over greedy.
 
     preset: "auto" is "thinking" or "instruct", as the prompt has it: a checkpoint's file knows one set of numbers for
-    both. "coding" is for precise work with thinking. "checkpoint" leaves it to generation_config.json. A given
-    temperature of 0 asks for plain greedy decoding, so then only what was given counts.
-    Raises: ValueError naming the argument.
+    both. "coding" is for precise work with thinking. "checkpoint" leaves it to generation_config.json, and so does
+    "auto" where that file says ``do_sample: false``, which asks for greedy decoding, and no temperature is given.
+    A given temperature of 0 asks for plain greedy decoding, so then only what was given counts.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, found {preset!r}")
-    explicit = {name: value for name, value in given.items() if value is not None}
+    explicit, seed = explicit_sampling(given), given.get("seed")
     if explicit.get("temperature") == 0:
         return SamplingParams(**explicit, seed=seed)
-    names = set(given)
-    stored = {name: getattr(defaults, name) for name in names} if defaults.do_sample else {}
-    stored = {name: value for name, value in stored.items() if value is not None}
+    if preset == "auto" and defaults.do_sample is False and "temperature" not in explicit:
+        preset = "checkpoint"
     if preset == "auto":
         preset = "thinking" if thinking else "instruct"
     instruct = _SMALL_INSTRUCT if config.hidden_size <= _SMALL else _INSTRUCT
     chosen = {"thinking": _THINKING, "coding": _CODING, "instruct": instruct, "checkpoint": {}}[preset]
+    stored = {name: getattr(defaults, name) for name in SAMPLING} if defaults.do_sample else {}
+    stored = {name: value for name, value in stored.items() if value is not None}
     return SamplingParams(**{**stored, **chosen, **explicit}, seed=seed)

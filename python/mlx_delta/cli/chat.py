@@ -10,9 +10,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from mlx_delta.cli.options import option_flags
 from mlx_delta.cli.process import read_stdin
+from mlx_delta.options import SAMPLING
 
 
+@option_flags("enable_thinking", "thinking_budget", "preset", *SAMPLING, "seed", "stop", max_new_tokens=4096)
 def chat(
     model: Annotated[Path, typer.Option("--model", "-m", help="Model directory: official, converted or quantized.")],
     system: Annotated[str | None, typer.Option("--system", "-s", help="System message.", show_default="none")] = None,
@@ -21,28 +24,6 @@ def chat(
         typer.Option(help="Python file whose typed functions the model may call; each call is asked about."),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Run tools without asking.")] = False,
-    think: Annotated[
-        bool | None, typer.Option("--think/--no-think", help="Think before answering.", show_default="the template's")
-    ] = None,
-    thinking_budget: Annotated[
-        int | None, typer.Option(help="End thoughts after so many tokens.", show_default="no limit")
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="Most tokens of an answer.")] = 4096,
-    preset: Annotated[
-        str, typer.Option(help="Sampling: auto, thinking, coding, instruct, or checkpoint (its own file).")
-    ] = "auto",
-    temperature: Annotated[
-        float | None,
-        typer.Option("--temperature", "-t", help="0 takes the likeliest token.", show_default="the preset's"),
-    ] = None,
-    top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest.", show_default="the preset's")] = None,
-    top_p: Annotated[
-        float | None, typer.Option(help="Keep the likeliest with this mass.", show_default="the preset's")
-    ] = None,
-    min_p: Annotated[
-        float | None, typer.Option(help="Keep what is this likely against the best.", show_default="the preset's")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Make answers repeatable.", show_default="a fresh one")] = None,
     json_schema: Annotated[
         Path | None, typer.Option(help="File with a JSON schema that answers follow (needs llguidance).")
     ] = None,
@@ -50,6 +31,7 @@ def chat(
         str | None,
         typer.Option(help="Activations: float32, float16 or bfloat16.", show_default="the checkpoint's"),
     ] = None,
+    **options: Any,
 ) -> None:
     """Chat with a model: markdown as it streams, thoughts dimmed, tool calls shown. /help tells the commands.
 
@@ -60,26 +42,17 @@ def chat(
 
     echo "Why is the sky blue?" | mlx-delta chat --model qwen3.5-9b-3bit
     """
-    from mlx_delta.chat.functions import function_tool, load_functions
+    from mlx_delta.chat.functions import load_functions
+    from mlx_delta.chat.settings import ChatSettings
     from mlx_delta.cli.chat_terminal import ChatTerminal
     from mlx_delta.cli.chat_turns import Conversation
     from mlx_delta.cli.chat_view import PlainView
     from mlx_delta.loading import load_model
 
     functions = load_functions(tools) if tools else {}
-    options: dict[str, Any] = {
-        "tools": [function_tool(function) for function in functions.values()] or None,
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "seed": seed,
-        "preset": preset,
-        "enable_thinking": think,
-        "thinking_budget": thinking_budget,
-        "json_schema": _read_schema(json_schema) if json_schema else None,
-    }
+    options["tools"] = list(functions.values())
+    options["json_schema"] = _read_schema(json_schema) if json_schema else None
+    ChatSettings(**options)  # says what is wrong before anything is loaded
     piped = not sys.stdin.isatty()
     question = _piped_question() if piped else ""
     with Console(stderr=True).status(f"loading {model}"):

@@ -5,33 +5,26 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mlx_delta.cli.options import option_flags
 from mlx_delta.cli.process import read_stdin
+from mlx_delta.options import SAMPLING
 
 if TYPE_CHECKING:
     from mlx_delta.language_model import LanguageModel
     from mlx_delta.text.generation import Generation
 
 
+@option_flags("enable_thinking", "preset", *SAMPLING, "seed", "stop", max_new_tokens=256)
 def generate(
     model: Annotated[Path, typer.Option("--model", "-m", help="Model directory: official, converted or quantized.")],
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to say; '-' reads standard input.")],
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the prompt as it stands, without the chat template.")
     ] = False,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="Most tokens to generate.")] = 256,
-    temperature: Annotated[
-        float | None,
-        typer.Option("--temperature", "-t", help="0 takes the likeliest token.", show_default="the checkpoint's"),
-    ] = None,
-    top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest.", show_default="the checkpoint's")] = None,
-    top_p: Annotated[
-        float | None, typer.Option(help="Keep the likeliest with this mass.", show_default="the checkpoint's")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Make the run repeatable.", show_default="a fresh one")] = None,
     dtype: Annotated[
         str | None,
         typer.Option(help="Activations: float32, float16 or bfloat16.", show_default="the checkpoint's"),
@@ -39,6 +32,7 @@ def generate(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object at the end instead of streaming the text.")
     ] = False,
+    **options: Any,
 ) -> None:
     """Generate text from a prompt, streaming it.
 
@@ -46,18 +40,15 @@ def generate(
 
     mlx-delta generate --model qwen3.5-9b-3bit --prompt "Why is the sky blue?"
     """
+    from mlx_delta.chat.settings import GenerationSettings
     from mlx_delta.loading import load_model
 
-    text = read_stdin() if prompt == "-" else prompt
+    text, think = read_stdin() if prompt == "-" else prompt, options.pop("enable_thinking")
+    if not raw:
+        options["preset"] = options["preset"] or "auto"
+    GenerationSettings(**options)  # says what is wrong before anything is loaded
     loaded = load_model(model, dtype)
-    generation = loaded.generate(
-        text if raw else _chat_prompt(loaded, text),
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-    )
+    generation = loaded.generate(text if raw else _chat_prompt(loaded, text, think), **options)
     interrupted, shown = _stream(generation, quiet=as_json)
     if as_json:
         typer.echo(json.dumps(_summary(generation, shown, interrupted), ensure_ascii=False))
@@ -68,12 +59,11 @@ def generate(
         raise typer.Exit(130)
 
 
-def _chat_prompt(model: LanguageModel, text: str) -> str:
-    from mlx_delta.chat.template import render
-
+def _chat_prompt(model: LanguageModel, text: str, enable_thinking: bool | None) -> str:
     if model.tokenizer.chat_template is None:
         raise ValueError(f"{model.path}: expected a chat template, found none; use --raw")
-    return render(model.tokenizer.chat_template, [{"role": "user", "content": text}])
+    variables: dict[str, Any] = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+    return model.render_chat([{"role": "user", "content": text}], **variables)
 
 
 def _stream(generation: Generation, quiet: bool) -> tuple[bool, str]:

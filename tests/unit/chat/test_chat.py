@@ -21,6 +21,7 @@ from mlx_delta.chat.tools import ToolCall
 from mlx_delta.conversion.pipeline import convert
 from mlx_delta.engine.sample import SamplingParams
 from mlx_delta.language_model import LanguageModel
+from mlx_delta.options import GenerationOptions, checked
 from mlx_delta.text.tokenizer import GenerationDefaults
 from support import GOLDEN
 
@@ -106,8 +107,7 @@ def test_a_batch_is_its_rows(model: LanguageModel) -> None:
     rows.append((COUNT, ChatSettings(**PLAIN, stop=["5"])))
     results = model.chat_batch([messages for messages, _ in rows], [settings for _, settings in rows])
     for (messages, settings), result in zip(rows, results, strict=True):
-        arguments = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
-        alone = model.chat(messages, **arguments)
+        alone = model.chat(messages, **settings.options)
         assert essence(result) == essence(alone)
         assert result.usage.prompt_tokens == alone.usage.prompt_tokens
         assert [p.token for p in result.logprobs] == [p.token for p in alone.logprobs]
@@ -237,11 +237,11 @@ def test_a_seed_makes_it_repeatable(model: LanguageModel) -> None:
 def test_presets(model: LanguageModel) -> None:
     small, large = model.config.text, dataclasses.replace(model.config.text, hidden_size=4096)
     stored = GenerationDefaults(do_sample=True, temperature=0.6, repetition_penalty=1.1)
-    names = ("temperature", "top_k", "top_p", "min_p", "presence_penalty", "repetition_penalty")
 
-    def params(preset: str, thinking: bool, config: Any = large, **given: float) -> SamplingParams:
-        wanted = {name: given.get(name) for name in names}
-        return sampling(preset, wanted, None, thinking=thinking, config=config, defaults=stored)
+    def params(
+        preset: str, thinking: bool, config: Any = large, defaults: Any = stored, **given: float
+    ) -> SamplingParams:
+        return sampling(preset, checked(given, GenerationOptions), thinking=thinking, config=config, defaults=defaults)
 
     assert params("auto", True) == SamplingParams(1.0, 20, 0.95, 0.0, 1.5, 1.1)
     assert params("auto", False) == SamplingParams(0.7, 20, 0.8, 0.0, 1.5, 1.1)
@@ -251,6 +251,12 @@ def test_presets(model: LanguageModel) -> None:
     assert params("thinking", False, temperature=0.3, top_k=5) == SamplingParams(0.3, 5, 0.95, 0.0, 1.5, 1.1)
     assert params("auto", True, temperature=0) == SamplingParams()
     assert params("auto", True, temperature=0, presence_penalty=1) == SamplingParams(presence_penalty=1)
+    asked_for_greedy = GenerationDefaults(do_sample=False, temperature=0.6, top_k=5)
+    assert params("auto", True, defaults=asked_for_greedy) == SamplingParams()
+    assert params("auto", True, defaults=asked_for_greedy, top_k=3) == SamplingParams(top_k=3)
+    assert params("thinking", True, defaults=asked_for_greedy) == SamplingParams(1.0, 20, 0.95, 0.0, 1.5)
+    assert params("auto", True, defaults=asked_for_greedy, temperature=0.3) == SamplingParams(0.3, 20, 0.95, 0.0, 1.5)
+    assert params("auto", True, defaults=GenerationDefaults()) == SamplingParams(1.0, 20, 0.95, 0.0, 1.5)
 
 
 def test_messages_as_clients_send_them(model: LanguageModel) -> None:

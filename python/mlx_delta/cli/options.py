@@ -1,0 +1,47 @@
+"""The library's options as flags of a command: names, types and texts are those of ``mlx_delta.options``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+import typer
+
+from mlx_delta.options import SAMPLING, ChatOptions, option_texts
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# Where a flag is not simply "--" and the name.
+_FLAGS: Mapping[str, tuple[str, ...]] = {
+    "temperature": ("--temperature", "-t"),
+    "max_new_tokens": ("--max-new-tokens", "--max-tokens", "-n"),
+    "enable_thinking": ("--think/--no-think",),
+}
+_TYPES: Mapping[str, Any] = {"stop": list[str] | None}
+_METAVARS = {"stop": "TEXT"}  # may be given several times
+_SILENT = {**dict.fromkeys(SAMPLING, "the preset's"), "seed": "a fresh one", "enable_thinking": "the template's"}
+
+
+def option_flags(*names: str, **defaults: Any) -> Callable[[F], F]:
+    """For a command that ends in ``**options``: flags for the ``names`` of ``ChatOptions`` and for ``defaults``, which
+    have values of their own here."""
+
+    def add(command: F) -> F:
+        hints, texts = get_type_hints(ChatOptions), option_texts(ChatOptions)
+        named = [
+            p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD
+        ]
+        for name in (*names, *defaults):
+            default = defaults.get(name)
+            shown = default is not None or _SILENT.get(name, False)
+            flag = typer.Option(
+                *_FLAGS.get(name, ()), help=texts[name], show_default=shown, metavar=_METAVARS.get(name)
+            )
+            hint: Any = Annotated[_TYPES.get(name, hints[name]), flag]
+            named.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint))
+        command.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in named}
+        return command
+
+    return add
