@@ -58,3 +58,21 @@ def test_paths_in_the_text_exist(document: Path) -> None:
         roots = [root for root in (ROOT, ROOT / "python" / "mlx_delta") if (root / name.split("/")[0]).is_dir()]
         if roots and not name.startswith("dist/"):
             assert any(list(root.glob(name)) for root in roots), f"{document.name}: expected a file, found {name}"
+
+
+def test_the_tree_of_architecture_is_there() -> None:
+    tree = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").split("## The tree")[1].split("Dependencies")[0]
+    named = 0
+    for line in tree.splitlines():
+        root = ROOT / "python" / "mlx_delta" if line.startswith("      ") else ROOT
+        for name in line[4:37].split():  # the left column
+            named += 1
+            assert list(root.glob(re.sub(r"<op>|\{.*\}", "*", name))), f"ARCHITECTURE.md: expected {name} in {root}"
+    assert named > 25
+
+
+def test_the_arrows_of_architecture_are_the_contract() -> None:
+    contract = re.search(r"^layers = \[(.*?)\]", (ROOT / "pyproject.toml").read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    assert contract is not None
+    arrows = " -> ".join(re.findall(r'"(\w+)"', contract[1]))
+    assert f"`{arrows}`" in (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
