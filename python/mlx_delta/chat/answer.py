@@ -73,15 +73,14 @@ class Answer:
         self.token_ids.append(token)
         if likelihood is not None:
             self.logprobs.append(self._logprob(likelihood))
-        was_thinking = self._parser.thinking and not self._parser.calling
+        was_thinking = self._parser.thinking and not (self._parser.calling or self._parser.drafted)
         self.thinking_tokens += was_thinking
         piece = self._detokenizer.push(token)
         self._tail = (self._tail + piece)[-1:]
-        calls = len(self.tool_calls)
         self._note_document(token)
         events = self._events(self._parse(piece))
-        if self.finish_reason is None and len(self.tool_calls) > calls and self._named:
-            self.finish_reason = "tool_calls"  # the one call that was asked for is there
+        if self.finish_reason is None and self._named and self._parser.called:
+            return events + self._end("stop")  # the one call that was asked for is there
         if self.finish_reason is None and self._in_document and self._grammar and self._grammar.done:
             return events + self._end("stop")
         if self.finish_reason is None and len(self.token_ids) == self._settings.max_new_tokens:
@@ -112,7 +111,7 @@ class Answer:
 
     def _steer(self, was_thinking: bool) -> None:
         """Begin to force what has to come next, if anything; never inside a call, which ends thoughts by itself."""
-        if self._parser.calling:
+        if self._parser.calling or (self._parser.drafted and not self._must_call):
             return
         heads = [f"<tool_call>\n<function={name}>\n" for name in self._settings.forced_names if self._must_call]
         budget = self._settings.thinking_budget
@@ -164,20 +163,20 @@ class Answer:
         return self._parser.push(piece)
 
     def _ban(self) -> None:
-        """Keep the sampler from ids that must not come now: a call, or the end before the call that must be made."""
+        """Keep the sampler from ids that must not come now: a call, or the end before a call that must be made is."""
         banned = set() if self._call_token is None else {self._call_token}
-        if self._must_call:  # and not yet: thoughts end by their own tag first
-            banned |= set(self._tokenizer.eos_token_ids)
-        elif self._may_call or (self._grammar is None and self._settings.tool_choice != "none"):
-            banned = set()
-        if self._grammar is not None and self._parser.thinking:
+        if not self._must_call and (self._may_call or (self._grammar is None and self._settings.tool_choice != "none")):
+            banned = set()  # else not yet: thoughts end by their own tag first
+        if self._settings.forced_names and not self._parser.called:
+            banned |= set(self._tokenizer.eos_token_ids)  # the call is still to come, or to be completed
+        if self._grammar is not None and self._parser.thinking and not self._parser.drafted:
             banned |= set(self._tokenizer.eos_token_ids)  # the document is still to come
         if banned != self._banned:
             self._sampler.ban(banned)
             self._banned = frozenset(banned)
 
     def _end(self, reason: str) -> list[ChatEvent]:
-        events = self._events(self._parse(self._detokenizer.finish()) + self._parser.finish())
+        events = self._events(self._parse(self._detokenizer.finish()) + self._parser.finish(cut=reason == "length"))
         if self.finish_reason is None:  # else the last of it held a stop string
             held = self._stops.finish()
             if held:

@@ -19,6 +19,38 @@ class ToolCall:
     arguments: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Parameters:
+    """What a tool's schema says of its parameters' names. names: None where any will do. required: those that a call
+    must give. wordless: those whose value cannot be free text."""
+
+    names: frozenset[str] | None = None
+    required: frozenset[str] = frozenset()
+    wordless: frozenset[str] = frozenset()
+
+    def has(self, name: str) -> bool:
+        return bool(name) and (self.names is None or name in self.names)
+
+    def holds_text(self, name: str) -> bool:
+        return name not in self.wordless
+
+    @classmethod
+    def of(cls, schema: Mapping[str, Any]) -> Parameters:
+        properties = schema.get("properties")
+        if not isinstance(properties, Mapping) or not properties:
+            return cls()
+        required = schema.get("required")
+        types = {name: set(_types(properties[name], schema, _MAX_DEPTH)) for name in properties}
+        return cls(
+            frozenset(properties),
+            frozenset(required if isinstance(required, Sequence) else ()),
+            frozenset(name for name in types if types[name] and types[name] <= _WORDLESS),
+        )
+
+
+_WORDLESS = {"integer", "number", "boolean", "null"}
+
+
 def create_tool_definition(
     name: str, description: str, parameters: Mapping[str, Mapping[str, Any]], required: Sequence[str] = ()
 ) -> dict[str, Any]:

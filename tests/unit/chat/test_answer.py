@@ -115,6 +115,11 @@ def test_a_call_among_thoughts_is_left_alone(tokenizer: Tokenizer, schema: dict[
         allowed = state._allowed()
         assert allowed is None or token in allowed
         state.push(token)
+    allowed = state._allowed()
+    state._ban()
+    assert allowed is None or tokenizer.eos_token_ids[0] in allowed
+    assert tokenizer.eos_token_ids[0] not in state._banned
+    state.push(tokenizer.eos_token_ids[0])
     result = state.result(Usage())
     assert result.tool_calls == [ADDED]
     assert result.thinking == "I add."

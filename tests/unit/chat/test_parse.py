@@ -4,6 +4,7 @@ import codecs
 import json
 import random
 import re
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,7 +39,7 @@ CASES: list[tuple[str, bool, str, str, list[ToolCall], int]] = [
     ("cut off", True, "", "cut off", [], 0),
     (f"I add.\n</think>\n\n{ADD_CALL}", True, "", "I add.", [ADDED], 0),
     (f"I add.\n{ADD_CALL}\n", True, "", "I add.", [ADDED], 0),
-    (f"Sure.\n\n{ADD_CALL}\n{NOW_CALL}\n\nDone.", False, "Sure.Done.", "", [ADDED, NOW], 0),
+    (f"Sure.\n\n{ADD_CALL}\n{NOW_CALL}\n\nDone.", False, "Sure.\n\nDone.", "", [ADDED, NOW], 0),
     (WRITE_CALL, False, "", "", [ToolCall("write", {"path": "a.xml", "text": WRITTEN})], 0),
     (ADD_CALL.removesuffix("\n</tool_call>"), False, "", "", [ADDED], 0),
     (ADD_CALL.removeprefix("<tool_call>\n"), False, "", "", [ADDED], 0),
@@ -65,12 +66,10 @@ CASES: list[tuple[str, bool, str, str, list[ToolCall], int]] = [
         [],
         1,
     ),
-    (ADD_CALL.replace("2\n</parameter>", "2"), True, ADD_CALL.replace("2\n</parameter>", "2"), "", [], 1),
-    (ADD_CALL.replace("1\n</parameter>", "1"), False, ADD_CALL.replace("1\n</parameter>", "1"), "", [], 1),
     (
         "<tool_call>\n[]\n</tool_call>\nSorry, once more.",
         False,
-        "<tool_call>\n[]\n</tool_call>Sorry, once more.",
+        "<tool_call>\n[]\n</tool_call>\nSorry, once more.",
         "",
         [],
         1,
@@ -117,9 +116,9 @@ def pieces(output: bytes, cuts: Sequence[int]) -> list[str]:
 
 def assert_no_tag_leaks(events: list[Event]) -> None:
     for event in events:
-        if event.warning is None:  # with one, it is a broken call or tag, shown whole
-            assert not re.search(r"</?(think|tool_call)>|<function=", event.text or "")
-            assert not re.search(r"</?think>|</?tool_call>", event.thinking or "")
+        if event.warning is not None:
+            return  # a broken call or tag, shown whole: this and what follows
+        assert not re.search(r"</?(think|tool_call)>|<function=", event.text or "")
 
 
 @pytest.mark.parametrize(("output", "thinking"), [case[:2] for case in CASES])
@@ -178,23 +177,57 @@ def test_text_streams_at_once() -> None:
     assert not parser.thinking
 
 
-def test_calls_come_at_once() -> None:
+def test_calls_come_once_nothing_can_change_them() -> None:
     parser = OutputParser(TOOLS, thinking=False)
     head, tail = ADD_CALL.split("</function>")
     assert [event for char in head + "</function" for event in parser.push(char)] == []
-    assert parser.push(">") == [Event(tool_call=ADDED)]
-    assert parser.push(tail) + parser.finish() == []
+    assert parser.calling
+    assert not parser.called
+    assert parser.push(">") == []  # </parameter></function> may follow: then these were quoted
+    assert parser.called
+    assert not parser.calling
+    assert parser.push(tail) == []
+    assert parser.push("\n<tool_call>") == [Event(tool_call=ADDED)]
+    assert parser.push("\n<function=now>\n</function>\n</tool_call>") == []
+    assert parser.finish() == [Event(tool_call=NOW)]
 
 
-def test_long_values_take_linear_time() -> None:
-    parser = OutputParser(TOOLS, thinking=False)
-    head = "<tool_call>\n<function=write>\n<parameter=text>\n"
-    assert parser.push(head) == []
-    for _ in range(20_000):
-        assert parser.push("a <b>\n") == []
-    (event,) = parser.push("\n</parameter>\n</function>")
-    assert event.tool_call is not None
-    assert event.tool_call.arguments["text"] == "a <b>\n" * 20_000
+HOSTILE = [
+    "<", "\n", "`", "```\n", "<tool_", "<tool_call>", "<function=now>", "</think>", "<think></think>", "<parameter ",
+    "<tool_call><function=write><parameter=text>", f"{NOW_CALL} x ", "<function=now><parameter=p>x</tool_call> y ",
+    "<tool_call><function=write><parameter=text></think>", f"<think>{NOW_CALL}</think>", "</parameter></function>",
+]  # fmt: skip
+INSIDE = [
+    "</function> x ",
+    "</parameter> x ",
+    "<parameter=path>",
+    "<parameter=p></parameter>",
+    "</parameter><parameter=p>",
+]
+OPEN = "<tool_call><function=write><parameter=text>"
+
+
+@pytest.mark.parametrize("output", [*(("", part) for part in HOSTILE), *((OPEN, part) for part in INSIDE)])
+@pytest.mark.parametrize("size", [1, 7, 10**9])
+def test_linear_time(output: tuple[str, str], size: int) -> None:
+    """Four times as much takes four times as long (quadratic: sixteen), in seconds of this process."""
+    head, part = output
+
+    def seconds(length: int) -> float:
+        text = head + part * (length // len(part))
+        cuts = [text[i : i + size] for i in range(0, len(text), size)]
+        times = []
+        for _ in range(3):
+            parser = OutputParser(TOOLS, thinking=part.startswith("<think"))
+            begin = time.process_time()
+            for piece in cuts:
+                parser.push(piece)
+            parser.finish()
+            times.append(time.process_time() - begin)
+        return min(times)
+
+    length = 4_000 if size == 1 else 16_000
+    assert seconds(4 * length) < 8 * seconds(length) + 0.01
 
 
 def test_golden_completions() -> None:
