@@ -1,7 +1,7 @@
 """Typed Python functions as tools: their schema from signature and docstring, and a call that gives text.
 
-A parameter's description is what the docstring says of it, Google's way (``name: text`` under ``Args:``) or Sphinx's
-(``:param name: text``); the tool's is what stands before that.
+A parameter's description is what the docstring says of it, in Google's, Sphinx's or numpydoc's form; the tool's is what
+stands before that.
 """
 
 from __future__ import annotations
@@ -10,36 +10,39 @@ import enum
 import importlib.util
 import inspect
 import json
-import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import docstring_parser
+from pydantic import TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
+from pydantic.json_schema import GenerateJsonSchema
+
 from mlx_delta.chat.tools import ToolCall, create_tool_definition
 
 Function = Callable[..., Any]
 
 _TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
-_SECTION = re.compile(r"^(Args|Arguments|Parameters|Returns?|Raises|Yields|Examples?):\s*$", re.MULTILINE)
-_GOOGLE = re.compile(r"^([ \t]+)\*{0,2}(\w+)[ \t]*(?:\([^)]*\))?:[ \t]*(.*(?:\n\1[ \t]+\S.*)*)", re.MULTILINE)
-_SPHINX = re.compile(r"^\s*:param\s+(?:[\w\[\], |.]+\s)?(\w+):\s*(.*(?:\n\s+[^:\s].*)*)", re.MULTILINE)
 
 
 def function_tool(function: Function) -> dict[str, Any]:
     """The tool, in OpenAI's form, that a typed function is.
 
-    Types: str, int, float, bool, None, list, tuple, dict, set of such, Literal, Enum, Optional and unions.
+    Types: str, int, float, bool, None, list, tuple, dict, set of such, Literal, Enum, dates, dataclasses, TypedDict,
+    pydantic's models, Optional and unions; pydantic's ``Annotated[int, Field(ge=0, description="..")]`` counts.
     Raises: ValueError naming the function and the parameter whose type is missing or none of these.
     """
     name = function.__name__
     try:
-        hints = typing.get_type_hints(function)
+        hints = typing.get_type_hints(function, include_extras=True)
     except NameError as error:
         raise ValueError(f"{name}: expected types that can be resolved, found: {error}") from error
     description, texts = _docstring(inspect.getdoc(function) or "")
     schemas: dict[str, dict[str, Any]] = {}
+    records: dict[str, Any] = {}  # dataclasses and their like, by name
     required = []
     for parameter in inspect.signature(function).parameters.values():
         where = f"{name}({parameter.name})"
@@ -48,12 +51,16 @@ def function_tool(function: Function) -> dict[str, Any]:
         if parameter.name not in hints:
             raise ValueError(f"{where}: expected a type, found none")
         schema = _schema(hints[parameter.name], where)
+        records |= schema.pop("$defs", {})
         if parameter.name in texts:
             schema["description"] = texts[parameter.name]
         if parameter.default is parameter.empty:
             required.append(parameter.name)
         schemas[parameter.name] = schema
-    return create_tool_definition(name, description, schemas, required)
+    tool = create_tool_definition(name, description, schemas, required)
+    if records:
+        tool["function"]["parameters"]["$defs"] = records
+    return tool
 
 
 def load_functions(path: Path) -> dict[str, Function]:
@@ -93,75 +100,112 @@ def run_call(functions: Mapping[str, Function], call: ToolCall) -> str:
         return f"error: unknown tool {call.name!r}: expected one of {', '.join(functions)}"
     try:
         inspect.signature(function).bind(**call.arguments)
-        value = function(**_as_declared(function, call.arguments))
+        hints = typing.get_type_hints(function, include_extras=True)
+        value = function(**{name: _as_declared(value, hints[name], name) for name, value in call.arguments.items()})
     except (Exception, SystemExit) as error:  # whatever it is, the model can do something about it
         return f"error: {type(error).__name__}: {error}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _as_declared(function: Function, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of JSON where the function wants an Enum's member, a tuple or a set."""
-    hints = typing.get_type_hints(function)
-    return {name: _convert(value, hints[name]) for name, value in arguments.items()}
+def _as_declared(value: Any, hint: Any, name: str) -> Any:
+    """What the function wants where JSON has no such type: an Enum's member, a tuple, a date, a dataclass.
+
+    Of several types, the value is left as it is.
+    """
+    options = _options(hint)
+    if value is None or len(options) > 1:
+        return value
+    if isinstance(options[0], type) and issubclass(options[0], enum.Enum):
+        return options[0](value)
+    try:
+        return TypeAdapter(hint).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in (name, *first["loc"]))
+        raise ValueError(f"{where}: {first['msg']}, found {first['input']!r:.80}") from None
 
 
-def _convert(value: Any, hint: Any) -> Any:
-    origin, arguments = typing.get_origin(hint) or hint, typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        options = [option for option in arguments if option is not type(None)]
-        return value if value is None or len(options) > 1 else _convert(value, options[0])
-    if isinstance(origin, type) and issubclass(origin, enum.Enum):
-        return origin(value)
-    if isinstance(value, list):
-        items = [_convert(item, arguments[0]) for item in value] if arguments else value
-        return origin(items) if origin in (tuple, set, frozenset) else items
-    return value
+def _options(hint: Any) -> list[Any]:
+    """The types of a union, None not among them."""
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return [hint]
+    return [option for option in typing.get_args(hint) if option is not type(None)]
+
+
+# Kinds of pydantic's that no call can give; lax-or-strict: paths, addresses, patterns and other classes.
+_NO_DATA = {"bytes", "callable", "complex", "generator", "is-instance", "is-subclass", "lax-or-strict"}
+
+
+class _ToolSchema(GenerateJsonSchema):
+    """JSON schema as tools have it: short, without titles, and only of what JSON can hold and a call can be given."""
+
+    def generate_inner(self, schema: Any) -> dict[str, Any]:
+        if schema["type"] in _NO_DATA:
+            raise PydanticUserError(schema["type"], code=None)
+        if schema["type"] == "enum":  # in place, not by reference
+            return self._choices([member.value for member in schema["members"]])
+        return super().generate_inner(schema)
+
+    def sort(self, value: dict[str, Any], parent_key: str | None = None) -> dict[str, Any]:
+        return value  # "type" first, as people write it: a prompt shows the schema as it is
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+    def model_schema(self, schema: Any) -> dict[str, Any]:
+        return _without(super().model_schema(schema), "title")
+
+    def dataclass_schema(self, schema: Any) -> dict[str, Any]:
+        return _without(super().dataclass_schema(schema), "title")
+
+    def typed_dict_schema(self, schema: Any) -> dict[str, Any]:
+        return _without(super().typed_dict_schema(schema), "title")
+
+    def literal_schema(self, schema: Any) -> dict[str, Any]:
+        return self._choices(schema["expected"])
+
+    def list_schema(self, schema: Any) -> dict[str, Any]:
+        found = super().list_schema(schema)
+        return found if found["items"] else _without(found, "items")
+
+    def tuple_schema(self, schema: Any) -> dict[str, Any]:
+        items = [self.generate_inner(item) for item in schema["items_schema"]]
+        if any(item != items[0] for item in items):
+            raise PydanticUserError("a tuple of several types", code=None)
+        return {"type": "array", **({"items": items[0]} if items and items[0] else {})}
+
+    def set_schema(self, schema: Any) -> dict[str, Any]:
+        return self.list_schema(schema)
+
+    frozenset_schema = set_schema
+
+    def dict_schema(self, schema: Any) -> dict[str, Any]:
+        if schema.get("keys_schema", {"type": "any"})["type"] not in ("str", "any"):
+            raise PydanticUserError("a dict whose keys are no strings", code=None)
+        found = super().dict_schema(schema)
+        return _without(found, "additionalProperties") if found["additionalProperties"] is True else found
+
+    @staticmethod
+    def _choices(values: Sequence[Any]) -> dict[str, Any]:
+        names = sorted({_TYPES[type(value)] for value in values if type(value) in _TYPES})
+        return {"type": names[0] if len(names) == 1 else names, "enum": list(values)}
+
+
+def _without(schema: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in schema.items() if name != key}
 
 
 def _schema(hint: Any, where: str) -> dict[str, Any]:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint in _TYPES:
-        return {"type": _TYPES[hint]}
-    if hint is Any:
-        return {}
-    if origin is typing.Literal:
-        return _choices(arguments)
-    if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return _choices([member.value for member in hint])
-    if origin in (typing.Union, types.UnionType):
-        return _union([_schema(argument, where) for argument in arguments])
-    container = origin or hint
-    if container in (list, set, frozenset, tuple, Sequence):
-        items = [argument for argument in arguments if argument is not ...]
-        if len(set(items)) <= 1:
-            return {"type": "array", **({"items": _schema(items[0], where)} if items else {})}
-    if container in (dict, Mapping) and (not arguments or arguments[0] is str):
-        return {"type": "object", **({"additionalProperties": _schema(arguments[1], where)} if arguments else {})}
-    raise ValueError(
-        f"{where}: expected str, int, float, bool, None, list, dict, Literal, Enum or a union of such, found {hint}"
-    )
-
-
-def _choices(values: Sequence[Any]) -> dict[str, Any]:
-    names = sorted({_TYPES[type(value)] for value in values if type(value) in _TYPES})
-    return {"type": names[0] if len(names) == 1 else names, "enum": list(values)}
-
-
-def _union(schemas: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    if all(set(schema) == {"type"} for schema in schemas):
-        return {"type": [schema["type"] for schema in schemas]}
-    return {"anyOf": list(schemas)}
+    try:
+        return TypeAdapter(hint).json_schema(schema_generator=_ToolSchema, union_format="primitive_type_array")
+    except PydanticUserError as error:
+        raise ValueError(
+            f"{where}: expected str, int, float, bool, None, list, dict, Literal, Enum or a union of such, found {hint}"
+        ) from error
 
 
 def _docstring(text: str) -> tuple[str, dict[str, str]]:
-    """What a docstring says of the function, and of each parameter."""
-    sections = list(_SECTION.finditer(text))
-    found = {}
-    for section, end in zip(sections, [*(after.start() for after in sections[1:]), len(text)], strict=False):
-        if section[1] in ("Args", "Arguments", "Parameters"):
-            body = text[section.end() : end]
-            found.update({match[2]: " ".join(match[3].split()) for match in _GOOGLE.finditer(body)})
-    sphinx = list(_SPHINX.finditer(text))
-    found.update({match[1]: " ".join(match[2].split()) for match in sphinx})
-    end = min([match.start() for match in [*sections, *sphinx]], default=len(text))
-    return " ".join(text[:end].split()), found
+    """What a docstring (Google's way, Sphinx's or numpydoc's) says of the function, and of each parameter."""
+    parsed = docstring_parser.parse(text)
+    description = " ".join((parsed.description or "").split())
+    return description, {p.arg_name.lstrip("*"): " ".join((p.description or "").split()) for p in parsed.params}

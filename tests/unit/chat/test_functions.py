@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
 import enum
 import json
 from collections.abc import Callable, Sequence
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
+from pydantic import Field
 
 from mlx_delta.chat.functions import function_tool, load_functions, run_call
 from mlx_delta.chat.tools import ToolCall, coerce_arguments
@@ -205,3 +208,81 @@ def test_wrong_files(tmp_path: Path, content: str | None, message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
         load_functions(file)
     assert str(file) in str(error.value)
+
+
+@dataclasses.dataclass
+class Place:
+    name: str
+    zoom: int = 3
+    inside: Place | None = None
+
+
+def mark(
+    place: Place,
+    when: datetime.date,
+    times: Annotated[int, Field(ge=1, description="how often")] = 1,
+    title: dict[str, Place] | None = None,
+) -> str:
+    """Mark a place.
+
+    Parameters
+    ----------
+    place : Place
+        Where it is
+    when
+        The day
+    """
+    return f"{place!r} {when:%d.%m.} {times} {title}"
+
+
+def test_records_dates_and_constraints() -> None:
+    """Dataclasses go to $defs, so that they may hold themselves; numpydoc's form of docstrings."""
+    function = function_tool(mark)["function"]
+    assert function["description"] == "Mark a place."
+    parameters = function["parameters"]
+    assert parameters["properties"] == {
+        "place": {"$ref": "#/$defs/Place", "description": "Where it is"},
+        "when": {"type": "string", "format": "date", "description": "The day"},
+        "times": {"type": "integer", "minimum": 1, "description": "how often"},
+        "title": {
+            "anyOf": [{"type": "object", "additionalProperties": {"$ref": "#/$defs/Place"}}, {"type": "null"}],
+        },
+    }
+    place = {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string"},
+            "zoom": {"type": "integer", "default": 3},
+            "inside": {"anyOf": [{"$ref": "#/$defs/Place"}, {"type": "null"}], "default": None},
+        },
+        "required": ["name"],
+    }
+    assert parameters["$defs"] == {"Place": place}
+    written = {"place": '{"name": "Ur", "inside": {"name": "Sumer"}}', "when": "2024-05-06", "times": "2"}
+    call = ToolCall("mark", coerce_arguments(written, parameters))
+    expected = f"{Place('Ur', 3, Place('Sumer'))!r} 06.05. 2 None"
+    assert run_call({"mark": mark}, call) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"place": {"zoom": 2}, "when": "2024-05-06"},
+            "error: ValueError: place.name: Field required, found {'zoom': 2}",
+        ),
+        ({"place": {"name": "x"}, "when": "May"}, "error: ValueError: when: Input should be a valid date"),
+        (
+            {"place": {"name": "x"}, "when": "2024-05-06", "times": 0},
+            "error: ValueError: times: Input should be greater than or equal to 1, found 0",
+        ),
+    ],
+)
+def test_values_of_a_wrong_type_are_told_by_name(arguments: dict[str, Any], message: str) -> None:
+    assert run_call({"mark": mark}, ToolCall("mark", arguments)).startswith(message)
+
+
+def test_a_schema_says_its_type_first() -> None:
+    """A prompt shows it as it is written."""
+    properties = function_tool(forecast)["function"]["parameters"]["properties"]
+    assert all(next(iter(properties[name])) == "type" for name in ("city", "days", "unit", "style"))
