@@ -17,9 +17,9 @@ def main() -> None:
     arguments = parser.parse_args()
 
     model = mlx_delta.load_model(arguments.model)
-    settings = mlx_delta.ChatSettings(max_new_tokens=256, temperature=0)
     conversations = [[{"role": "user", "content": question}] for question in arguments.questions]
-    for question, result in zip(arguments.questions, model.chat_batch(conversations, settings), strict=True):
+    results = model.chat_batch(conversations, max_new_tokens=256, temperature=0)
+    for question, result in zip(arguments.questions, results, strict=True):
         print(f"> {question}\n{result.text}")
 
 

@@ -21,10 +21,9 @@ def main() -> None:
     arguments = parser.parse_args()
 
     session = mlx_delta.load_model(arguments.model).session()
-    definitions = [mlx_delta.function_tool(function) for function in FUNCTIONS.values()]
     messages = [{"role": "user", "content": arguments.question}]
     for _ in range(MOST_ROUNDS):
-        result = session.chat(messages, tools=definitions, temperature=0, max_new_tokens=1024)
+        result = session.chat(messages, tools=list(FUNCTIONS.values()), temperature=0, max_new_tokens=1024)
         messages.append(result.message)
         for call in result.tool_calls:
             answer = run(call.name, call.arguments)

@@ -2,13 +2,15 @@
 
 They name arguments where they speak of them, a line each ("seed: makes a run repeatable"), often several at once
 ("q, k: [B, T, Hk, Dk]"), in an Args section or without one; that becomes a list. Types are in the signature. A literal
-block's "::" goes, its indented text is one in Markdown too.
+block's "::" goes, its indented text is one in Markdown too. A TypedDict of options becomes a list of what its Docs say.
 """
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import griffe
@@ -32,8 +34,23 @@ def _rewrite(obj: griffe.Object | griffe.Alias) -> None:
         if obj.is_class and "__init__" in obj.members:
             names |= {parameter.name for parameter in obj.members["__init__"].parameters}
         obj.docstring.value = markdown(obj.docstring.value, names)
+        if obj.is_class and (options := list(documented_options(obj))):
+            obj.docstring.value += "\n\n" + "\n".join(options)
     for member in obj.members.values():
         _rewrite(member)
+
+
+def documented_options(form: griffe.Object) -> Iterator[str]:
+    """An item for each ``name: Annotated[type, Doc("text")]`` of a class, after those of its bases in the module."""
+    for base in form.bases:
+        above = form.module.members.get(str(base))
+        if above is not None and not above.is_alias:
+            yield from documented_options(above)
+    for name, member in form.members.items():
+        text = str(member.annotation) if member.is_attribute else ""
+        match = re.fullmatch(r"Annotated\[(.*), Doc\((.*)\)\]", text, re.DOTALL)
+        if match:
+            yield f"- `{name}`: {' '.join(ast.literal_eval(f'({match[2]})').split())} (`{match[1]}`)"
 
 
 def markdown(docstring: str, names: set[str]) -> str:

@@ -6,11 +6,12 @@ Hk/Hv key/value heads and Dk/Dv head dims of the gated-delta layers, Hq query he
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from mlx_delta.json_files import read_json
 
 MODEL_TYPES = ("qwen3_5", "qwen3_5_text")
 
@@ -109,13 +110,7 @@ class ModelConfig:
             raise ConfigError(f"{path}: expected a model directory, found {'a file' if path.exists() else 'nothing'}")
         if not file.is_file():
             raise ConfigError(f"{file}: expected a model's config.json, found nothing")
-        try:
-            raw = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ConfigError(f"{file}: expected JSON, found {error}") from error
-        if not isinstance(raw, dict):
-            raise ConfigError(f"{file}: expected a JSON object, found {type(raw).__name__}")
-        return cls.from_dict(raw, str(file))
+        return cls.from_dict(read_json(file, ConfigError), str(file))
 
 
 _INTEGERS = (

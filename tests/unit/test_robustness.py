@@ -119,7 +119,7 @@ def test_overrides(tmp_path: Path) -> None:
     assert arrays[f"{layer}mlp.up_proj.scales"].shape == (640, 8)
     for content, message in (
         ("{", "expected JSON"),
-        ("[]", "expected an object of patterns, found list"),
+        ("[]", "expected a JSON object, found an array"),
         ('{"*.q": 4}', r"\*\.q: expected a pattern of a module such as language_model\..* found no match"),
         ('{"*.o_proj": 7}', r"\*\.o_proj: expected bits of 2, 3, .* found 7"),
         ('{"*.o_proj": "4"}', r"\*\.o_proj: expected bits, null or an object"),

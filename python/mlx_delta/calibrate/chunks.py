@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any
 
 from mlx_delta.chat.template import render
+from mlx_delta.json_files import decode_utf8, parse_json
 from mlx_delta.text.tokenizer import Tokenizer
 
 CONTEXT = 512  # tokens a chunk, llama.cpp's own
@@ -43,25 +42,21 @@ def _chunks(file: Path, tokenizer: Tokenizer, context: int) -> list[list[int]]:
 def read_text(file: Path, chat_template: str | None = None) -> str:
     """The text of ``file``, its conversations (.jsonl) rendered. Raises: ValueError naming the file (and line)."""
     try:
-        content = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: expected UTF-8 text, found {error}") from error
+        content = decode_utf8(file.read_bytes(), str(file), ValueError)
     except OSError as error:
         raise ValueError(f"{file}: expected a text file, found {error.strerror}") from error
+    content = content.replace("\r\n", "\n").replace("\r", "\n")
     if file.suffix != ".jsonl":
         return content
-    lines = enumerate(content.splitlines(), start=1)
+    lines = enumerate(content.split("\n"), start=1)  # not splitlines: a string may hold U+2028 as it stands
     return "".join(_rendered(line, chat_template, f"{file}:{number}") for number, line in lines if line.strip())
 
 
 def _rendered(line: str, chat_template: str | None, origin: str) -> str:
-    try:
-        entry: Any = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{origin}: expected JSON, found {error}") from error
-    if isinstance(entry, dict) and isinstance(entry.get("text"), str):
+    entry = parse_json(line, origin, ValueError)
+    if isinstance(entry.get("text"), str):
         return entry["text"]
-    if not isinstance(entry, dict) or not isinstance(entry.get("messages"), list):
+    if not isinstance(entry.get("messages"), list):
         raise ValueError(f'{origin}: expected an object with "messages" or "text", found {line:.60}')
     if chat_template is None:
         raise ValueError(f"{origin}: expected a model with a chat template, found none")

@@ -6,7 +6,6 @@ the array is evaluated. Names and values are the checkpoint's own: ``names.canon
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from typing import Any, Protocol
 import mlx.core as mx
 
 from mlx_delta.config import ModelConfig
+from mlx_delta.json_files import parse_json, read_json
 
 SAFETENSORS_DTYPES: Mapping[str, mx.Dtype] = {
     "BF16": mx.bfloat16,
@@ -155,23 +155,13 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
         if not 0 < length <= min(_MAX_HEADER, size - 8):
             raise CheckpointError(f"{file}: expected a safetensors header, found a file of {size} bytes without one")
-        header = _parse_header(file, stream.read(length))
+        header = parse_json(stream.read(length), f"{file}: header", CheckpointError)
     tensors = {name: _tensor_info(file, name, entry) for name, entry in header.items() if name != "__metadata__"}
     expected = 8 + length + max((header[name]["data_offsets"][1] for name in tensors), default=0)
     if size != expected:
         state = "truncated" if size < expected else "too long"
         raise CheckpointError(f"{file}: {state}: expected {expected} bytes by its header, found {size}")
     return tensors
-
-
-def _parse_header(file: Path, text: bytes) -> dict[str, Any]:
-    try:
-        header = json.loads(text)
-    except ValueError as error:
-        raise CheckpointError(f"{file}: expected a JSON header, found {error}") from error
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{file}: expected a JSON object as header, found {type(header).__name__}")
-    return header
 
 
 def _tensor_info(file: Path, name: str, entry: Any) -> TensorInfo:
@@ -193,11 +183,9 @@ def _tensor_info(file: Path, name: str, entry: Any) -> TensorInfo:
 
 
 def _indexed(index: Path) -> dict[str, TensorInfo]:
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        wanted = {str(name): str(shard) for name, shard in weight_map.items()}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{index}: expected JSON with a weight_map of names to files, found {error!r}") from error
+    wanted = read_json(index, CheckpointError).get("weight_map")
+    if not isinstance(wanted, dict) or not all(isinstance(shard, str) for shard in wanted.values()):
+        raise CheckpointError(f"{index}: weight_map: expected an object of names to files, found {wanted!r:.80}")
     headers: dict[str, dict[str, TensorInfo]] = {}
     for shard in sorted(set(wanted.values())):
         file = index.parent / shard

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +11,7 @@ from rich.console import Console
 
 from mlx_delta.cli.options import option_flags
 from mlx_delta.cli.process import read_stdin
+from mlx_delta.json_files import read_json
 from mlx_delta.options import SAMPLING
 
 
@@ -51,7 +51,7 @@ def chat(
 
     functions = load_functions(tools) if tools else {}
     options["tools"] = list(functions.values())
-    options["json_schema"] = _read_schema(json_schema) if json_schema else None
+    options["json_schema"] = read_json(json_schema, ValueError) if json_schema else None
     ChatSettings(**options)  # says what is wrong before anything is loaded
     piped = not sys.stdin.isatty()
     question = _piped_question() if piped else ""
@@ -74,13 +74,3 @@ def _piped_question() -> str:
     if not question:
         raise ValueError("standard input: expected a question, found nothing")
     return question
-
-
-def _read_schema(path: Path) -> dict[str, Any]:
-    try:
-        schema = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: expected JSON, found {error}") from error
-    if not isinstance(schema, dict):
-        raise ValueError(f"{path}: expected a JSON schema, an object, found {type(schema).__name__}")
-    return schema

@@ -16,6 +16,7 @@ from mlx_delta.chat.tools import ToolCall
 from mlx_delta.cli.chat_input import LineReader
 from mlx_delta.cli.chat_turns import Conversation
 from mlx_delta.cli.chat_view import TerminalView
+from mlx_delta.json_files import read_json
 
 HELP = {
     "/help": "these commands",
@@ -154,10 +155,11 @@ class ChatTerminal:
 
     def _load(self, name: str) -> None:
         path = _path(name, "/load")
+        content = read_json(path, ValueError, list)
         try:
-            messages = prepare_messages(json.loads(path.read_text(encoding="utf-8")))
+            messages = prepare_messages(content)
         except ValueError as error:
-            raise ValueError(f"{path}: expected a JSON list of messages, found: {error}") from error
+            raise ValueError(f"{path}: expected a list of messages, found: {error}") from error
         system = [message for message in messages if message["role"] == "system"]
         self._conversation.system = system[0]["content"] if system else None
         self._conversation.messages[:] = [dict(message) for message in messages[len(system) :]]

@@ -14,12 +14,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mlx_delta.checkpoint.tensors import Tensor
 from mlx_delta.config import Quantization
 from mlx_delta.conversion.errors import ConvertError
 from mlx_delta.conversion.recipe import WIDTHS, Recipe, TensorPlan, plan
+from mlx_delta.json_files import read_json
 
 # Module -> bits -> mean KL divergence from the unquantized model, in nats.
 Sensitivity = Mapping[str, Mapping[int, float]]
@@ -107,11 +107,11 @@ def write_sensitivity(file: Path, sensitivity: Sensitivity) -> None:
 
 def read_sensitivity(file: Path) -> dict[str, dict[int, float]]:
     """Raises: ConvertError naming the file (and module) for what ``write_sensitivity`` did not write."""
+    content = read_json(file, ConvertError)
     try:
-        content: Any = json.loads(file.read_text(encoding="utf-8"))
-        result = {str(m): {int(bits): float(kld) for bits, kld in klds.items()} for m, klds in content.items()}
+        result = {m: {int(bits): float(kld) for bits, kld in klds.items()} for m, klds in content.items()}
     except (ValueError, AttributeError, TypeError) as error:
-        raise ConvertError(f"{file}: expected JSON, {{module: {{bits: KLD}}}}, found {error}") from error
+        raise ConvertError(f"{file}: expected {{module: {{bits: KLD}}}}, found {error}") from error
     for module, klds in result.items():
         if not klds or set(klds) - set(WIDTHS) or not all(0 <= kld < math.inf for kld in klds.values()):
             raise ConvertError(f"{file}: {module}: expected finite KLD by bits, found {klds}")

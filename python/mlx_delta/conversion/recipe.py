@@ -7,7 +7,6 @@ K / group bytes of bfloat16 scales and biases.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -20,6 +19,7 @@ from mlx_delta.checkpoint.tensors import Tensor
 from mlx_delta.config import Quantization
 from mlx_delta.conversion.errors import ConvertError
 from mlx_delta.conversion.write import Entry
+from mlx_delta.json_files import read_json
 
 WIDTHS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
@@ -135,12 +135,7 @@ def with_overrides(recipe: Recipe, file: Path, modules: Iterable[str]) -> Recipe
     (``*.o_proj``), and the first that matches counts. ``modules``: those that can be quantized.
     Raises: ConvertError naming the file and the pattern, for one that matches nothing too.
     """
-    try:
-        entries = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConvertError(f"{file}: expected JSON, found {error}") from error
-    if not isinstance(entries, dict):
-        raise ConvertError(f"{file}: expected an object of patterns, found {type(entries).__name__}")
+    entries = read_json(file, ConvertError)
     names = list(modules)
     for pattern in entries:
         if not any(fnmatchcase(name, pattern) for name in names):
@@ -156,8 +151,10 @@ def _override(value: object, group_size: int, origin: str) -> Quantization | Non
     width = {"bits": value} if isinstance(value, int) else value
     if not isinstance(width, dict) or not {"bits"} <= set(width) <= {"bits", "group_size"}:
         raise ConvertError(f"{origin}: expected bits, null or an object of bits and group_size, found {value!r}")
-    found = Quantization(width["bits"], width.get("group_size", group_size))
-    if found.bits not in WIDTHS or found.group_size not in GROUP_SIZES:
+    bits, group = width["bits"], width.get("group_size")
+    found = Quantization(bits, group_size if group is None else group)
+    whole = type(found.bits) is int and type(found.group_size) is int  # neither true nor 4.0
+    if not whole or found.bits not in WIDTHS or found.group_size not in GROUP_SIZES:
         raise ConvertError(
             f"{origin}: expected bits of {', '.join(map(str, WIDTHS))} and groups of "
             f"{', '.join(map(str, GROUP_SIZES))}, found {value!r}"

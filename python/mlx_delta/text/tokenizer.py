@@ -6,13 +6,15 @@ Reads ``tokenizer.json`` (byte-level BPE, as every Qwen3.5 checkpoint has), and 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import tokenizers
+
+from mlx_delta.json_files import decode_utf8, read_json
 
 
 class TokenizerError(ValueError):
@@ -42,13 +44,17 @@ def _unicode_to_byte() -> dict[str, int]:
 
 
 _BYTES = _unicode_to_byte()
+_ENDS = ("<|im_end|>", "<|endoftext|>")  # of a turn, and of a text: the model writes them whatever the files name
+# What an answer is read by; some files flag these as special, and skipped they would take the calls with them.
+_MARKUP = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 
 
 class Tokenizer:
     """Text to token ids and back. Use ``Tokenizer.from_dir``.
 
     vocab_size: highest known id + 1; logits rows from there on are padding and must never be sampled.
-    eos_token_ids: ids that end an answer. special_ids: added tokens flagged special (``<think>`` is not one of them).
+    eos_token_ids: ids that end an answer. special_ids: added tokens flagged special, which no text shows; the tags of
+    thoughts and tool calls are never among them, whatever the file says.
     chat_template: the checkpoint's Jinja source, or None. generation_defaults: what generation_config.json recommends.
     """
 
@@ -62,7 +68,8 @@ class Tokenizer:
         self._backend = backend
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.eos_token_ids = tuple(eos_token_ids)
-        self.special_ids = frozenset(i for i, token in backend.get_added_tokens_decoder().items() if token.special)
+        added = backend.get_added_tokens_decoder()
+        self.special_ids = frozenset(i for i, t in added.items() if t.special and t.content not in _MARKUP)
         self.chat_template = chat_template
         self.generation_defaults = generation_defaults or GenerationDefaults()
 
@@ -76,19 +83,10 @@ class Tokenizer:
         file = path / "tokenizer.json"
         if not file.is_file():
             raise TokenizerError(f"{file}: expected a checkpoint's tokenizer.json, found nothing")
-        _read_json(file)
-        try:
-            backend = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises nothing narrower
-            raise TokenizerError(f"{file}: expected a tokenizer, found {error}") from error
-        decoder = json.loads(backend.decoder.__getstate__())["type"] if backend.decoder else None
-        if decoder != "ByteLevel":
-            raise TokenizerError(f"{file}: decoder: expected 'ByteLevel', found {decoder!r}")
-        settings = _read_json(path / "tokenizer_config.json")
-        generation = _read_json(path / "generation_config.json")
-        names = {field.name for field in fields(GenerationDefaults)}
-        defaults = GenerationDefaults(**{key: value for key, value in generation.items() if key in names})
-        eos = _eos_token_ids(backend, generation, _read_json(path / "config.json"), settings)
+        backend = _backend(file)
+        settings, generation = _read(path / "tokenizer_config.json"), _read(path / "generation_config.json")
+        defaults = _generation_defaults(generation, path / "generation_config.json")
+        eos = _eos_token_ids(backend, path, generation, settings)
         return cls(backend, eos, _chat_template(path, settings), defaults)
 
     def encode(self, text: str) -> list[int]:
@@ -97,7 +95,8 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
         """Text of ``ids``, with U+FFFD for bytes that are not UTF-8; unknown ids (padding) give nothing."""
-        return self._backend.decode(list(ids), skip_special_tokens=skip_special)
+        kept = [i for i in ids if i not in self.special_ids] if skip_special else list(ids)
+        return self._backend.decode(kept, skip_special_tokens=False)
 
     def to_json(self) -> str:
         """tokenizer.json, as read."""
@@ -118,50 +117,110 @@ class Tokenizer:
             return token.encode()
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    """The object in ``file``; {} where there is no such file, for all these files but tokenizer.json are optional."""
-    if not file.is_file():
-        return {}
+def _backend(file: Path) -> tokenizers.Tokenizer:
+    content = read_json(file, TokenizerError)
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise TokenizerError(f"{file}: expected JSON, found {error}") from error
-    if not isinstance(value, dict):
-        raise TokenizerError(f"{file}: expected a JSON object, found {type(value).__name__}")
-    return value
+        backend = tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8-sig"))
+    except Exception as error:  # the library raises nothing narrower
+        raise TokenizerError(f"{file}: expected a tokenizer, found {error}") from error
+    decoder = content.get("decoder")
+    kind = decoder.get("type") if isinstance(decoder, dict) else None
+    if kind != "ByteLevel":
+        raise TokenizerError(f"{file}: decoder: expected 'ByteLevel', found {kind!r}")
+    # What a training run had set: a prompt is neither cut nor filled up here.
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The object in ``file``; {} where there is no such file, for all these files but tokenizer.json are optional."""
+    return read_json(file, TokenizerError) if file.is_file() else {}
+
+
+def _generation_defaults(generation: Mapping[str, Any], file: Path) -> GenerationDefaults:
+    """What the file says; null is absent. Raises: TokenizerError naming the key of a value that cannot be meant."""
+    found: dict[str, Any] = {}
+    for field in fields(GenerationDefaults):
+        value = generation.get(field.name)
+        if value is None:
+            continue
+        kind, fits = _DEFAULTS[field.name]
+        right = type(value) is bool if kind == "true or false" else type(value) in (int, float) and fits(value)
+        if not right or ("integer" in kind and type(value) is not int):
+            raise TokenizerError(f"{file}: {field.name}: expected {kind}, found {value!r:.80}")
+        found[field.name] = value
+    return GenerationDefaults(**found)
+
+
+_DEFAULTS: Mapping[str, tuple[str, Callable[[float], bool]]] = {
+    "do_sample": ("true or false", bool),
+    "temperature": ("a finite number >= 0", lambda x: 0 <= x < math.inf),
+    "top_k": ("a positive integer or 0", lambda x: x >= 0),
+    "top_p": ("a number > 0 and <= 1", lambda x: 0 < x <= 1),
+    "min_p": ("a number >= 0 and <= 1", lambda x: 0 <= x <= 1),
+    "presence_penalty": ("a finite number", math.isfinite),
+    "repetition_penalty": ("a finite number > 0", lambda x: 0 < x < math.inf),
+    "max_new_tokens": ("a positive integer", lambda x: x > 0),
+}
 
 
 def _eos_token_ids(
-    backend: tokenizers.Tokenizer, generation: Mapping[str, Any], config: Mapping[str, Any], settings: Mapping[str, Any]
+    backend: tokenizers.Tokenizer, path: Path, generation: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> tuple[int, ...]:
-    """generation_config.json decides; without it, what config.json and tokenizer_config.json say taken together.
+    """What all the files say, taken together, and the two tokens that this family's models end with.
 
-    Together, because the published Qwen3.5 configs name <|endoftext|> alone, and a chat answer ends in the
-    tokenizer's eos_token <|im_end|>.
+    Together, because each file alone has been seen to lack one: the published Qwen3.5 configs name <|endoftext|> alone,
+    and a chat answer ends in the tokenizer's eos_token <|im_end|>.
+    Raises: TokenizerError naming the file for what is no id, or no token, of this tokenizer.
     """
-    found = _ids(generation.get("eos_token_id"))
-    if found:
-        return found
-    text = config.get("text_config") or {}
-    found = _ids(text.get("eos_token_id", config.get("eos_token_id")))
+    config = _read(path / "config.json")
+    text = config.get("text_config")
+    found: list[int] = []
+    for name, section in (
+        ("generation_config.json", generation),
+        ("config.json", text if isinstance(text, dict) else {}),
+        ("config.json", config),
+    ):
+        found += _ids(section.get("eos_token_id"), path / name, backend)
     token = settings.get("eos_token")
     content = token.get("content") if isinstance(token, dict) else token
-    last = _ids(backend.token_to_id(content)) if content else ()
-    return tuple(dict.fromkeys(found + last))
+    if content is not None:
+        token_id = backend.token_to_id(content) if isinstance(content, str) else None
+        if token_id is None:
+            where = path / "tokenizer_config.json"
+            raise TokenizerError(f"{where}: eos_token: expected a token of tokenizer.json, found {token!r:.80}")
+        found.append(token_id)
+    ends = (backend.token_to_id(token) for token in _ENDS)
+    return tuple(dict.fromkeys([*found, *(token_id for token_id in ends if token_id is not None)]))
 
 
-def _ids(value: int | Sequence[int] | None) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, int) else tuple(value)
+def _ids(value: Any, file: Path, backend: tokenizers.Tokenizer) -> list[int]:
+    """An id, a list of ids or null, checked."""
+    ids: list[Any] = value if isinstance(value, list) else [] if value is None else [value]
+    wrong = [i for i in ids if type(i) is not int or not 0 <= i < 1 << 32 or backend.id_to_token(i) is None]
+    if wrong:
+        raise TokenizerError(f"{file}: eos_token_id: expected ids of tokenizer.json's tokens, found {wrong[0]!r:.80}")
+    return ids
 
 
 def _chat_template(path: Path, settings: Mapping[str, Any]) -> str | None:
-    """chat_template.jinja, else tokenizer_config.json's chat_template: a string, or a list of named ones."""
+    """chat_template.jinja, else tokenizer_config.json's chat_template (a string, or a list of named ones), else
+    chat_template.json, where processors kept it."""
     file = path / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
-    template = settings.get("chat_template")
-    if isinstance(template, list):
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
-    return template
+        return decode_utf8(file.read_bytes(), str(file), TokenizerError)
+    for name, section in (
+        ("tokenizer_config.json", settings),
+        ("chat_template.json", _read(path / "chat_template.json")),
+    ):
+        template = section.get("chat_template")
+        if isinstance(template, list):
+            named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
+            template = named[0].get("template") if named else None
+        if template is not None and not isinstance(template, str):
+            where = f"{path / name}: chat_template"
+            raise TokenizerError(f"{where}: expected text, or a list of names with templates, found {template!r:.80}")
+        if template is not None:
+            return template
+    return None

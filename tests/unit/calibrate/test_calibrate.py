@@ -132,7 +132,7 @@ def test_command_line(tiny: Path, golden: Path, tmp_path: Path) -> None:
         (["-o", new, "--format", "csv"], "--format: expected gguf or dat, found csv"),
         (["-o", new, "--context", "1"], "--context: expected at least 2 tokens, found 1"),
         (["-o", new, "--max-chunks", "0"], "--max-chunks: expected at least 1, found 0"),
-        (["-o", new, "-t", str(tmp_path / "latin")], "latin: expected UTF-8 text"),
+        (["-o", new, "-t", str(tmp_path / "latin")], "latin: expected UTF-8, found the byte 0xe9"),
         (["-o", new, "-t", str(tmp_path / "none")], "none"),
     ):
         refused = CliRunner().invoke(app, [*arguments, *wrong])

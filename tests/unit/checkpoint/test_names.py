@@ -157,7 +157,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
         open_source(path)
     path = copy("header")
     (path / shard).write_bytes(b"\x10\0\0\0\0\0\0\0" + b"not json" * 2)
-    with pytest.raises(CheckpointError, match=rf"{shard}: expected a JSON header"):
+    with pytest.raises(CheckpointError, match=rf"{shard}: header: expected JSON, found"):
         open_source(path)
     path = copy("offsets")
     header = json.dumps({"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}).encode()

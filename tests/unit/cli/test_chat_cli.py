@@ -208,7 +208,7 @@ def test_commands(model: LanguageModel, tmp_path: Path) -> None:
         ("/save", "error: /save: expected a file, found nothing"),
         ("/save NOWHERE/deep/talk.json", "error: [Errno 2] No such file or directory"),
         ("/load NOWHERE", "error: [Errno 2] No such file or directory"),
-        ("/load WRONG", "talk.json: expected a JSON list of messages, found: messages: expected a sequence"),
+        ("/load WRONG", "talk.json: expected a JSON array, found an object"),
         ("/think maybe", "error: /think: expected on, off or auto, found 'maybe'"),
     ],
 )

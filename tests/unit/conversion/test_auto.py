@@ -136,7 +136,7 @@ def test_command_line(tiny: Path, golden: Path, tmp_path: Path) -> None:
         assert message in refused.output.replace("\n", ""), refused.output
     for content, message in (
         ("{", "expected JSON"),
-        ("[]", "expected JSON"),
+        ("[]", "expected a JSON object, found an array"),
         ('{"a": {"7": 1}}', "a: expected finite"),
     ):
         measured.write_text(content)
