@@ -8,9 +8,10 @@ from tempfile import TemporaryDirectory
 import mlx.core as mx
 
 from mlx_delta.checkpoint.names import canonical_tensors
-from mlx_delta.checkpoint.source import Source, open_source
+from mlx_delta.checkpoint.source import CheckpointError, Source, gguf_file, open_source
 from mlx_delta.checkpoint.tensors import Tensor, base_name, check_tensors, expected_shapes
 from mlx_delta.config import ModelConfig
+from mlx_delta.hub.path import model_path
 from mlx_delta.language_model import LanguageModel
 from mlx_delta.model.qwen3_5 import Network
 from mlx_delta.ops.matrix import use_huge_pages
@@ -20,13 +21,21 @@ _DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16
 
 
 def load_model(path: str | Path, dtype: mx.Dtype | str | None = None) -> LanguageModel:
-    """Load an official, converted or mlx-community Qwen3.5 checkpoint directory.
+    """Load an official, converted or mlx-community Qwen3.5 checkpoint.
 
-    dtype: of the activations, float32, float16 or bfloat16 (the default: what the checkpoint's embedding or its scales
-    have). Weights stay as they are stored, whatever it is.
-    Raises: ConfigError, CheckpointError, TokenizerError (all ValueError) naming the file and the tensor.
+    path: a directory, or a model's name on the Hugging Face Hub, ``org/name[@revision]``, which is downloaded at its
+    first use (``hub.path.model_path``). dtype: of the activations, float32, float16 or bfloat16 (the default: what the
+    checkpoint's embedding or its scales have). Weights stay as they are stored, whatever it is.
+    Raises: ConfigError, CheckpointError, TokenizerError (all ValueError) naming the file and the tensor; HubError, a
+    CheckpointError.
     """
-    directory = Path(path).expanduser()
+    _check_dtype(dtype)
+    directory = model_path(path)
+    if gguf_file(directory) is not None:
+        raise CheckpointError(
+            f"{directory}: expected a directory of safetensors, found GGUF: convert it first, "
+            f"mlx-delta convert -i {directory} -o DIRECTORY"
+        )
     ModelConfig.from_dir(directory)  # says what is missing of a model directory
     return _from_source(open_source(directory), Tokenizer.from_dir(directory), dtype)
 
@@ -56,10 +65,14 @@ def _activation_dtype(tensors: dict[str, Tensor], dtype: mx.Dtype | str | None) 
     if dtype is None:
         embedding = "language_model.model.embed_tokens"
         return tensors.get(f"{embedding}.scales", tensors[f"{embedding}.weight"]).dtype
-    chosen = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if not isinstance(chosen, mx.Dtype) or chosen not in _DTYPES.values():
+    return _DTYPES[dtype] if isinstance(dtype, str) else dtype
+
+
+def _check_dtype(dtype: mx.Dtype | str | None) -> None:
+    """Before anything is read or downloaded."""
+    known = _DTYPES if isinstance(dtype, str) else (None, *_DTYPES.values())
+    if dtype not in known:
         raise ValueError(f"dtype: expected float32, float16 or bfloat16, found {dtype}")
-    return chosen
 
 
 def _read(tensors: dict[str, Tensor], config: ModelConfig) -> dict[str, mx.array]:

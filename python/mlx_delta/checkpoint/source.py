@@ -32,8 +32,8 @@ SAFETENSORS_DTYPES: Mapping[str, mx.Dtype] = {
     "U64": mx.uint64,
     "I64": mx.int64,
 }
-_INDEX = "model.safetensors.index.json"
-_SIDE_FILES = (
+INDEX = "model.safetensors.index.json"
+SIDE_FILES = (
     "tokenizer*.json",
     "vocab.json",
     "merges.txt",
@@ -90,7 +90,7 @@ class SafetensorsSource:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config = ModelConfig.from_dir(path)
-        self.tensors = _indexed(path / _INDEX) if (path / _INDEX).is_file() else _unindexed(path)
+        self.tensors = _indexed(path / INDEX) if (path / INDEX).is_file() else _unindexed(path)
         self._unread: dict[Path, dict[str, mx.array]] = {}
 
     def load(self, name: str) -> mx.array:
@@ -116,7 +116,7 @@ def open_source(path: Path) -> Source:
 
     Raises: ConfigError or CheckpointError saying what is missing.
     """
-    gguf = _gguf_file(path)
+    gguf = gguf_file(path)
     if gguf is None:
         return SafetensorsSource(path)
     # Here, for it takes a while to import, and running a converted model never needs it.
@@ -127,14 +127,15 @@ def open_source(path: Path) -> Source:
 
 def files_beside(directory: Path) -> dict[str, bytes]:
     """The files of ``directory`` that belong to a checkpoint beside its weights and config: name -> content."""
-    files = {file for pattern in _SIDE_FILES for file in directory.glob(pattern) if file.is_file()}
+    files = {file for pattern in SIDE_FILES for file in directory.glob(pattern) if file.is_file()}
     return {file.name: file.read_bytes() for file in sorted(files)}
 
 
-def _gguf_file(path: Path) -> Path | None:
+def gguf_file(path: Path) -> Path | None:
+    """The .gguf file that ``path`` is, or that is the one thing in it; None for anything else."""
     if path.is_file():
         return path if path.suffix == ".gguf" else None
-    if (path / "config.json").is_file() or (path / _INDEX).is_file() or any(path.glob("model*.safetensors")):
+    if (path / "config.json").is_file() or (path / INDEX).is_file() or any(path.glob("model*.safetensors")):
         return None
     files = [file for file in sorted(path.glob("*.gguf")) if not file.name.startswith("mmproj")]
     if len(files) > 1:

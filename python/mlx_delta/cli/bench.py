@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import Progress as Bar
 
 from mlx_delta.cli.command import register
+from mlx_delta.cli.options import NAMES
 
 if TYPE_CHECKING:
     from mlx_delta.bench.kernels import Row, Summary
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 Shape = Annotated[str, typer.Option("--shape", help="Published size whose shapes to use: 0.8b, 2b, 4b, 9b or 27b.")]
 Layers = Annotated[int | None, typer.Option(help="Only the first so many layers of it.", show_default="all")]
 ModelDir = Annotated[
-    Path | None,
-    typer.Option("--model", "-m", help="Model directory to run instead of --shape.", show_default="random weights"),
+    str | None,
+    typer.Option("--model", "-m", help=f"Model to run instead of --shape: {NAMES}.", show_default="random weights"),
 ]
 Context = Annotated[int, typer.Option(min=0, help="Tokens already in the cache, of random content.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line, instead of a table.")]
@@ -149,7 +150,7 @@ def _whole_model(
     run: Callable[[Network, ReadBandwidth], Iterable[tuple[Decode | Prefill, dict[str, str], Point]]],
     shape: str,
     layers: int | None,
-    directory: Path | None,
+    directory: str | None,
     as_json: bool,
     plot: Path | None,
 ) -> None:
@@ -188,7 +189,7 @@ def model(
         write_model(size_named(shape), out, layers=layers, progress=progress, force=force)
 
 
-def _network(shape: str, layers: int | None, directory: Path | None) -> tuple[Network, dict[str, Any]]:
+def _network(shape: str, layers: int | None, directory: str | None) -> tuple[Network, dict[str, Any]]:
     """What to run, with its facts, once the ops are known to be right."""
     from mlx_delta import _core
     from mlx_delta.bench.checks import check_ops
@@ -215,17 +216,19 @@ def _network(shape: str, layers: int | None, directory: Path | None) -> tuple[Ne
     }
 
 
-def _loaded(directory: Path, facts: dict[str, Any]) -> tuple[Network, dict[str, Any]]:
+def _loaded(model: str, facts: dict[str, Any]) -> tuple[Network, dict[str, Any]]:
     import time
 
     from mlx_delta.bench.memory import reset_peak
+    from mlx_delta.hub.path import model_path
     from mlx_delta.loading import load_model
 
+    directory = model_path(model)
     reset_peak()
     start = time.perf_counter()
     network = load_model(directory).network
     seconds = time.perf_counter() - start
-    facts |= {"model": str(directory), "layers": network.config.num_layers, "load_seconds": seconds}
+    facts |= {"model": model, "layers": network.config.num_layers, "load_seconds": seconds}
     return network, facts
 
 

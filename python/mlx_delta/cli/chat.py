@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from mlx_delta.cli.options import option_flags
+from mlx_delta.cli.options import Model, option_flags
 from mlx_delta.cli.process import read_stdin
 from mlx_delta.json_files import read_json
 from mlx_delta.options import SAMPLING
@@ -17,7 +17,7 @@ from mlx_delta.options import SAMPLING
 
 @option_flags("enable_thinking", "thinking_budget", "preset", *SAMPLING, "seed", "stop", max_new_tokens=4096)
 def chat(
-    model: Annotated[Path, typer.Option("--model", "-m", help="Model directory: official, converted or quantized.")],
+    model: Model,
     system: Annotated[str | None, typer.Option("--system", "-s", help="System message.", show_default="none")] = None,
     tools: Annotated[
         Path | None,

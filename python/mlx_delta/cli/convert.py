@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
 def convert(
     source: Annotated[
-        Path,
+        str,
         typer.Option(
             "--input",
             "-i",
-            help="Checkpoint: a directory with config.json and BF16, F16 or F32 safetensors, or a .gguf file.",
+            help="Checkpoint: a directory with config.json and BF16, F16 or F32 safetensors, a .gguf file, or "
+            "org/name[@revision][/file.gguf] on the Hugging Face Hub.",
         ),
     ],
     out: Annotated[Path, typer.Option("--output", "-o", help="Directory to create. It appears whole, at the end.")],
@@ -103,10 +104,12 @@ def convert(
     mlx-delta convert -i Qwen3.5-9B -o qwen3.5-9b-3bit -q --q-recipe unsloth --imatrix-path imatrix.gguf
     """
     from mlx_delta.conversion.pipeline import convert as run
+    from mlx_delta.hub.path import model_path
 
     for name, value in (("--text", text), ("--sensitivity", sensitivity)):
         if value and q_recipe != "auto":
             raise ValueError(f"{name}: expected --q-recipe auto with it, found {q_recipe or 'no recipe'}")
+    checkpoint = model_path(source, gguf=True)
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[counts]}"), TimeElapsedColumn())
     with Bar(*columns, console=console) as bar:
@@ -118,9 +121,9 @@ def convert(
 
         measured = None
         if q_recipe == "auto":
-            measured = _sensitivity(source, text or calibrate or [], imatrix_path, sensitivity, q_group_size, bar)
+            measured = _sensitivity(checkpoint, text or calibrate or [], imatrix_path, sensitivity, q_group_size, bar)
         report = run(
-            source,
+            checkpoint,
             out,
             quantize=quantize,
             recipe=q_recipe,
@@ -133,7 +136,7 @@ def convert(
             overrides=q_overrides,
             target_bpw=target_bpw,
             sensitivity=measured,
-            calibration=_calibration(source, calibrate, context, max_chunks, bar),
+            calibration=_calibration(checkpoint, calibrate, context, max_chunks, bar),
             keep_mtp=keep_mtp,
             dry_run=dry_run,
             force=force,

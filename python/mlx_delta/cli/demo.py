@@ -44,7 +44,7 @@ def _run(source: Path, out: Path) -> None:
     console = Console()
     console.rule(f"convert {source.name}: recipe unsloth, 3 bits, with its importance matrix")
     convert(
-        source=source,
+        source=str(source),
         out=out,
         quantize=True,
         q_recipe="unsloth",

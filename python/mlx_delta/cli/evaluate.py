@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,12 +12,14 @@ from rich.console import Console
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from mlx_delta.cli.options import NAMES
+
 
 def evaluate(
     model: Annotated[
-        list[Path], typer.Option("--model", "-m", help="Model directory to judge; may be given several times.")
+        list[str], typer.Option("--model", "-m", help=f"Model to judge: {NAMES}; may be given several times.")
     ],
-    reference: Annotated[Path, typer.Option("--reference", "-r", help="Model directory to compare with.")],
+    reference: Annotated[str, typer.Option("--reference", "-r", help="Model to compare with, as --model.")],
     text: Annotated[
         Path, typer.Option("--text", "-t", help="UTF-8 text, or a .jsonl of chats, that neither was calibrated on.")
     ],
@@ -38,21 +41,25 @@ def evaluate(
     from mlx_delta.calibrate.chunks import read_text
     from mlx_delta.evaluation import evaluate as run
     from mlx_delta.evaluation import require_plotting, save_plot
+    from mlx_delta.hub.path import model_path
     from mlx_delta.loading import load_model
     from mlx_delta.text.tokenizer import Tokenizer
 
     if plot is not None:
         require_plotting()
-    content = read_text(text, Tokenizer.from_dir(reference).chat_template)
-    whole = load_model(reference, dtype)
+    original = model_path(reference)
+    directories = [model_path(each) for each in model]
+    content = read_text(text, Tokenizer.from_dir(original).chat_template)
+    whole = load_model(original, dtype)
     with Bar(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("evaluating", total=None)
 
         def show(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        models = [load_model(path, dtype) for path in model]
+        models = [load_model(path, dtype) for path in directories]
         results = run(models, whole, content, context=context, max_tokens=max_tokens, progress=show)
+    results = [replace(result, model=name) for result, name in zip(results, model, strict=True)]
     if plot is not None:
         save_plot(results, plot)
     if as_json:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlx_delta.cli.options import option_flags
+from mlx_delta.cli.options import Model, option_flags
 from mlx_delta.cli.process import read_stdin
 from mlx_delta.options import SAMPLING
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 @option_flags("enable_thinking", "preset", *SAMPLING, "seed", "stop", max_new_tokens=256)
 def generate(
-    model: Annotated[Path, typer.Option("--model", "-m", help="Model directory: official, converted or quantized.")],
+    model: Model,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to say; '-' reads standard input.")],
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the prompt as it stands, without the chat template.")

@@ -10,12 +10,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from mlx_delta.cli.options import NAMES
+
 if TYPE_CHECKING:
     from mlx_delta.calibrate.importance import Progress
 
 
 def imatrix(
-    model: Annotated[Path, typer.Option("--model", "-m", help="Model directory to run; unquantized is best.")],
+    model: Annotated[str, typer.Option("--model", "-m", help=f"Model to run, unquantized is best: {NAMES}.")],
     text: Annotated[
         list[Path],
         typer.Option(

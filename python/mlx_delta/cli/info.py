@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,10 +10,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from mlx_delta.cli.options import NAMES
+
 
 def info(
-    directory: Annotated[
-        Path | None, typer.Argument(help="Model directory: official, converted or quantized.", show_default=False)
+    model: Annotated[
+        str | None,
+        typer.Argument(help=f"{NAMES[0].upper()}{NAMES[1:]} that was downloaded before.", show_default=False),
     ] = None,
     of_system: Annotated[
         bool, typer.Option("--system", help="Show instruction set, threads and versions instead of a model.")
@@ -22,13 +24,13 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Show a model's architecture, parameters, bytes read per token, and bits per tensor group."""
-    if (directory is None) != of_system:
-        found = "none" if directory is None else f"{directory} and --system"
-        raise ValueError(f"info: expected a model directory or --system, found {found}")
-    if directory is None:
+    if (model is None) != of_system:
+        found = "none" if model is None else f"{model} and --system"
+        raise ValueError(f"info: expected a model or --system, found {found}")
+    if model is None:
         _show_system(as_json)
     else:
-        _show_model(directory, as_json)
+        _show_model(model, as_json)
 
 
 def _show_system(as_json: bool) -> None:
@@ -48,15 +50,16 @@ def _facts(title: str, facts: dict[str, str]) -> Table:
     return table
 
 
-def _show_model(directory: Path, as_json: bool) -> None:
+def _show_model(model: str, as_json: bool) -> None:
+    from mlx_delta.hub.path import model_path
     from mlx_delta.summary import summarize
 
-    summary = summarize(directory)
+    summary = summarize(model_path(model, gguf=True, download=False))
     if as_json:
         typer.echo(json.dumps(summary.as_dict(), indent=2))
         return
     console = Console()
-    console.print(_facts(str(directory), summary.facts()))
+    console.print(_facts(model, summary.facts()))
     groups = Table("tensor group", "width", box=box.SIMPLE, collapse_padding=True, pad_edge=False)
     for name in ("tensors", "parameters", "bytes", "bits"):
         groups.add_column(name, justify="right", no_wrap=True)

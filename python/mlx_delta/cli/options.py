@@ -12,6 +12,9 @@ from mlx_delta.options import SAMPLING, ChatOptions, option_texts
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+NAMES = "a directory, or org/name[@revision] of a model on the Hugging Face Hub"
+Model = Annotated[str, typer.Option("--model", "-m", help=f"Model, official, converted or quantized: {NAMES}.")]
+
 # Where a flag is not simply "--" and the name.
 _FLAGS: Mapping[str, tuple[str, ...]] = {
     "temperature": ("--temperature", "-t"),

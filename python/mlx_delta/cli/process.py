@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from mlx_delta.json_files import decode_utf8
+
 
 @contextmanager
 def orderly() -> Iterator[None]:
@@ -50,9 +52,7 @@ def _occupy_closed_streams() -> None:
 def read_stdin() -> str:
     """All of standard input. Raises: ValueError when it is not UTF-8; OSError naming it."""
     try:
-        return sys.stdin.buffer.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        found = f"byte 0x{error.object[error.start]:02x} at position {error.start}"
-        raise ValueError(f"standard input: expected UTF-8, found {found}") from error
+        content = sys.stdin.buffer.read()
     except OSError as error:
         raise OSError(error.errno, error.strerror, "standard input") from error
+    return decode_utf8(content, "standard input", ValueError)

@@ -121,8 +121,8 @@ def test_demo(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["info", "nowhere"], "error: nowhere: expected a model directory, found nothing"),
-        (["info"], "error: info: expected a model directory or --system, found none"),
-        (["info", "nowhere", "--system"], "error: info: expected a model directory or --system, found nowhere and"),
+        (["info"], "error: info: expected a model or --system, found none"),
+        (["info", "nowhere", "--system"], "error: info: expected a model or --system, found nowhere and"),
         (["generate", "-m", "nowhere", "-p", "x"], "error: nowhere: expected a model directory, found nothing"),
         (["convert", "-i", "nowhere", "-o", "out"], "error: nowhere: expected a model directory, found nothing"),
         (["generate", "-m", "TINY", "-p", "x", "-t", "-1"], "error: --temperature: expected >= 0, found -1"),

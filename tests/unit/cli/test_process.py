@@ -140,7 +140,7 @@ def test_a_full_disk_behind_stdout(tiny: Path, arguments: list[str]) -> None:
 def test_input_that_is_no_text(tiny: Path) -> None:
     done = shell("printf 'ab\\377' | \"$@\"", "chat", "-m", tiny)
     assert done.returncode == 1
-    assert done.stderr == "error: standard input: expected UTF-8, found byte 0xff at position 2\n"
+    assert done.stderr == "error: standard input: expected UTF-8, found the byte 0xff in line 1\n"
 
 
 @pytest.mark.parametrize("module", ["typer", "rich", "tokenizers"])
