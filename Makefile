@@ -2,9 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
+CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.def')
 
-.PHONY: demo test bench agx lint format docs wheel wheel-macos clean
+.PHONY: demo test bench agx lint format stub docs wheel wheel-macos clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -43,6 +43,11 @@ format: $(VENV)/installed-dev
 docs: $(VENV)/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo build/site/index.html
+
+# The types of the extension, for mypy and editors.
+stub: $(VENV)/installed-dev
+	$(BIN)/python -m nanobind.stubgen -q -m mlx_delta._core -o python/mlx_delta/_core.pyi
+	$(BIN)/ruff format -q python/mlx_delta/_core.pyi
 
 # One wheel for Python 3.10 and later, in dist/.
 wheel: $(VENV)/installed-dev

@@ -1,4 +1,4 @@
-// Causal attention over the KV cache times the sigmoid of the gate, for few new tokens: see csrc/ops/attention.h.
+// Causal attention over the KV cache times the sigmoid of the gate, for few new tokens: see csrc/ops/attention.cpp.
 #include "common.h"
 #include "params.h"
 

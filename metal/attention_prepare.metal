@@ -1,4 +1,4 @@
-// Query/key RMSNorm, rotary embedding and the append to the KV cache: see csrc/ops/attention_prepare.h.
+// Query/key RMSNorm, rotary embedding and the append to the KV cache: see csrc/ops/attention_prepare.cpp.
 #include "common.h"
 #include "params.h"
 

@@ -1,4 +1,4 @@
-// Depthwise causal convolution of width 4 with SiLU, carrying its state: see csrc/ops/conv1d.h.
+// Depthwise causal convolution of width 4 with SiLU, carrying its state: see csrc/ops/conv1d.cpp.
 #include "common.h"
 #include "params.h"
 

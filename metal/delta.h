@@ -1,4 +1,4 @@
-// The gated delta rule on the rows of a state that one simdgroup holds: see csrc/ops/gated_delta.h for the formula.
+// The gated delta rule on the rows of a state that one simdgroup holds: see csrc/ops/gated_delta.cpp for the formula.
 #pragma once
 
 #include "common.h"

@@ -1,4 +1,4 @@
-// Everything between the two projections of a gated-delta layer: see csrc/ops/delta_mixer.h.
+// Everything between the two projections of a gated-delta layer: see csrc/ops/delta_mixer.cpp.
 #include "common.h"
 #include "delta.h"
 #include "params.h"

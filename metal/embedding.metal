@@ -1,4 +1,4 @@
-// y[i] = table[tokens[i]], dequantized: see csrc/ops/embedding.h.
+// y[i] = table[tokens[i]], dequantized: see csrc/ops/embedding.cpp.
 #include "common.h"
 #include "dequant.h"
 #include "params.h"

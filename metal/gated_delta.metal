@@ -1,4 +1,4 @@
-// The gated delta rule over up to 16 tokens, one after the other: see csrc/ops/gated_delta.h.
+// The gated delta rule over up to 16 tokens, one after the other: see csrc/ops/gated_delta.cpp.
 #include "common.h"
 #include "delta.h"
 #include "params.h"

@@ -1,4 +1,4 @@
-// The gated delta rule over many tokens, in chunks of 64: see csrc/ops/gated_delta.h for the formula.
+// The gated delta rule over many tokens, in chunks of 64: see csrc/ops/gated_delta.cpp for the formula.
 //
 // With G_t the sum of log g up to token t of a chunk, and q, k normalised, the tokens of a chunk see each other through
 //   L[t, s] = beta_t (k_t . k_s) exp(G_t - G_s), s < t     and     P[t, s] = (q_t . k_s) exp(G_t - G_s), s <= t

@@ -1,4 +1,4 @@
-// y = epilogue((rmsnorm(x) or x) @ rows^T) for 1 to 16 rows of x: see csrc/ops/qmm.h for the formula.
+// y = epilogue((rmsnorm(x) or x) @ rows^T) for 1 to 16 rows of x: see csrc/ops/qmm.cpp for the formula.
 //
 // A simdgroup computes R rows of one segment for all M rows of x. Of affine rows its lanes share out the columns in
 // blocks of 32, the least that ends at a word for every width; of plain rows in blocks of 8. Every sum is a chain of

@@ -3,8 +3,8 @@
 // length, whatever the number of threads, and their partial results are folded together in order: same bits everywhere.
 #include "cpu/attention.h"
 
-#include "cpu/gemm.h"
-#include "cpu/threads.h"
+#include "cpu/runtime/threads.h"
+#include "cpu/simd/gemm.h"
 
 namespace mlx_delta::cpu::MLX_DELTA_ISA {
 namespace {

@@ -1,4 +1,4 @@
-// Causal attention over the KV cache, times the sigmoid of the gate: see ops/attention.h for the formula.
+// Causal attention over the KV cache, times the sigmoid of the gate: see ops/attention.cpp for the formula.
 #pragma once
 
 #include "cpu/types.h"

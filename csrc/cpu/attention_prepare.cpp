@@ -1,7 +1,7 @@
 #include "cpu/attention_prepare.h"
 
-#include "cpu/math.h"
-#include "cpu/threads.h"
+#include "cpu/runtime/threads.h"
+#include "cpu/simd/math.h"
 
 namespace mlx_delta::cpu::MLX_DELTA_ISA {
 namespace {

@@ -1,4 +1,4 @@
-// Query/key RMSNorm, rotary embedding and append to the KV cache: see ops/attention_prepare.h for the formula.
+// Query/key RMSNorm, rotary embedding and append to the KV cache: see ops/attention_prepare.cpp for the formula.
 #pragma once
 
 #include "cpu/types.h"

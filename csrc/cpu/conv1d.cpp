@@ -1,7 +1,7 @@
 #include "cpu/conv1d.h"
 
 #include "cpu/convolve.h"
-#include "cpu/threads.h"
+#include "cpu/runtime/threads.h"
 
 namespace mlx_delta::cpu::MLX_DELTA_ISA {
 namespace {

@@ -1,4 +1,4 @@
-// Depthwise causal convolution of width 4 with SiLU: see ops/conv1d.h.
+// Depthwise causal convolution of width 4 with SiLU: see ops/conv1d.cpp.
 #pragma once
 
 #include "cpu/types.h"

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cpu/conv1d.h"
-#include "cpu/math.h"
+#include "cpu/simd/math.h"
 
 namespace mlx_delta::cpu::MLX_DELTA_ISA {
 

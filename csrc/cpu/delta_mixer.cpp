@@ -4,7 +4,7 @@
 
 #include "cpu/convolve.h"
 #include "cpu/delta_rule.h"
-#include "cpu/threads.h"
+#include "cpu/runtime/threads.h"
 
 namespace mlx_delta::cpu::MLX_DELTA_ISA {
 namespace {

@@ -1,4 +1,4 @@
-// A whole gated-delta mixer for decoding: see ops/delta_mixer.h for the formula.
+// A whole gated-delta mixer for decoding: see ops/delta_mixer.cpp for the formula.
 #pragma once
 
 #include "cpu/types.h"

@@ -2,7 +2,7 @@
 // the mixer.
 #pragma once
 
-#include "cpu/math.h"
+#include "cpu/simd/math.h"
 
 namespace mlx_delta::cpu::MLX_DELTA_ISA {
 

@@ -1,7 +1,7 @@
 #include "cpu/embedding.h"
 
-#include "cpu/rows.h"
-#include "cpu/threads.h"
+#include "cpu/runtime/threads.h"
+#include "cpu/simd/rows.h"
 
 namespace mlx_delta::cpu::MLX_DELTA_ISA {
 namespace {

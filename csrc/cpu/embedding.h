@@ -1,4 +1,4 @@
-// out[i] = row tokens[i] of the table: see ops/embedding.h.
+// out[i] = row tokens[i] of the table: see ops/embedding.cpp.
 #pragma once
 
 #include "cpu/matrix.h"

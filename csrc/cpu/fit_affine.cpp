@@ -1,8 +1,8 @@
 #include "cpu/fit_affine.h"
 
 #include "cpu/fit_group.h"
-#include "cpu/gemm.h"
-#include "cpu/threads.h"
+#include "cpu/runtime/threads.h"
+#include "cpu/simd/gemm.h"
 
 namespace mlx_delta::cpu::MLX_DELTA_ISA {
 namespace {

@@ -1,4 +1,4 @@
-// The least-squares fit of every quantization group's scale and bias: see ops/fit_affine.h.
+// The least-squares fit of every quantization group's scale and bias: see ops/fit_affine.cpp.
 #pragma once
 
 #include "cpu/types.h"

@@ -1,7 +1,7 @@
 // The least-squares fit of one group of weights, and the packing of its integers: the steps of fit_affine.
 #pragma once
 
-#include "cpu/simd.h"
+#include "cpu/simd/vector.h"
 
 namespace mlx_delta::cpu::MLX_DELTA_ISA {
 

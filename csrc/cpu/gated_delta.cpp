@@ -2,8 +2,8 @@
 #include "cpu/gated_delta.h"
 
 #include "cpu/delta_rule.h"
-#include "cpu/gemm.h"
-#include "cpu/threads.h"
+#include "cpu/runtime/threads.h"
+#include "cpu/simd/gemm.h"
 #include "decode_tokens.h"
 
 namespace mlx_delta::cpu::MLX_DELTA_ISA {

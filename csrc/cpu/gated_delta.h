@@ -1,4 +1,4 @@
-// The gated delta rule, in float: see ops/gated_delta.h for the formula.
+// The gated delta rule, in float: see ops/gated_delta.cpp for the formula.
 #pragma once
 
 #include "cpu/types.h"

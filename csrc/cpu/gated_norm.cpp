@@ -1,7 +1,7 @@
 #include "cpu/gated_norm.h"
 
 #include "cpu/delta_rule.h"
-#include "cpu/threads.h"
+#include "cpu/runtime/threads.h"
 
 namespace mlx_delta::cpu::MLX_DELTA_ISA {
 namespace {

@@ -1,4 +1,4 @@
-// norm * rms(y) * silu(z), head by head: see ops/gated_norm.h.
+// norm * rms(y) * silu(z), head by head: see ops/gated_norm.cpp.
 #pragma once
 
 #include "cpu/types.h"

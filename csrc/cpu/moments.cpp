@@ -1,7 +1,7 @@
 #include "cpu/moments.h"
 
-#include "cpu/gemm.h"
-#include "cpu/threads.h"
+#include "cpu/runtime/threads.h"
+#include "cpu/simd/gemm.h"
 
 namespace mlx_delta::cpu::MLX_DELTA_ISA {
 namespace {

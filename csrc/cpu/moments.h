@@ -1,4 +1,4 @@
-// The second moments of a matrix's inputs, and their factors: see ops/moments.h.
+// The second moments of a matrix's inputs, and their factors: see ops/moments.cpp.
 #pragma once
 
 #include "cpu/types.h"

@@ -1,14 +1,14 @@
 // One call: x of a block of rows is prepared once (shared), then units of 16 output columns (48 for a prompt's rows,
-// see qmm_tiled_avx512.h) are shared out to the threads. A unit streams its weight rows from memory once for all rows
+// see qmm/tiled_avx512.h) are shared out to the threads. A unit streams its weight rows from memory once for all rows
 // of the block.
 #include "cpu/qmm.h"
 
-#include "cpu/fixed_x.h"
-#include "cpu/qmm_bf16.h"
-#include "cpu/qmm_float.h"
-#include "cpu/qmm_tiled_avx512.h"
-#include "cpu/qmm_tiled_int16.h"
-#include "cpu/threads.h"
+#include "cpu/qmm/bf16.h"
+#include "cpu/qmm/fixed_x.h"
+#include "cpu/qmm/float.h"
+#include "cpu/qmm/tiled_avx512.h"
+#include "cpu/qmm/tiled_int16.h"
+#include "cpu/runtime/threads.h"
 #include "decode_tokens.h"
 
 #if defined(__AVX512VNNI__) || defined(MLX_DELTA_INT16)

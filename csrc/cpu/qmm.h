@@ -1,4 +1,4 @@
-// y = epilogue((rmsnorm(x) or x) @ rows^T): see ops/qmm.h for the formula.
+// y = epilogue((rmsnorm(x) or x) @ rows^T): see ops/qmm.cpp for the formula.
 #pragma once
 
 #include "cpu/matrix.h"

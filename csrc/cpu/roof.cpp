@@ -1,6 +1,6 @@
 // What arithmetic allows: the float32 roof of a roofline.
-#include "cpu/simd.h"
-#include "cpu/threads.h"
+#include "cpu/runtime/threads.h"
+#include "cpu/simd/vector.h"
 
 namespace mlx_delta::cpu::MLX_DELTA_ISA {
 

@@ -6,8 +6,8 @@
 // neither on threads nor on the width of vectors.
 #include "cpu/sample.h"
 
-#include "cpu/math.h"
-#include "cpu/threads.h"
+#include "cpu/runtime/threads.h"
+#include "cpu/simd/math.h"
 
 namespace mlx_delta::cpu::MLX_DELTA_ISA {
 namespace {

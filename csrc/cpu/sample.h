@@ -1,4 +1,4 @@
-// The next token of each row of logits: see ops/sample.h.
+// The next token of each row of logits: see ops/sample.cpp.
 #pragma once
 
 #include "cpu/types.h"

@@ -1,5 +1,5 @@
 // Element types of the CPU kernels, without MLX: float32, float16 and bfloat16 by their bits.
-// Types only: whatever computes with them is in simd.h, once per instruction set.
+// Types only: whatever computes with them is in simd/vector.h, once per instruction set.
 #pragma once
 
 #include <cstddef>

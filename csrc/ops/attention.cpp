@@ -1,10 +1,24 @@
-#include "ops/attention.h"
+// attention: causal grouped-query attention over the KV cache, times the sigmoid of the output gate.
+//
+//   p = softmax_s(scale q . keys[s])      s from start[b] to length - T + t, for new token t
+//   y = (p @ values) * sigmoid(gate)      [B, T, Hq D]
+//
+// q [B, Hq, T, D]; keys, values [B, Hkv, S, D] with `length` valid rows, the T new ones last; head h reads key head
+// h // (Hq / Hkv). The gate is read in place from projection [B, T, (q | gate) per query head | ...]. start int [B]:
+// the first row of a left-padded sequence (none: 0); a token before it gives 0. Sums are float32. One float dtype.
+#include "cpu/attention.h"
 
 #include "cpu/kernels.h"
 #include "decode_tokens.h"
 #include "gpu/attention.h"
 #include "mlx/ops.h"
 #include "ops/attention_mlx.h"
+#include "ops/binding.h"
+#include "ops/checks.h"
+#include "ops/donation.h"
+#include "ops/evaluation.h"
+#include "ops/inputs.h"
+#include "ops/primitive.h"
 
 namespace mlx_delta {
 namespace {
@@ -53,8 +67,6 @@ class Attention : public Primitive {
   float scale_;
 };
 
-}  // namespace
-
 mx::array attention(const mx::array& q, const mx::array& projection, const mx::array& keys, const mx::array& values,
                     int length, float scale, const std::optional<mx::array>& start, mx::StreamOrDevice stream) {
   const mx::Stream s = mx::to_stream(stream);
@@ -93,4 +105,18 @@ mx::array attention(const mx::array& q, const mx::array& projection, const mx::a
                    std::move(inputs));
 }
 
+const Binding binding([](nb::module_& m) {
+  m.def("attention", &attention, "q"_a, "projection"_a, "keys"_a, "values"_a, nb::kw_only(), "length"_a, "scale"_a,
+        "start"_a = nb::none(), "stream"_a = nb::none());
+  m.def(
+      "attention_mlx",
+      [](const mx::array& q, const mx::array& projection, const mx::array& keys, const mx::array& values, int length,
+         float scale, const std::optional<mx::array>& start, mx::StreamOrDevice stream) {
+        return attention_mlx(q, projection, keys, values, length, scale, start, mx::to_stream(stream));
+      },
+      "q"_a, "projection"_a, "keys"_a, "values"_a, nb::kw_only(), "length"_a, "scale"_a, "start"_a = nb::none(),
+      "stream"_a = nb::none(), "For tests: what attention of many tokens is on a GPU, anywhere.");
+});
+
+}  // namespace
 }  // namespace mlx_delta

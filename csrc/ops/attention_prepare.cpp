@@ -1,13 +1,35 @@
-#include "ops/attention_prepare.h"
+// attention_prepare: from the projection of an attention layer to its query, with keys and values in the cache.
+//
+//   projection = [(q | gate) per query head | k | v]         [B, T, (2 Hq + 2 Hkv) D]
+//   q = rope(q * rsqrt(mean(q^2) + eps) * q_norm)            per head; k likewise with k_norm
+//   keys[:, :, offset : offset + T] = k, values likewise     keys, values [B, Hkv, S, D]
+//
+// rope turns the pairs (i, i + rope_dim / 2) of the first rope_dim values of a head by position * theta^(-2i/rope_dim).
+// positions int [B, T], or [3, B, T] for M-RoPE (T, H, W; interleaved: frequency i follows H where i % 3 = 1 and
+// i / 3 < sections[1], W where i % 3 = 2 and i / 3 < sections[2], else T); none: offset + t.
+// Returns q [B, Hq, T, D], keys, values. The cache is updated in place where possible. One float dtype.
+#include "cpu/attention_prepare.h"
 
 #include "cpu/kernels.h"
 #include "gpu/attention_prepare.h"
 #include "mlx/ops.h"
+#include "ops/binding.h"
+#include "ops/checks.h"
+#include "ops/donation.h"
+#include "ops/evaluation.h"
+#include "ops/inputs.h"
+#include "ops/primitive.h"
 
 namespace mlx_delta {
 namespace {
 
 constexpr const char* kOp = "attention_prepare";
+
+struct Rope {
+  float theta;
+  int dim;
+  std::array<int, 3> sections;
+};
 
 class AttentionPrepare : public Primitive {
  public:
@@ -78,8 +100,6 @@ mx::array position_axes(const mx::array& positions, int B, int T, mx::Stream s) 
   return contiguous(positions.ndim() == 2 ? mx::broadcast_to(as_int, {3, B, T}, s) : as_int, s);
 }
 
-}  // namespace
-
 std::tuple<mx::array, mx::array, mx::array> attention_prepare(const mx::array& projection, const mx::array& q_norm,
                                                               const mx::array& k_norm, const mx::array& keys,
                                                               const mx::array& values, int offset, const Rope& rope,
@@ -119,4 +139,19 @@ std::tuple<mx::array, mx::array, mx::array> attention_prepare(const mx::array& p
   return {out[0], out[1], out[2]};
 }
 
+const Binding binding([](nb::module_& m) {
+  m.def(
+      "attention_prepare",
+      [](const mx::array& projection, const mx::array& q_norm, const mx::array& k_norm, const mx::array& keys,
+         const mx::array& values, int offset, float rope_theta, int rope_dim, std::tuple<int, int, int> rope_sections,
+         float eps, const std::optional<mx::array>& positions, mx::StreamOrDevice stream) {
+        const auto [t, h, w] = rope_sections;
+        return attention_prepare(projection, q_norm, k_norm, keys, values, offset, {rope_theta, rope_dim, {t, h, w}},
+                                 eps, positions, stream);
+      },
+      "projection"_a, "q_norm"_a, "k_norm"_a, "keys"_a, "values"_a, nb::kw_only(), "offset"_a, "rope_theta"_a,
+      "rope_dim"_a, "rope_sections"_a, "eps"_a = 1e-6, "positions"_a = nb::none(), "stream"_a = nb::none());
+});
+
+}  // namespace
 }  // namespace mlx_delta

@@ -1,8 +1,23 @@
-#include "ops/conv1d.h"
+// conv1d: depthwise causal convolution of width 4 over T tokens, then SiLU.
+//
+//   h = concat(state, x)                                                     [B, 3 + T, C]
+//   y[b, t, c] = silu(sum_j weight[c, j] h[b, t + j, c])                     [B, T, C]
+//   new state = the last three rows of h                                     [B, 3, C], oldest first
+//
+// mask [B, T]: a token whose mask is false is not there: the window skips it, its y is 0.
+// x, state, y: one float dtype. Sums are float32. Without a state: zeros. The state is updated in place where possible.
+#include "cpu/conv1d.h"
 
 #include "cpu/kernels.h"
 #include "gpu/conv1d.h"
 #include "mlx/ops.h"
+#include "ops/binding.h"
+#include "ops/checks.h"
+#include "ops/delta_inputs.h"
+#include "ops/donation.h"
+#include "ops/evaluation.h"
+#include "ops/inputs.h"
+#include "ops/primitive.h"
 
 namespace mlx_delta {
 namespace {
@@ -41,26 +56,6 @@ class Conv1d : public Primitive {
   int mask_;
 };
 
-}  // namespace
-
-mx::array conv_taps(const char* op, const mx::array& weight, int C, mx::Stream stream) {
-  check_float(op, "weight", weight);
-  const mx::Shape taps{C, cpu::kConvWidth};
-  const bool stored = weight.ndim() == 3 && weight.shape(0) == C && weight.shape(1) * weight.shape(2) == taps[1] &&
-                      (weight.shape(1) == 1 || weight.shape(2) == 1);
-  if (!stored) check_shape(op, "weight", weight, taps);
-  return float_parameter(stored ? mx::reshape(weight, taps, stream) : weight, stream);
-}
-
-mx::array conv_state(const char* op, const std::optional<mx::array>& state, int B, int C, mx::Dtype dtype,
-                     mx::Stream stream) {
-  const mx::Shape shape{B, cpu::kConvState, C};
-  if (!state) return contiguous(mx::zeros(shape, dtype, stream), stream);
-  check_shape(op, "conv state", *state, shape);
-  check_same_dtype(op, "conv state", *state, dtype);
-  return contiguous(*state, stream);
-}
-
 std::pair<mx::array, mx::array> conv1d(const mx::array& x, const mx::array& weight,
                                        const std::optional<mx::array>& state, const std::optional<mx::array>& mask,
                                        mx::StreamOrDevice stream) {
@@ -76,4 +71,10 @@ std::pair<mx::array, mx::array> conv1d(const mx::array& x, const mx::array& weig
   return {out[0], out[1]};
 }
 
+const Binding binding([](nb::module_& m) {
+  m.def("conv1d", &conv1d, "x"_a, "weight"_a, "state"_a = nb::none(), nb::kw_only(), "mask"_a = nb::none(),
+        "stream"_a = nb::none());
+});
+
+}  // namespace
 }  // namespace mlx_delta

@@ -1,9 +1,24 @@
-#include "ops/delta_mixer.h"
+// delta_mixer: everything between the two projections of a gated-delta layer, for decoding (T small).
+//
+//   projection = [q | k | v | z | b | a]                     [B, T, 2 Hk Dk + 2 Hv Dv + 2 Hv]
+//   q, k, v = conv1d([q | k | v])                            as ops/conv1d.cpp
+//   y = gated_delta(q, k, v, a, b)                           as ops/gated_delta.cpp, token by token
+//   y = norm * y * rsqrt(mean(y^2) + eps) * silu(z)          per value head
+//
+// Returns y [B, T, Hv Dv] and the new conv state [B, 3, C] and delta state float32 [B, Hv, Dv, Dk], both updated in
+// place where possible; C = 2 Hk Dk + Hv Dv. projection, conv state and y: one float dtype; nothing between is rounded.
+// mask [B, T]: a token whose mask is false is not there: it leaves both states alone, its y is 0.
+#include "cpu/delta_mixer.h"
 
 #include "cpu/kernels.h"
 #include "gpu/delta_mixer.h"
-#include "ops/conv1d.h"
-#include "ops/gated_delta.h"
+#include "ops/binding.h"
+#include "ops/checks.h"
+#include "ops/delta_inputs.h"
+#include "ops/donation.h"
+#include "ops/evaluation.h"
+#include "ops/inputs.h"
+#include "ops/primitive.h"
 
 namespace mlx_delta {
 namespace {
@@ -57,8 +72,6 @@ class DeltaMixer : public Primitive {
   float eps_;
 };
 
-}  // namespace
-
 std::tuple<mx::array, mx::array, mx::array> delta_mixer(const mx::array& projection, const mx::array& conv_weight,
                                                         const mx::array& A_log, const mx::array& dt_bias,
                                                         const mx::array& norm, const std::optional<mx::array>& conv,
@@ -94,4 +107,11 @@ std::tuple<mx::array, mx::array, mx::array> delta_mixer(const mx::array& project
   return {out[0], out[1], out[2]};
 }
 
+const Binding binding([](nb::module_& m) {
+  m.def("delta_mixer", &delta_mixer, "projection"_a, "conv_weight"_a, "A_log"_a, "dt_bias"_a, "norm"_a,
+        "conv_state"_a.none(), "delta_state"_a.none(), nb::kw_only(), "key_heads"_a, "key_dim"_a, "eps"_a = 1e-6,
+        "mask"_a = nb::none(), "stream"_a = nb::none());
+});
+
+}  // namespace
 }  // namespace mlx_delta

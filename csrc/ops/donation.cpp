@@ -1,8 +1,13 @@
 #include "ops/donation.h"
 
 #include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <memory>
 #include <mutex>
 #include <unordered_map>
+
+#include "ops/evaluation.h"
 
 namespace mlx_delta {
 namespace {
@@ -65,6 +70,28 @@ bool can_take_over(const mx::array& in, mx::Stream stream) {
   // memory nobody holds: so the memory moves to a holder of its own, and those in flight keep an empty one.
   const_cast<mx::array&>(in).set_data(mx::allocator::Data(std::move(*memory)));
   return in.is_donatable();
+}
+
+void note_states(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs,
+                 const std::vector<int>& state_inputs, const std::vector<int>& state_outputs, mx::Stream stream) {
+  const auto ran = std::make_shared<std::atomic<bool>>(false);
+  run_on(stream, [ran] { *ran = true; });
+  note_in_flight(inputs, outputs, state_inputs, state_outputs, stream, [ran] { return ran->load(); });
+}
+
+void release_sibling_inputs(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
+  for (mx::array& out : outputs)
+    if (&out.inputs() != &inputs && !out.is_tracer()) out.inputs().clear();
+}
+
+void donate_or_copy(const mx::array& in, mx::array& out, mx::Stream stream) {
+  if (can_take_over(in, stream)) {
+    out.copy_shared_buffer(in);
+    return;
+  }
+  allocate(out);
+  run_on(stream,
+         [from = in.data<char>(), to = out.data<char>(), bytes = out.nbytes()] { std::memcpy(to, from, bytes); });
 }
 
 }  // namespace mlx_delta

@@ -1,8 +1,19 @@
-#include "ops/embedding.h"
+// embedding: rows of a (quantized) table.
+//
+//   y[..] = W[tokens[..]]        tokens: integers [..]; y: dtype [.., K]
+//
+// A token outside [0, N) gives a row of NaN.
+#include "cpu/embedding.h"
 
 #include "cpu/kernels.h"
 #include "gpu/embedding.h"
 #include "mlx/ops.h"
+#include "ops/binding.h"
+#include "ops/checks.h"
+#include "ops/evaluation.h"
+#include "ops/inputs.h"
+#include "ops/matrix.h"
+#include "ops/primitive.h"
 
 namespace mlx_delta {
 namespace {
@@ -31,8 +42,6 @@ class Embedding : public Primitive {
   Matrix table_;
 };
 
-}  // namespace
-
 mx::array embedding(const mx::array& tokens, const Matrix& table, mx::Dtype dtype, mx::StreamOrDevice stream) {
   const mx::Stream s = mx::to_stream(stream);
   if (!mx::issubdtype(tokens.dtype(), mx::integer) || tokens.size() == 0)
@@ -46,4 +55,9 @@ mx::array embedding(const mx::array& tokens, const Matrix& table, mx::Dtype dtyp
   return mx::array(shape, dtype, std::make_shared<Embedding>(s, table), std::move(inputs));
 }
 
+const Binding binding([](nb::module_& m) {
+  m.def("embedding", &embedding, "tokens"_a, "table"_a, "dtype"_a, nb::kw_only(), "stream"_a = nb::none());
+});
+
+}  // namespace
 }  // namespace mlx_delta

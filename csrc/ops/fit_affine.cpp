@@ -1,8 +1,11 @@
-#include "ops/fit_affine.h"
+// Affine quantization by least squares, for conversion: not a node of a graph, it works on evaluated arrays at once.
+#include "cpu/fit_affine.h"
 
 #include "cpu/kernels.h"
 #include "mlx/allocator.h"
-#include "ops/moments.h"
+#include "ops/binding.h"
+#include "ops/checks.h"
+#include "ops/evaluation.h"
 
 namespace mlx_delta {
 namespace {
@@ -26,8 +29,14 @@ void check_feedback(const mx::array& feedback, const std::optional<mx::array>& o
   check_order(kOp, *order, group_size);
 }
 
-}  // namespace
-
+// weight [N, K], evaluated, row-contiguous, float32, float16 or bfloat16; importance float32 [K], positive. Per group
+// of 32, 64 or 128 along K the s, b (bfloat16 values) and q in [0, 2^bits - 1] that minimise sum h_k (w_k - s q_k -
+// b)^2 as mlx_delta.conversion.fit describes it.
+// feedback (float32 [K, K]) and order (int32 [K], within groups): importance and feedback are by place, and order says
+// which column is there; feedback's upper triangle is U of factor_moments, importance its D. Columns are rounded by
+// place, each after the errors of those before it, times U, were added to it, and errors add up to trace(dW H dW^T).
+// Returns packed uint32 [N, K * bits / 32] (MLX's packing), scales and biases bfloat16 [N, K / group], and each
+// group's error float32 [N, K / group].
 std::tuple<mx::array, mx::array, mx::array, mx::array> fit_affine(const mx::array& weight, const mx::array& importance,
                                                                   int bits, int group_size,
                                                                   const std::optional<mx::array>& feedback,
@@ -57,4 +66,11 @@ std::tuple<mx::array, mx::array, mx::array, mx::array> fit_affine(const mx::arra
   return {packed, scales, biases, errors};
 }
 
+const Binding binding([](nb::module_& m) {
+  m.def("fit_affine", &fit_affine, "weight"_a, "importance"_a, "bits"_a, "group_size"_a, "feedback"_a = nb::none(),
+        "order"_a = nb::none(), nb::call_guard<nb::gil_scoped_release>(),
+        "Quantize an evaluated matrix by weighted least squares.");
+});
+
+}  // namespace
 }  // namespace mlx_delta

@@ -1,8 +1,26 @@
-#include "ops/gated_delta.h"
+// gated_delta: the gated delta rule (Yang, Kautz, Hatamizadeh, "Gated Delta Networks", arXiv 2412.06464), per value
+// head h with key head h // (Hv / Hk), state S [Dv, Dk]:
+//
+//   q = q * rsqrt(sum(q^2) + 1e-6) * Dk^-0.5,  k = k * rsqrt(sum(k^2) + 1e-6)
+//   g = exp(-exp(A_log) * softplus(a + dt_bias)),  beta = sigmoid(b)
+//   S = g S;  S += beta (v - S k) k^T;  y = S q                              for each token
+//
+// q, k [B, T, Hk, Dk]; v, y [B, T, Hv, Dv]; a, b [B, T, Hv]: one float dtype. A_log, dt_bias [Hv]: any float dtype.
+// state float32 [B, Hv, Dv, Dk] (none: zeros), updated in place where possible. T > 16 runs in chunks of 64 tokens,
+// counted from the first token that is there.
+// mask [B, T]: a token whose mask is false is not there: it leaves the state alone, its y is 0.
+#include "cpu/gated_delta.h"
 
 #include "cpu/kernels.h"
 #include "gpu/gated_delta.h"
 #include "mlx/ops.h"
+#include "ops/binding.h"
+#include "ops/checks.h"
+#include "ops/delta_inputs.h"
+#include "ops/donation.h"
+#include "ops/evaluation.h"
+#include "ops/inputs.h"
+#include "ops/primitive.h"
 
 namespace mlx_delta {
 namespace {
@@ -50,26 +68,6 @@ class GatedDelta : public Primitive {
   int mask_;
 };
 
-}  // namespace
-
-mx::array delta_state(const char* op, const std::optional<mx::array>& state, int B, int Hv, int Dv, int Dk,
-                      mx::Stream stream) {
-  const mx::Shape shape{B, Hv, Dv, Dk};
-  if (!state) return contiguous(mx::zeros(shape, mx::float32, stream), stream);
-  check_shape(op, "delta state", *state, shape);
-  check_same_dtype(op, "delta state", *state, mx::float32);
-  return contiguous(*state, stream);
-}
-
-void check_delta_heads(const char* op, int Hk, int Hv, const mx::array& A_log, const mx::array& dt_bias) {
-  if (Hk <= 0 || Hv % Hk != 0)
-    fail(op, "heads", "value heads a multiple of key heads", std::to_string(Hv) + " and " + std::to_string(Hk));
-  check_shape(op, "A_log", A_log, {Hv});
-  check_float(op, "A_log", A_log);
-  check_shape(op, "dt_bias", dt_bias, {Hv});
-  check_float(op, "dt_bias", dt_bias);
-}
-
 std::pair<mx::array, mx::array> gated_delta(const mx::array& q, const mx::array& k, const mx::array& v,
                                             const mx::array& a, const mx::array& b, const mx::array& A_log,
                                             const mx::array& dt_bias, const std::optional<mx::array>& state,
@@ -102,4 +100,10 @@ std::pair<mx::array, mx::array> gated_delta(const mx::array& q, const mx::array&
   return {out[0], out[1]};
 }
 
+const Binding binding([](nb::module_& m) {
+  m.def("gated_delta", &gated_delta, "q"_a, "k"_a, "v"_a, "a"_a, "b"_a, "A_log"_a, "dt_bias"_a, "state"_a = nb::none(),
+        nb::kw_only(), "mask"_a = nb::none(), "stream"_a = nb::none());
+});
+
+}  // namespace
 }  // namespace mlx_delta

@@ -1,9 +1,19 @@
-#include "ops/gated_norm.h"
+// gated_norm: RMSNorm of each head's output, gated: what follows gated_delta in prefill.
+//
+//   out = norm * y * rsqrt(mean(y^2) + eps) * silu(z)      over the last axis; y, z, out: one float dtype; norm [D]
+//
+// Computed in float32, rounded once. On a GPU a composition of MLX's operations.
+#include "cpu/gated_norm.h"
 
 #include "cpu/kernels.h"
 #include "mlx/compile.h"
 #include "mlx/fast.h"
 #include "mlx/ops.h"
+#include "ops/binding.h"
+#include "ops/checks.h"
+#include "ops/evaluation.h"
+#include "ops/inputs.h"
+#include "ops/primitive.h"
 
 namespace mlx_delta {
 namespace {
@@ -43,8 +53,6 @@ std::vector<mx::array> gated(const std::vector<mx::array>& normed_z) {
   return {mx::astype(mx::multiply(normed_z[0], mx::multiply(z, mx::sigmoid(z))), normed_z[1].dtype())};
 }
 
-}  // namespace
-
 mx::array gated_norm(const mx::array& y, const mx::array& z, const mx::array& norm, float eps,
                      mx::StreamOrDevice stream) {
   const mx::Stream s = mx::to_stream(stream);
@@ -64,4 +72,9 @@ mx::array gated_norm(const mx::array& y, const mx::array& z, const mx::array& no
                    {contiguous(y, s), sliced(z, s), float_parameter(norm, s)});
 }
 
+const Binding binding([](nb::module_& m) {
+  m.def("gated_norm", &gated_norm, "y"_a, "z"_a, "norm"_a, nb::kw_only(), "eps"_a = 1e-6, "stream"_a = nb::none());
+});
+
+}  // namespace
 }  // namespace mlx_delta

@@ -2,6 +2,11 @@
 
 #include <sstream>
 
+#include "ops/binding.h"
+#include "ops/checks.h"
+#include "ops/evaluation.h"
+#include "ops/inputs.h"
+
 namespace mlx_delta {
 
 Matrix Matrix::plain(mx::array weight) {
@@ -58,4 +63,23 @@ cpu::MatrixView Matrix::view(const mx::array* in) const {
           cols};
 }
 
+namespace {
+
+const Binding binding([](nb::module_& m) {
+  nb::class_<Matrix>(m, "Matrix", "A weight matrix [rows, cols]: plain, or affine-quantized in MLX's packing.")
+      .def_static("plain", &Matrix::plain, "weight"_a, "From float weight [N, K].")
+      .def_static("affine", &Matrix::affine, "weight"_a, "scales"_a, "biases"_a, "bits"_a, "group_size"_a,
+                  "From packed uint32 weight [N, K * bits / 32], scales and biases [N, K / group_size].")
+      .def_ro("weight", &Matrix::weight)
+      .def_ro("scales", &Matrix::scales)
+      .def_ro("biases", &Matrix::biases)
+      .def_ro("bits", &Matrix::bits, "Bits of a quantized value; 0: plain.")
+      .def_ro("group_size", &Matrix::group_size, "Columns that share a scale and a bias; 0: plain.")
+      .def_ro("rows", &Matrix::rows)
+      .def_ro("cols", &Matrix::cols)
+      .def_prop_ro("nbytes", &Matrix::nbytes, "Bytes of weight, scales and biases.")
+      .def("__repr__", &Matrix::repr);
+});
+
+}  // namespace
 }  // namespace mlx_delta

@@ -1,12 +1,17 @@
 // A weight matrix as the ops take it: plain, or affine-quantized in MLX's packing. Checked once, when it is made.
 #pragma once
 
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "cpu/matrix.h"
-#include "ops/common.h"
+#include "mlx/array.h"
+#include "mlx/utils.h"
 
 namespace mlx_delta {
+
+namespace mx = mlx::core;
 
 struct Matrix {
   // weight: [N, K] float32 / float16 / bfloat16.

@@ -1,8 +1,10 @@
-#include "ops/memory.h"
-
+// Memory that weights stream from.
 #include <atomic>
+#include <cstdint>
 
-#include "cpu/threads.h"
+#include "cpu/runtime/threads.h"
+#include "mlx/array.h"
+#include "ops/binding.h"
 
 #ifdef __linux__
 #include <sys/mman.h>
@@ -12,7 +14,12 @@
 #endif
 
 namespace mlx_delta {
+namespace {
 
+namespace mx = mlx::core;
+
+// Asks the system to back an evaluated array by huge pages (Linux: 2 MB, moved at once where the kernel can). With
+// pages of 4 KB a stream of weights stops at every page: a core reads at half its speed. Says whether it worked.
 bool use_huge_pages(const mx::array& a) {
 #ifdef __linux__
   constexpr uintptr_t page = uintptr_t{2} << 20;
@@ -31,6 +38,7 @@ bool use_huge_pages(const mx::array& a) {
 #endif
 }
 
+// Reads an evaluated array once, on all threads: what a memory-bound kernel can at most reach. Returns a checksum.
 uint64_t read_all(const mx::array& a) {
   // Loads of 16 bytes reach what AVX-512 loads and software prefetches do: memory is what there is to wait for.
   typedef uint64_t Words __attribute__((vector_size(16), may_alias));
@@ -55,4 +63,10 @@ uint64_t read_all(const mx::array& a) {
   return total;
 }
 
+const Binding binding([](nb::module_& m) {
+  m.def("use_huge_pages", &use_huge_pages, "a"_a, "Back an evaluated array by huge pages; whether that worked.");
+  m.def("read_all", &read_all, "a"_a, "Read an evaluated array once on all threads; a checksum.");
+});
+
+}  // namespace
 }  // namespace mlx_delta

@@ -1,7 +1,12 @@
-#include "ops/moments.h"
+// The second moments E[x x^T] of a matrix's inputs, and the factors by which rounding feeds its errors forward. Like
+// fit_affine no nodes of a graph: they work on evaluated arrays at once, and in place, for a moment matrix of a 9B is
+// 604 MB. mlx_delta.conversion.moments is the interface.
+#include "cpu/moments.h"
 
 #include "cpu/kernels.h"
 #include "mlx/allocator.h"
+#include "ops/binding.h"
+#include "ops/checks.h"
 
 namespace mlx_delta {
 namespace {
@@ -21,25 +26,8 @@ void check_ready_order(const char* op, const mx::array& order, int n) {
   check_order(op, order, kOrderBlock);
 }
 
-}  // namespace
-
-void check_ready(const char* op, const char* argument, const mx::array& a) {
-  if (!a.is_available() || !a.flags().row_contiguous) fail(op, argument, "an evaluated, contiguous array", "another");
-}
-
-void check_order(const char* op, const mx::array& order, int block) {
-  const int* columns = order.data<int>();
-  const int n = order.shape(0);
-  std::vector<bool> seen(static_cast<size_t>(n));
-  for (int i = 0; i < n; ++i) {
-    const int column = columns[i];
-    if (column < 0 || column >= n || column / block != i / block || seen[size_t(column)])
-      fail(op, "order", "each block of " + std::to_string(block) + " a permutation of itself",
-           std::to_string(column) + " at " + std::to_string(i));
-    seen[size_t(column)] = true;
-  }
-}
-
+// sums[K, K] += x^T x for x [M, K], in the upper triangle; with y [M, N] sums[N, K] += y^T x, all of it. All float32.
+// The sums' bits do not depend on the threads, nor do those of what follows.
 void add_moments(const mx::array& sums, const mx::array& x, const std::optional<mx::array>& y) {
   constexpr const char* kOp = "add_moments";
   check_ready_matrix(kOp, "x", x);
@@ -56,6 +44,11 @@ void add_moments(const mx::array& sums, const mx::array& x, const std::optional<
                                                x.shape(0), cols, outputs});
 }
 
+// With H = sums * factor, its rows and columns put in order (int32 [K], which of them comes at each place; every block
+// of 64 is a permutation of itself), and damping added to its diagonal: the factors U, upper triangular with ones on
+// its diagonal, and D, diagonal, of
+//     H = U D U^T.
+// U replaces sums above the diagonal, what else is there means nothing; returns D, float32 [K].
 mx::array factor_moments(const mx::array& sums, const mx::array& order, float factor, float damping) {
   constexpr const char* kOp = "factor_moments";
   check_ready_matrix(kOp, "sums", sums);
@@ -71,6 +64,7 @@ mx::array factor_moments(const mx::array& sums, const mx::array& order, float fa
   return diagonal;
 }
 
+// values[N, K] becomes values H^-1, of which upper, diagonal and order are factors; values by column, H's by place.
 void solve_moments(const mx::array& values, const mx::array& upper, const mx::array& diagonal, const mx::array& order) {
   constexpr const char* kOp = "solve_moments";
   check_ready_matrix(kOp, "values", values);
@@ -86,4 +80,14 @@ void solve_moments(const mx::array& values, const mx::array& upper, const mx::ar
                                                  order.data<int>(), values.shape(0), n});
 }
 
+const Binding binding([](nb::module_& m) {
+  m.def("add_moments", &add_moments, "sums"_a, "x"_a, "y"_a = nb::none(), nb::call_guard<nb::gil_scoped_release>(),
+        "Add x^T x to the upper triangle of an evaluated array, or y^T x to all of it, in place.");
+  m.def("factor_moments", &factor_moments, "sums"_a, "order"_a, "factor"_a, "damping"_a,
+        nb::call_guard<nb::gil_scoped_release>(), "Factor moments into U D U^T in place; returns D.");
+  m.def("solve_moments", &solve_moments, "values"_a, "upper"_a, "diagonal"_a, "order"_a,
+        nb::call_guard<nb::gil_scoped_release>(), "Multiply by the inverse of factored moments, in place.");
+});
+
+}  // namespace
 }  // namespace mlx_delta

@@ -1,8 +1,23 @@
-#include "ops/qmm.h"
+// qmm: x times one or more row-concatenated weight matrices, with the work around it fused in.
+//
+//   h = norm ? x * rsqrt(mean(x^2) + eps) * norm : x                         [.., K]
+//   y = concat_s(h @ W_s^T)                                                  [.., N]   N = sum of the rows
+//   y = silu(h @ W_0^T) * (h @ W_1^T)      with activation = "swiglu"        [.., N]   segments = {gate, up}
+//   y = y + residual                       with residual                     [.., N]
+//
+// x: float32, float16 or bfloat16; so are y and residual. Segments may differ in width and dtype. Sums are float32;
+// x is never rounded. A row of y has the same bits whatever the number of rows of x.
+#include "cpu/qmm.h"
 
 #include "cpu/kernels.h"
 #include "decode_tokens.h"
 #include "gpu/qmm.h"
+#include "ops/binding.h"
+#include "ops/checks.h"
+#include "ops/evaluation.h"
+#include "ops/inputs.h"
+#include "ops/matrix.h"
+#include "ops/primitive.h"
 #include "ops/qmm_mlx.h"
 
 namespace mlx_delta {
@@ -80,8 +95,6 @@ int output_columns(const std::vector<Matrix>& segments, int K, bool swiglu) {
   return segments[0].rows;
 }
 
-}  // namespace
-
 mx::array qmm(const mx::array& x, const std::vector<Matrix>& segments, const std::optional<mx::array>& norm, float eps,
               const std::optional<mx::array>& residual, const std::optional<std::string>& activation,
               mx::StreamOrDevice stream) {
@@ -118,4 +131,19 @@ mx::array qmm(const mx::array& x, const std::vector<Matrix>& segments, const std
                    std::move(inputs));
 }
 
+const Binding binding([](nb::module_& m) {
+  m.def("qmm", &qmm, "x"_a, "segments"_a, nb::kw_only(), "norm"_a = nb::none(), "eps"_a = 1e-6,
+        "residual"_a = nb::none(), "activation"_a = nb::none(), "stream"_a = nb::none());
+  m.def(
+      "qmm_mlx",
+      [](const mx::array& x, const std::vector<Matrix>& segments, const std::optional<mx::array>& norm, float eps,
+         const std::optional<mx::array>& residual, const std::optional<std::string>& activation,
+         mx::StreamOrDevice stream) {
+        return qmm_mlx(x, segments, norm, eps, residual, activation.has_value(), mx::to_stream(stream));
+      },
+      "x"_a, "segments"_a, nb::kw_only(), "norm"_a = nb::none(), "eps"_a = 1e-6, "residual"_a = nb::none(),
+      "activation"_a = nb::none(), "stream"_a = nb::none(), "For tests: what qmm of many rows is on a GPU, anywhere.");
+});
+
+}  // namespace
 }  // namespace mlx_delta

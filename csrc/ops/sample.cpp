@@ -1,10 +1,32 @@
-#include "ops/sample.h"
+// sample: the next token of each row of logits, chosen by 64 random bits a row.
+//
+//   logits [B, V], of which the first N = vocab_size columns are tokens; random: uint64 [B] -> tokens int32 [B]
+//
+//   x = logits, in float32; NaN is -inf
+//   x = x / repetition_penalty if x > 0, else x * repetition_penalty     where prompt | generated
+//   x = x - presence_penalty                                             where generated
+//   x = -inf                                                             where not allowed
+//   x = x / temperature
+//   keep, in the order of descending x, ascending id:
+//     the first top_k                                                    0: all
+//     those before which lies less than top_p of the mass of exp(x)      1: all; of what top_k kept
+//     those with x >= max(x) + log(min_p)                                0: all
+//   token = the one in whose part of the mass lies the point random / 2^64, parts laid end to end by ascending id
+//
+// Without random: the first token of the order. Masks are bool, [B, N] or [1, N] for all rows. A row that has nothing
+// but -inf gives token 0.
+#include "cpu/sample.h"
 
 #include <cmath>
 #include <limits>
 
 #include "cpu/kernels.h"
 #include "mlx/ops.h"
+#include "ops/binding.h"
+#include "ops/checks.h"
+#include "ops/evaluation.h"
+#include "ops/inputs.h"
+#include "ops/primitive.h"
 #include "ops/sample_mlx.h"
 
 namespace mlx_delta {
@@ -101,8 +123,6 @@ int check(const mx::array& logits, const std::optional<mx::array>& random, const
   return N;
 }
 
-}  // namespace
-
 mx::array sample(const mx::array& logits, const std::optional<mx::array>& random, const SampleFilters& filters,
                  const SampleMasks& masks, std::optional<int> vocab_size, mx::StreamOrDevice stream) {
   const mx::Stream s = mx::to_stream(stream);
@@ -120,4 +140,25 @@ mx::array sample(const mx::array& logits, const std::optional<mx::array>& random
                    std::move(inputs));
 }
 
+const Binding binding([](nb::module_& m) {
+  const auto define = [&m](const char* name, auto op, const char* doc) {
+    m.def(
+        name,
+        [op](const mx::array& logits, const std::optional<mx::array>& random, float temperature, int top_k,
+             double top_p, double min_p, const std::optional<mx::array>& allowed,
+             const std::optional<mx::array>& prompt, const std::optional<mx::array>& generated, float presence_penalty,
+             float repetition_penalty, std::optional<int> vocab_size, mx::StreamOrDevice stream) {
+          const SampleFilters filters{temperature, top_k, top_p, min_p, presence_penalty, repetition_penalty};
+          return op(logits, random, filters, {allowed, prompt, generated}, vocab_size, stream);
+        },
+        "logits"_a, "random"_a = nb::none(), nb::kw_only(), "temperature"_a = 1.0f, "top_k"_a = 0, "top_p"_a = 1.0,
+        "min_p"_a = 0.0, "allowed"_a = nb::none(), "prompt"_a = nb::none(), "generated"_a = nb::none(),
+        "presence_penalty"_a = 0.0f, "repetition_penalty"_a = 1.0f, "vocab_size"_a = nb::none(),
+        "stream"_a = nb::none(), doc);
+  };
+  define("sample", &sample, "");
+  define("sample_mlx", &sample_mlx, "For tests: what sample is on a GPU, anywhere.");
+});
+
+}  // namespace
 }  // namespace mlx_delta

@@ -1,198 +1,327 @@
-"""Types of the extension. The ops are documented in mlx_delta.ops."""
+"""
+Fused operations of Qwen3.5 as MLX primitives. Use mlx_delta.ops, which documents them.
+"""
 
 from collections.abc import Sequence
 
-import mlx.core as mx
+import mlx.core
 
-DECODE_TOKENS: int
-"""Up to this many tokens of a sequence are decoded, more are a prompt: ops and network draw the line alike."""
+DECODE_TOKENS: int = 16
 
-Stream = mx.Stream | mx.Device | None
-
-class Matrix:
-    """A weight matrix [rows, cols]: plain, or affine-quantized in MLX's packing. Checked when it is made."""
-
-    weight: mx.array
-    scales: mx.array | None
-    biases: mx.array | None
-    bits: int
-    group_size: int
-    rows: int
-    cols: int
-    @staticmethod
-    def plain(weight: mx.array) -> Matrix: ...
-    @staticmethod
-    def affine(weight: mx.array, scales: mx.array, biases: mx.array, bits: int, group_size: int) -> Matrix: ...
-    @property
-    def nbytes(self) -> int: ...
-
-def qmm(
-    x: mx.array,
-    segments: Sequence[Matrix],
+def attention(
+    q: mlx.core.array,
+    projection: mlx.core.array,
+    keys: mlx.core.array,
+    values: mlx.core.array,
     *,
-    norm: mx.array | None = None,
-    eps: float = 1e-6,
-    residual: mx.array | None = None,
-    activation: str | None = None,
-    stream: Stream = None,
-) -> mx.array: ...
-def embedding(tokens: mx.array, table: Matrix, dtype: mx.Dtype, *, stream: Stream = None) -> mx.array: ...
-def conv1d(
-    x: mx.array,
-    weight: mx.array,
-    state: mx.array | None = None,
+    length: int,
+    scale: float,
+    start: mlx.core.array | None = None,
+    stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None,
+) -> mlx.core.array: ...
+def attention_mlx(
+    q: mlx.core.array,
+    projection: mlx.core.array,
+    keys: mlx.core.array,
+    values: mlx.core.array,
     *,
-    mask: mx.array | None = None,
-    stream: Stream = None,
-) -> tuple[mx.array, mx.array]: ...
-def gated_delta(
-    q: mx.array,
-    k: mx.array,
-    v: mx.array,
-    a: mx.array,
-    b: mx.array,
-    A_log: mx.array,
-    dt_bias: mx.array,
-    state: mx.array | None = None,
-    *,
-    mask: mx.array | None = None,
-    stream: Stream = None,
-) -> tuple[mx.array, mx.array]: ...
-def gated_norm(y: mx.array, z: mx.array, norm: mx.array, *, eps: float = 1e-6, stream: Stream = None) -> mx.array: ...
-def delta_mixer(
-    projection: mx.array,
-    conv_weight: mx.array,
-    A_log: mx.array,
-    dt_bias: mx.array,
-    norm: mx.array,
-    conv_state: mx.array | None,
-    delta_state: mx.array | None,
-    *,
-    key_heads: int,
-    key_dim: int,
-    eps: float = 1e-6,
-    mask: mx.array | None = None,
-    stream: Stream = None,
-) -> tuple[mx.array, mx.array, mx.array]: ...
+    length: int,
+    scale: float,
+    start: mlx.core.array | None = None,
+    stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None,
+) -> mlx.core.array:
+    """For tests: what attention of many tokens is on a GPU, anywhere."""
+
 def attention_prepare(
-    projection: mx.array,
-    q_norm: mx.array,
-    k_norm: mx.array,
-    keys: mx.array,
-    values: mx.array,
+    projection: mlx.core.array,
+    q_norm: mlx.core.array,
+    k_norm: mlx.core.array,
+    keys: mlx.core.array,
+    values: mlx.core.array,
     *,
     offset: int,
     rope_theta: float,
     rope_dim: int,
     rope_sections: tuple[int, int, int],
-    eps: float = 1e-6,
-    positions: mx.array | None = None,
-    stream: Stream = None,
-) -> tuple[mx.array, mx.array, mx.array]: ...
-def attention(
-    q: mx.array,
-    projection: mx.array,
-    keys: mx.array,
-    values: mx.array,
+    eps: float = 1e-06,
+    positions: mlx.core.array | None = None,
+    stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None,
+) -> tuple[mlx.core.array, mlx.core.array, mlx.core.array]: ...
+def conv1d(
+    x: mlx.core.array,
+    weight: mlx.core.array,
+    state: mlx.core.array | None = None,
     *,
-    length: int,
-    scale: float,
-    start: mx.array | None = None,
-    stream: Stream = None,
-) -> mx.array: ...
-def sample(
-    logits: mx.array,
-    random: mx.array | None = None,
+    mask: mlx.core.array | None = None,
+    stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None,
+) -> tuple[mlx.core.array, mlx.core.array]: ...
+def delta_mixer(
+    projection: mlx.core.array,
+    conv_weight: mlx.core.array,
+    A_log: mlx.core.array,
+    dt_bias: mlx.core.array,
+    norm: mlx.core.array,
+    conv_state: mlx.core.array | None,
+    delta_state: mlx.core.array | None,
     *,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    allowed: mx.array | None = None,
-    prompt: mx.array | None = None,
-    generated: mx.array | None = None,
-    presence_penalty: float = 0.0,
-    repetition_penalty: float = 1.0,
-    vocab_size: int | None = None,
-    stream: Stream = None,
-) -> mx.array: ...
+    key_heads: int,
+    key_dim: int,
+    eps: float = 1e-06,
+    mask: mlx.core.array | None = None,
+    stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None,
+) -> tuple[mlx.core.array, mlx.core.array, mlx.core.array]: ...
+def embedding(
+    tokens: mlx.core.array,
+    table: Matrix,
+    dtype: mlx.core.Dtype,
+    *,
+    stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None,
+) -> mlx.core.array: ...
 def fit_affine(
-    weight: mx.array,
-    importance: mx.array,
+    weight: mlx.core.array,
+    importance: mlx.core.array,
     bits: int,
     group_size: int,
-    feedback: mx.array | None = None,
-    order: mx.array | None = None,
-) -> tuple[mx.array, mx.array, mx.array, mx.array]: ...
-def add_moments(sums: mx.array, x: mx.array, y: mx.array | None = None) -> None: ...
-def factor_moments(sums: mx.array, order: mx.array, factor: float, damping: float) -> mx.array: ...
-def solve_moments(values: mx.array, upper: mx.array, diagonal: mx.array, order: mx.array) -> None: ...
-def cpu_isa() -> str: ...
-def cpu_isas() -> list[str]: ...
-def cpu_threads() -> int: ...
-def use_cpu_isa(isa: str) -> None: ...
-def use_huge_pages(a: mx.array) -> bool: ...
-def multiply_add(steps: int) -> int: ...
-def read_all(a: mx.array) -> int: ...
+    feedback: mlx.core.array | None = None,
+    order: mlx.core.array | None = None,
+) -> tuple[mlx.core.array, mlx.core.array, mlx.core.array, mlx.core.array]:
+    """Quantize an evaluated matrix by weighted least squares."""
 
-class Launch:
-    """One kernel launch of a plan: ``source`` is the very text that MLX compiles, ``kernel`` its name in there.
+def gated_delta(
+    q: mlx.core.array,
+    k: mlx.core.array,
+    v: mlx.core.array,
+    a: mlx.core.array,
+    b: mlx.core.array,
+    A_log: mlx.core.array,
+    dt_bias: mlx.core.array,
+    state: mlx.core.array | None = None,
+    *,
+    mask: mlx.core.array | None = None,
+    stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None,
+) -> tuple[mlx.core.array, mlx.core.array]: ...
+def gated_norm(
+    y: mlx.core.array,
+    z: mlx.core.array,
+    norm: mlx.core.array,
+    *,
+    eps: float = 1e-06,
+    stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None,
+) -> mlx.core.array: ...
 
-    ``library`` is the name under which MLX keeps it compiled; it carries the hash of the text.
+class KernelCall:
+    """The call that an op makes of its CPU kernel."""
+
+    @property
+    def kernel(self) -> str:
+        """Its name in csrc/cpu/kernels.def."""
+
+    @property
+    def type(self) -> int:
+        """cpu::DType of the activations."""
+
+    @property
+    def arguments(self) -> bytes:
+        """
+        The struct, with the numbers of buffers, from 1, in the place of pointers; 0: null.
+        """
+
+    @property
+    def pointers(self) -> list[int]:
+        """Where those are, in bytes."""
+
+    @property
+    def buffers(self) -> list[tuple[bytes, bool]]:
+        """
+        (content, whether it is an output): inputs, then outputs as the kernel finds them.
+        """
+
+def kernel_call(result: mlx.core.array) -> KernelCall:
+    """
+    For tests: the call that an op's unevaluated result makes of its CPU kernel.
     """
 
-    kernel: str
-    source: str
-    library: str
-    buffers: list[tuple[str, int]]
-    params: bytes
-    threadgroups: list[int]
-    threads: list[int]
+class Matrix:
+    """
+    A weight matrix [rows, cols]: plain, or affine-quantized in MLX's packing.
+    """
 
-class Plan:
-    """What a GPU does for an op. in_place: (output, input, whether to copy the input if others hold it)."""
+    @staticmethod
+    def plain(weight: mlx.core.array) -> Matrix:
+        """From float weight [N, K]."""
 
-    launches: list[Launch]
-    scratch_bytes: list[int]
-    in_place: list[tuple[int, int, bool]]
+    @staticmethod
+    def affine(
+        weight: mlx.core.array, scales: mlx.core.array, biases: mlx.core.array, bits: int, group_size: int
+    ) -> Matrix:
+        """
+        From packed uint32 weight [N, K * bits / 32], scales and biases [N, K / group_size].
+        """
 
-def plan(result: mx.array) -> tuple[Plan, list[mx.array]]: ...
-def metal_source(file: str) -> str: ...
-def qmm_mlx(
-    x: mx.array,
+    @property
+    def weight(self) -> mlx.core.array: ...
+    @property
+    def scales(self) -> mlx.core.array | None: ...
+    @property
+    def biases(self) -> mlx.core.array | None: ...
+    @property
+    def bits(self) -> int:
+        """Bits of a quantized value; 0: plain."""
+
+    @property
+    def group_size(self) -> int:
+        """Columns that share a scale and a bias; 0: plain."""
+
+    @property
+    def rows(self) -> int: ...
+    @property
+    def cols(self) -> int: ...
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weight, scales and biases."""
+
+    def __repr__(self) -> str: ...
+
+def use_huge_pages(a: mlx.core.array) -> bool:
+    """Back an evaluated array by huge pages; whether that worked."""
+
+def read_all(a: mlx.core.array) -> int:
+    """Read an evaluated array once on all threads; a checksum."""
+
+def add_moments(sums: mlx.core.array, x: mlx.core.array, y: mlx.core.array | None = None) -> None:
+    """
+    Add x^T x to the upper triangle of an evaluated array, or y^T x to all of it, in place.
+    """
+
+def factor_moments(sums: mlx.core.array, order: mlx.core.array, factor: float, damping: float) -> mlx.core.array:
+    """Factor moments into U D U^T in place; returns D."""
+
+def solve_moments(
+    values: mlx.core.array, upper: mlx.core.array, diagonal: mlx.core.array, order: mlx.core.array
+) -> None:
+    """Multiply by the inverse of factored moments, in place."""
+
+def qmm(
+    x: mlx.core.array,
     segments: Sequence[Matrix],
     *,
-    norm: mx.array | None = None,
-    eps: float = 1e-6,
-    residual: mx.array | None = None,
+    norm: mlx.core.array | None = None,
+    eps: float = 1e-06,
+    residual: mlx.core.array | None = None,
     activation: str | None = None,
-    stream: Stream = None,
-) -> mx.array: ...
-def attention_mlx(
-    q: mx.array,
-    projection: mx.array,
-    keys: mx.array,
-    values: mx.array,
+    stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None,
+) -> mlx.core.array: ...
+def qmm_mlx(
+    x: mlx.core.array,
+    segments: Sequence[Matrix],
     *,
-    length: int,
-    scale: float,
-    start: mx.array | None = None,
-    stream: Stream = None,
-) -> mx.array: ...
-def sample_mlx(
-    logits: mx.array,
-    random: mx.array | None = None,
+    norm: mlx.core.array | None = None,
+    eps: float = 1e-06,
+    residual: mlx.core.array | None = None,
+    activation: str | None = None,
+    stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None,
+) -> mlx.core.array:
+    """For tests: what qmm of many rows is on a GPU, anywhere."""
+
+def sample(
+    logits: mlx.core.array,
+    random: mlx.core.array | None = None,
     *,
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
     min_p: float = 0.0,
-    allowed: mx.array | None = None,
-    prompt: mx.array | None = None,
-    generated: mx.array | None = None,
+    allowed: mlx.core.array | None = None,
+    prompt: mlx.core.array | None = None,
+    generated: mlx.core.array | None = None,
     presence_penalty: float = 0.0,
     repetition_penalty: float = 1.0,
     vocab_size: int | None = None,
-    stream: Stream = None,
-) -> mx.array: ...
-def set_poison_outputs(on: bool) -> None: ...
+    stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None,
+) -> mlx.core.array: ...
+def sample_mlx(
+    logits: mlx.core.array,
+    random: mlx.core.array | None = None,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    allowed: mlx.core.array | None = None,
+    prompt: mlx.core.array | None = None,
+    generated: mlx.core.array | None = None,
+    presence_penalty: float = 0.0,
+    repetition_penalty: float = 1.0,
+    vocab_size: int | None = None,
+    stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None,
+) -> mlx.core.array:
+    """For tests: what sample is on a GPU, anywhere."""
+
+def cpu_isa() -> str:
+    """The instruction set that the CPU kernels use."""
+
+def cpu_isas() -> list[str]:
+    """Those that this machine runs, best first; MLX_DELTA_ISA forces one."""
+
+def built_cpu_isas() -> list[str]:
+    """All that the extension was built for."""
+
+def cpu_threads() -> int:
+    """Threads of a kernel: the physical cores, or MLX_DELTA_THREADS."""
+
+def use_cpu_isa(isa: str) -> None:
+    """For tests: use another from now on."""
+
+def multiply_add(steps: int) -> int:
+    """
+    Float32 vector multiply-adds on all threads: how many operations it was.
+    """
+
+class Launch:
+    """One kernel launch of a plan."""
+
+    @property
+    def kernel(self) -> str:
+        """The kernel's name in source."""
+
+    @property
+    def source(self) -> str:
+        """The very text that MLX compiles."""
+
+    @property
+    def library(self) -> str:
+        """The name under which MLX keeps it compiled; has its hash."""
+
+    @property
+    def buffers(self) -> list[tuple[str, int]]:
+        """(role, index) of the buffers at 0, 1, ..; params come next."""
+
+    @property
+    def params(self) -> bytes: ...
+    @property
+    def threadgroups(self) -> list[int]: ...
+    @property
+    def threads(self) -> list[int]:
+        """Of a threadgroup."""
+
+class Plan:
+    """What a GPU does for an op."""
+
+    @property
+    def launches(self) -> list[Launch]: ...
+    @property
+    def scratch_bytes(self) -> list[int]: ...
+    @property
+    def in_place(self) -> list[tuple[int, int, bool]]:
+        """
+        (output, input, copy): outputs that take over an input's memory; copy: only part of it is written.
+        """
+
+def plan(result: mlx.core.array) -> tuple[Plan, list[mlx.core.array]]:
+    """The plan of an op's unevaluated result, and the inputs it speaks of."""
+
+def metal_source(file: str) -> str:
+    """The flattened text of metal/<file>.metal."""
+
+def set_poison_outputs(on: bool) -> None:
+    """For tests: fill every output with NaN before its kernel runs."""

@@ -26,7 +26,6 @@ ISA_FLAGS = {
     "neondot": ["-DMLX_DELTA_ISA_NEON", "-mcpu=generic+dotprod"],
     "portable": [],
 }
-SHARED = {"ahead.cpp", "isa.cpp", "threads.cpp"}  # in csrc/cpu, but compiled once
 UNUSED = ["-Wno-unused-parameter", "-Wno-unused-variable"]  # what other instruction sets use
 
 
@@ -52,7 +51,7 @@ def zig(command: str, *arguments: str) -> None:
 
 def compiled(source: Path, *options: str) -> Path:
     """The object of a C++ source."""
-    content = [source, *sorted(CPU.glob("*.h"))]
+    content = [source, *sorted(CPU.rglob("*.h"))]
     key = hashlib.sha256("\0".join([*flags(), *options, *(p.read_text() for p in content)]).encode()).hexdigest()[:16]
     target = CACHE / f"{source.stem}-{key}.o"
     if not target.exists():
@@ -67,8 +66,7 @@ def program() -> Path:
     """run_calls with all tables of kernels, a static executable."""
     jobs = [(HERE / "run_calls.cpp", ())]
     for isa, options in ISA_FLAGS.items():
-        kernels = [path for path in sorted(CPU.glob("*.cpp")) if path.name not in SHARED]
-        jobs += [(path, (f"-DMLX_DELTA_ISA={isa}", *options)) for path in kernels]
+        jobs += [(path, (f"-DMLX_DELTA_ISA={isa}", *options)) for path in sorted(CPU.glob("*.cpp"))]
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(lambda job: compiled(job[0], *job[1]), jobs))
     target = CACHE / f"run_calls-{hashlib.sha256(repr(objects).encode()).hexdigest()[:16]}"

@@ -6,9 +6,9 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "cpu/ahead.h"
 #include "cpu/kernels.h"
-#include "cpu/threads.h"
+#include "cpu/runtime/ahead.h"
+#include "cpu/runtime/threads.h"
 
 namespace mlx_delta::cpu {
 
@@ -75,43 +75,20 @@ Buffer allocate(size_t bytes, bool output) {
   return {bytes, mapped, end - bytes, output};
 }
 
-template <typename Args>
-void call(void (*kernel)(DType, const Args&), int32_t type, const char* args, int32_t bytes) {
-  if (bytes != int32_t(sizeof(Args))) fail("arguments of another size than the kernel's", bytes);
-  Args copy;
-  std::memcpy(&copy, args, sizeof(copy));
-  kernel(DType(type), copy);
-}
-
-void run(const Kernels& k, int32_t op, int32_t type, const char* args, int32_t bytes) {
-  switch (op) {
-    case 0:
-      return call(k.attention, type, args, bytes);
-    case 1:
-      return call(k.attention_prepare, type, args, bytes);
-    case 2:
-      return call(k.conv1d, type, args, bytes);
-    case 3:
-      return call(k.delta_mixer, type, args, bytes);
-    case 4:
-      return call(k.embedding, type, args, bytes);
-    case 5:
-      return call(k.gated_delta, type, args, bytes);
-    case 6:
-      return call(k.qmm, type, args, bytes);
-    case 7:
-      return call(k.sample, type, args, bytes);
-    case 8:
-      return call(k.gated_norm, type, args, bytes);
-  }
-  fail("no such kernel", op);
+void run(const Kernels& table, const char* name, DType type, const void* args) {
+#define MLX_DELTA_KERNEL(kernel, Args) \
+  if (std::strcmp(name, #kernel) == 0) return table.kernel(type, *static_cast<const Args*>(args));
+#include "cpu/kernels.def"
+#undef MLX_DELTA_KERNEL
+  std::fprintf(stderr, "run_calls: no kernel '%s'\n", name);
+  std::exit(1);
 }
 
 }  // namespace
 
-// A call: {op, dtype, bytes of its arguments, number of pointers in them, of buffers}, then the arguments, with numbers
-// of buffers (from 1; 0 is null) in the place of pointers, the pointers' offsets, and each buffer as {bytes, whether it
-// is an output} and its content.
+// A call: {kernel, dtype, bytes of its arguments, number of pointers in them, of buffers}, then the arguments, with
+// numbers of buffers (from 1; 0 is null) in the place of pointers, the pointers' offsets, and each buffer as {bytes,
+// whether it is an output} and its content.
 int main(int argc, char** argv) {
   if (argc != 4) fail("expected ISA CALLS RESULTS, arguments found", argc - 1);
   const Kernels* found = nullptr;
@@ -123,14 +100,15 @@ int main(int argc, char** argv) {
   std::FILE* results = std::fopen(argv[3], "wb");
   if (!calls || !results) fail("cannot open the files", 0);
   struct {
-    int32_t op, type, args, pointers, buffers;
+    char kernel[32];
+    int32_t type, args, pointers, buffers;
   } header;
   while (std::fread(&header, sizeof(header), 1, calls) == 1) {
-    char args[2048];
+    alignas(16) char args[2048];
     int32_t offsets[64];
     Buffer buffers[64];
     if (header.args > int32_t(sizeof(args)) || header.pointers > 64 || header.buffers > 64)
-      fail("a call that is too large", header.op);
+      fail("a call that is too large, bytes of arguments", header.args);
     read(calls, args, size_t(header.args));
     read(calls, offsets, size_t(header.pointers) * sizeof(int32_t));
     for (int i = 0; i < header.buffers; ++i) {
@@ -145,7 +123,7 @@ int main(int argc, char** argv) {
       const char* at = number ? buffers[number - 1].data : nullptr;
       std::memcpy(args + offsets[i], &at, sizeof(at));
     }
-    run(kernels, header.op, header.type, args, header.args);
+    run(kernels, header.kernel, DType(header.type), args);
     for (int i = 0; i < header.buffers; ++i) {
       const Buffer& b = buffers[i];
       if (b.output) std::fwrite(b.data, 1, b.size, results);
