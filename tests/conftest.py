@@ -1,15 +1,21 @@
-"""Shared by all tests: outputs are NaN before a kernel runs, and where the data is."""
+"""Shared by all tests: outputs are NaN before a kernel runs, where the data is, and what a machine cannot run."""
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
 from mlx_delta import _core
+from msl import Unsupported
 from support import GOLDEN, TINY
 from support.ahead import compile_ahead as compile_ahead  # a fixture
+from support.devices import DEVICES
 from support.report import lines
+
+mx.set_default_device(mx.cpu)  # on a Mac too: see support/devices.py
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -19,9 +25,33 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(line)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Generator[None]:
+    try:
+        yield
+    except Unsupported as error:
+        pytest.skip(str(error))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None]:
+    try:
+        yield
+    except Unsupported as error:
+        pytest.skip(str(error))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def nan_filled_outputs() -> None:
     _core.set_poison_outputs(True)
+
+
+@pytest.fixture(scope="module", params=DEVICES, ids=lambda device: device.type.name)
+def device(request: pytest.FixtureRequest) -> Iterator[mx.Device]:
+    """Each device of this machine in turn, as MLX's default."""
+    mx.set_default_device(request.param)
+    yield request.param
+    mx.set_default_device(mx.cpu)
 
 
 @pytest.fixture(scope="session")

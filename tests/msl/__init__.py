@@ -1,7 +1,7 @@
 """Runs Metal kernels on a CPU, and finds what is wrong in them. See README.md."""
 
 from .arguments import Output
-from .compiler import CompileError, Diagnostic, find_compiler
+from .compiler import CompileError, Diagnostic, Unsupported, find_compiler
 from .native import Finding, LaunchError
 from .runner import Library, Result, Traffic, strict_compile
 from .source import SourceError
@@ -16,6 +16,7 @@ __all__ = [
     "Result",
     "SourceError",
     "Traffic",
+    "Unsupported",
     "find_compiler",
     "strict_compile",
 ]

@@ -50,6 +50,10 @@ class CompileError(RuntimeError):
     """What clang said."""
 
 
+class Unsupported(RuntimeError):
+    """No kernel runs on this machine: tests that need one are skipped (tests/conftest.py)."""
+
+
 @dataclass(frozen=True, order=True)
 class Diagnostic:
     file: str
@@ -91,7 +95,7 @@ def find_compiler() -> Compiler:
     cpu = Path("/proc/cpuinfo")
     features = set(cpu.read_text().split()) if cpu.is_file() else set()
     if platform.machine() != "x86_64" or not {"avx2", "fma", "f16c"} <= features:
-        raise CompileError(f"expected x86_64 Linux with AVX2, FMA and F16C, found {platform.platform()}")
+        raise Unsupported(f"Metal kernels run on x86-64 Linux with AVX2, FMA and F16C, this is {platform.machine()}")
     command, link = shlex.split(os.environ.get("MSL_CXX", "")), []
     if not command and (zig := find_zig()):
         # zig's own link step would build a C++ library first

@@ -14,6 +14,7 @@ from emulate import emulate, run_plan
 from mlx_delta import _core, ops
 from mlx_delta.bench.cases import BOUNDS, CASES, DTYPES, Case, relative_rms
 from msl import Library
+from support.devices import ODD_HEADS
 from support.launches import specialisations
 from support.padded import Batch, padded_batches
 
@@ -28,7 +29,6 @@ def has_kernel(case: Case) -> bool:
     return case not in ODD_HEADS
 
 
-ODD_HEADS = [c for c in CASES if c.op in ("attention", "gated_delta", "delta_mixer") and re.search("d(36|72)", c.name)]
 # At most, of a value.
 HALF_ULP = {mx.float32: 2.0**-24, mx.float16: 2.0**-11, mx.bfloat16: 2.0**-8}
 SMALL = [case for case in CASES if not case.real and has_kernel(case)]

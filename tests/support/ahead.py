@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from msl import CompileError, Library, SourceError
+from msl import CompileError, Library, SourceError, Unsupported
 from support.launches import specialisations
 
 HALF = (mx.float16, mx.bfloat16)
@@ -25,7 +25,7 @@ def compile_ahead(request: pytest.FixtureRequest) -> Iterator[None]:
         return
 
     def compile_one(name: str, source: str, options: dict[str, Any]) -> None:
-        with suppress(CompileError, SourceError):
+        with suppress(CompileError, SourceError, Unsupported):
             Library(source).compile(name, **options)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:

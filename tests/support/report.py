@@ -1,4 +1,4 @@
-"""Figures that tests measure, printed after the run: see ``pytest_terminal_summary`` in conftest.py."""
+"""What is printed after the run: figures that tests measure, and what did not run and why."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 import pytest
+
+from support.devices import absent
 
 _lines: defaultdict[str, list[str]] = defaultdict(list)
 SUITES = ("msl", "ops_metal", "nvptx")
@@ -18,10 +20,30 @@ def report(title: str, line: str) -> None:
 
 
 def lines(reports: Sequence[pytest.TestReport]) -> Iterator[str]:
-    """The report: what was measured, and what of the Metal kernels ran, by pytest's own reports."""
+    """The report: what was measured, what of the Metal kernels ran, what did not run; by pytest's own reports."""
     for title, part in _lines.items():
         yield title
         yield from ("  " + line for line in part)
+    yield from metal_kernels(reports)
+    yield from did_not_run(reports)
+
+
+def did_not_run(reports: Sequence[pytest.TestReport]) -> Iterator[str]:
+    """Skipped tests by their reason, and what no test could use on this machine."""
+    reasons: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for one in reports:
+        if one.skipped and isinstance(one.longrepr, tuple):
+            reasons[one.longrepr[2].removeprefix("Skipped: ")][one.nodeid.split("::")[0]] += 1
+    what = [
+        f"{sum(files.values())} tests of {', '.join(sorted(files))}: {reason}"
+        for reason, files in sorted(reasons.items())
+    ]
+    what += absent()
+    yield "Did not run" if what else "Did not run: nothing"
+    yield from ("  " + line for line in what)
+
+
+def metal_kernels(reports: Sequence[pytest.TestReport]) -> Iterator[str]:
     times: Counter[str] = Counter()
     for one in reports:
         if folder := re.match(r"tests/(\w+)/", one.nodeid):
