@@ -1,7 +1,7 @@
 """Records what ops ask of their CPU kernels, for a program that has no MLX: run_calls.cpp reads the file.
 
-An op's arguments are the struct that the op itself fills (``_core.kernel_call``), with every buffer beside it: no layout
-is spelled here. x86-64 and aarch64 lay structs out alike.
+An op's arguments are the struct that the op itself fills (``_core.kernel_call``), with every buffer beside it: no
+layout is spelled here. x86-64 and aarch64 lay structs out alike.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The NEON kernels (and the portable ones as clang compiles them) on aarch64: cross-compiled, run by qemu-user elsewhere.
+"""The NEON kernels (and the portable ones as clang compiles them), cross-compiled; qemu-user runs them, or aarch64.
 
 Every small case of the registry, in three dtypes, against its float32 reference. Nothing may be read or written beyond
 the end of a buffer: an unmapped page is there.

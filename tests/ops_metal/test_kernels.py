@@ -5,8 +5,6 @@ The launches run on a CPU (tests/msl), so a Mac is not needed. The same cases as
 
 from __future__ import annotations
 
-import re
-
 import mlx.core as mx
 import pytest
 from emulate import emulate, run_plan

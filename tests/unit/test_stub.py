@@ -1,4 +1,4 @@
-"""_core.pyi, by which mypy and editors know the extension: what ``make stub`` writes of the extension as it is built."""
+"""_core.pyi, by which mypy and editors know the extension, is what ``make stub`` writes of it."""
 
 from __future__ import annotations
 
