@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from mlx_delta.cli.console import stderr
 from mlx_delta.cli.options import Model, option_flags
 from mlx_delta.cli.process import read_stdin
 from mlx_delta.json_files import read_json
@@ -47,19 +47,24 @@ def chat(
     from mlx_delta.cli.chat_terminal import ChatTerminal
     from mlx_delta.cli.chat_turns import Conversation
     from mlx_delta.cli.chat_view import PlainView
+    from mlx_delta.config import ModelConfig
+    from mlx_delta.hub.path import is_named, model_path
     from mlx_delta.loading import load_model
 
     functions = load_functions(tools) if tools else {}
     options["tools"] = list(functions.values())
     options["json_schema"] = read_json(json_schema, ValueError) if json_schema else None
     ChatSettings(**options)  # says what is wrong before anything is loaded
+    if not is_named(model):
+        ModelConfig.from_dir(model_path(model))
     piped = not sys.stdin.isatty()
     question = _piped_question() if piped else ""
-    with Console(stderr=True).status(f"loading {model}"):
-        loaded = load_model(model, dtype)
+    directory = model_path(model)
+    with stderr().status(f"loading {model}"):
+        loaded = load_model(directory, dtype)
     conversation = Conversation(loaded, options, functions, system=system)
     if not piped:
-        ChatTerminal(conversation, run_tools=yes).run()
+        ChatTerminal(conversation, run_tools=yes, title=model if is_named(model) else None).run()
         return
     view = PlainView()
     outcome = conversation.answer(question, view, lambda call: yes)

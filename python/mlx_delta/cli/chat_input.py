@@ -5,6 +5,10 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import select
+import sys
+import termios
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -40,7 +44,8 @@ class LineReader:
         return line
 
     def ask(self, prompt: str) -> str:
-        """A reply, which is not remembered. Raises as ``read``."""
+        """A reply to a question, typed after it was asked; it is not remembered. Raises as ``read``."""
+        discard_typed()
         return input(prompt)
 
     def _complete(self, text: str, state: int) -> str | None:
@@ -59,6 +64,18 @@ class LineReader:
                 readline.write_history_file(file)
 
         atexit.register(write)
+
+
+def discard_typed() -> None:
+    """Forget what was typed or pasted before now: until nothing has come for a tenth of a second, or for two in all.
+
+    A paste arrives in parts, and its lines must not answer a question that they were pasted before.
+    """
+    if not sys.stdin.isatty():
+        return
+    end = time.monotonic() + 2
+    while time.monotonic() < end and select.select([sys.stdin], [], [], 0.1)[0]:
+        termios.tcflush(sys.stdin, termios.TCIFLUSH)
 
 
 def history_file() -> Path:

@@ -16,6 +16,8 @@ from mlx_delta.chat.tools import ToolCall
 from mlx_delta.cli.chat_input import LineReader
 from mlx_delta.cli.chat_turns import Conversation
 from mlx_delta.cli.chat_view import TerminalView
+from mlx_delta.cli.console import stdout
+from mlx_delta.cli.errors import report
 from mlx_delta.json_files import read_json
 
 HELP = {
@@ -23,7 +25,7 @@ HELP = {
     "/reset": "forget the conversation",
     "/system [TEXT]": "show the system message, or set it ('/system none' removes it)",
     "/think [on|off|auto]": "think before answering; auto leaves it to the chat template",
-    "/save FILE": "write the conversation as JSON messages",
+    "/save FILE": "write the conversation as JSON messages; /save! replaces a file",
     "/load FILE": "go on with a conversation from such a file",
     "/stats": "tokens, speeds and memory so far",
     "/exit": "leave (so does Ctrl-D)",
@@ -42,18 +44,21 @@ class Reader(Protocol):
 
 
 class ChatTerminal:
-    """run_tools: without asking. reader: where lines come from; console: where everything is shown."""
+    """run_tools: without asking. title: the model's name, that of its directory by default. reader: where lines come
+    from; console: where everything is shown."""
 
     def __init__(
         self,
         conversation: Conversation,
         *,
         run_tools: bool = False,
+        title: str | None = None,
         reader: Reader | None = None,
         console: Console | None = None,
     ) -> None:
         self._conversation = conversation
-        self._console = console or Console(highlight=False)
+        self._title = title or conversation.model.path.name
+        self._console = console or stdout()
         self._reader = reader or LineReader([name.split()[0] for name in HELP])
         self._run_always: set[str] = set(conversation.functions) if run_tools else set()
         self._commands: dict[str, Callable[[str], None]] = {
@@ -62,6 +67,7 @@ class ChatTerminal:
             "/system": self._system,
             "/think": self._think,
             "/save": self._save,
+            "/save!": lambda name: self._save(name, replace=True),
             "/load": self._load,
             "/stats": self._stats,
         }
@@ -87,8 +93,8 @@ class ChatTerminal:
                 self._command(line) if line.startswith("/") else self._answer(line)
             except KeyboardInterrupt:
                 self._say("interrupted")
-            except (ValueError, OSError) as error:
-                self._say(f"error: {error}", "red")
+            except Exception as error:  # a bug too: what was said so far is worth more than an end
+                report(error, console=self._console)
 
     def _answer(self, question: str) -> None:
         messages = self._conversation.messages
@@ -120,9 +126,8 @@ class ChatTerminal:
         command(rest.strip())
 
     def _welcome(self) -> None:
-        model = self._conversation.model
         tools = f", tools: {', '.join(self._conversation.functions)}" if self._conversation.functions else ""
-        self._say(f"{model.path.name}{tools}. /help for commands, Ctrl-C ends an answer, Ctrl-D leaves.")
+        self._say(f"{self._title}{tools}. /help for commands, Ctrl-C ends an answer, Ctrl-D leaves.")
 
     def _help(self, _: str) -> None:
         width = max(map(len, HELP))
@@ -148,8 +153,10 @@ class ChatTerminal:
         shown = next(name for name, value in _THINK.items() if value is options.get("enable_thinking"))
         self._say(f"thinking: {shown}")
 
-    def _save(self, name: str) -> None:
+    def _save(self, name: str, replace: bool = False) -> None:
         path = _path(name, "/save")
+        if path.exists() and not replace:
+            raise ValueError(f"{path}: expected a new file, found it there already (/save! {name} replaces it)")
         write_whole(path, json.dumps(self._conversation.all_messages, ensure_ascii=False, indent=1) + "\n")
         self._say(f"{len(self._conversation.messages)} messages written to {path}")
 
@@ -197,6 +204,8 @@ def _path(name: str, command: str) -> Path:
 
 def write_whole(path: Path, text: str) -> None:
     """All of the file or, when anything fails, what was there before."""
+    if not path.parent.is_dir():
+        raise ValueError(f"{path}: expected a directory to write it in, found none")
     with tempfile.NamedTemporaryFile(
         "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
     ) as out:

@@ -57,7 +57,7 @@ class Conversation:
         """Answer, and go on through tool calls; allow: whether a call may run. The last answer's finish_reason.
 
         An interrupted turn keeps what was said so far, and what tools did; when there is nothing, the question is taken
-        back. Raises: ValueError, and the question is taken back.
+        back. What fails raises, and the question is taken back.
         """
         before = len(self.messages)
         self.declined = []
@@ -75,7 +75,7 @@ class Conversation:
                     return result.finish_reason
                 if not self._call_tools(result.tool_calls, view, allow):
                     return "interrupted"
-        except ValueError:
+        except Exception:
             del self.messages[before:]
             raise
 

@@ -14,10 +14,9 @@ from rich.text import Text
 
 from mlx_delta.chat.result import ChatEvent, ChatResult
 from mlx_delta.chat.tools import ToolCall
+from mlx_delta.cli.console import shown
 
 _RESULT_LINES = 6  # of a tool's result that are shown
-# What a terminal would obey: a model's output is shown, whatever it is.
-_CONTROLS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"}
 _MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("strikethrough").enable("table")
 
 
@@ -35,16 +34,16 @@ class PlainView:
             sys.stdout.write(event.text)
             sys.stdout.flush()
         if event.tool_call is not None:
-            print(f"tool call: {format_call(event.tool_call)}", file=sys.stderr)
+            print(shown(f"tool call: {format_call(event.tool_call)}"), file=sys.stderr)
         if event.warning is not None:
-            print(f"warning: {event.warning}", file=sys.stderr)
+            print(shown(f"warning: {event.warning}"), file=sys.stderr)
 
     def end(self, result: ChatResult) -> None:
         if result.text and not result.text.endswith("\n"):
             print(flush=True)
 
     def tool_result(self, call: ToolCall, text: str) -> None:
-        print(f"result of {call.name}: {_head(text)}", file=sys.stderr)
+        print(shown(f"result of {call.name}: {_head(text)}"), file=sys.stderr)
 
 
 class TerminalView:
@@ -58,22 +57,20 @@ class TerminalView:
     def show(self, event: ChatEvent) -> None:
         if event.thinking:
             self._end_text()
-            self._console.print(Text(event.thinking.translate(_CONTROLS), style="dim italic"), end="", soft_wrap=True)
+            self._console.print(Text(shown(event.thinking), style="dim italic"), end="", soft_wrap=True)
             self._thinking = True
         if event.text:
             self._end_thinking()
             self._markdown = self._markdown or MarkdownStream(self._console)
-            self._markdown.push(event.text.translate(_CONTROLS))
+            self._markdown.push(shown(event.text))
         if event.tool_call is not None:
             self._end_text()
             self._end_thinking()
-            self._console.print(
-                Text(f"▸ {format_call(event.tool_call)}".translate(_CONTROLS), style="cyan"), soft_wrap=True
-            )
+            self._console.print(Text(shown(f"▸ {format_call(event.tool_call)}"), style="cyan"), soft_wrap=True)
         if event.warning is not None:
             self._end_text()
             self._end_thinking()
-            self._console.print(Text(f"warning: {event.warning}".translate(_CONTROLS), style="yellow"), soft_wrap=True)
+            self._console.print(Text(shown(f"warning: {event.warning}"), style="yellow"), soft_wrap=True)
 
     def end(self, result: ChatResult) -> None:
         self._end_text()
@@ -93,7 +90,7 @@ class TerminalView:
             self._markdown = None
 
     def tool_result(self, call: ToolCall, text: str) -> None:
-        self._console.print(Text(f"◂ {_head(text)}".translate(_CONTROLS), style="dim cyan"), soft_wrap=True)
+        self._console.print(Text(shown(f"◂ {_head(text)}"), style="dim cyan"), soft_wrap=True)
 
     def _end_thinking(self) -> None:
         if self._thinking:
@@ -169,8 +166,8 @@ class _Block:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         lines = console.render_lines(self._markdown, options.update(height=None), pad=False)
-        shown = [i for i, line in enumerate(lines) if any(segment.text.strip() for segment in line)]
-        lines = lines[shown[0] : shown[-1] + 1] if shown else []
+        filled = [i for i, line in enumerate(lines) if any(segment.text.strip() for segment in line)]
+        lines = lines[filled[0] : filled[-1] + 1] if filled else []
         if self._after_another:
             lines.insert(0, [])
         for line in lines[-max(1, console.size.height - 2) :] if self._cropped else lines:

@@ -15,10 +15,17 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 import typer
 
-_ISSUES = "https://github.com/mlx-delta/mlx-delta/issues"
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_BUG = (
+    "This is a bug in mlx-delta {version}: please report it, with the lines above and the command that you gave, at "
+    "https://github.com/mlx-delta/mlx-delta/issues"
+)
 # The machine's state, whatever the file: OSErrors with these are told in a line even when they name none.
 _NO_BUG = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EBADF}
 _NO_MEMORY = re.compile(r"unable to allocate|insufficient memory|out of memory", re.IGNORECASE)  # MLX's words
@@ -46,7 +53,7 @@ def reported_errors(flags: Mapping[str, str] | None = None) -> Iterator[None]:
     except (typer.Exit, typer.Abort):
         raise
     except Exception as error:
-        _report(error, flags or {})
+        report(error, flags)
         _silence_broken_streams()
         raise typer.Exit(1) from None
 
@@ -69,18 +76,17 @@ def _in_flags(text: str, flags: Mapping[str, str]) -> str:
     return f"{flags[name]}:{rest}" if colon and name in flags else text
 
 
-def _report(error: Exception, flags: Mapping[str, str]) -> None:
+def report(error: Exception, flags: Mapping[str, str] | None = None, console: Console | None = None) -> None:
+    """Tell of ``error`` on stderr, or on ``console``."""
     from mlx_delta.cli.console import one_line, stderr
 
+    console = console or stderr()
     line = error_line(error, flags)
     with contextlib.suppress(OSError):  # nobody can be told
         if line is None or _debug:
-            traceback.print_exception(error)
-        if line is None:
-            print(f"This is a bug in mlx-delta {version('mlx-delta')}: please report it at {_ISSUES},", file=sys.stderr)
-            print("with the lines above and the command that you gave.", file=sys.stderr)
-        else:
-            stderr().print(f"error: {one_line(line)}", style="red", markup=False, soft_wrap=True)
+            console.print("".join(traceback.format_exception(error)), end="", markup=False, soft_wrap=True)
+        text = f"error: {one_line(line)}" if line is not None else _BUG.format(version=version("mlx-delta"))
+        console.print(text, style="red", markup=False, soft_wrap=True)
 
 
 def _fails(stream: object) -> bool:

@@ -26,10 +26,9 @@ def model_path(model: str | Path, *, gguf: bool = False, download: bool = True, 
     The environment counts as in huggingface_hub: HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE.
     Raises: HubError, a ValueError that says what to do.
     """
-    path = Path(model).expanduser()
-    name = parse_name(model) if isinstance(model, str) and not path.exists() else None
+    name = parse_name(str(model)) if is_named(model) else None
     if name is None:
-        return path
+        return Path(model).expanduser()
     if name.file is not None and not gguf:
         raise HubError(convert_first(name))
     with told(name):
@@ -39,6 +38,11 @@ def model_path(model: str | Path, *, gguf: bool = False, download: bool = True, 
             return _download(name, gguf, progress)
         with Bars() as bars:
             return _download(name, gguf, bars.task(f"downloading {name}", megabytes))
+
+
+def is_named(model: str | Path) -> bool:
+    """Whether ``model_path`` asks the Hub for it."""
+    return isinstance(model, str) and parse_name(model) is not None and not Path(model).expanduser().exists()
 
 
 def _from_cache(name: HubName, gguf: bool) -> Path:
