@@ -161,8 +161,10 @@ def add_metadata(writer: GGUFWriter, key: str, value: object) -> None:
         writer.add_string(key, value)
     elif isinstance(value, float):
         writer.add_float32(key, value)
+    elif isinstance(value, bool):
+        writer.add_bool(key, value)
     elif isinstance(value, int):
-        writer.add_uint32(key, value)
+        (writer.add_uint32 if value >= 0 else writer.add_int32)(key, value)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +58,28 @@ def stored() -> dict[str, np.ndarray]:
     return arrays
 
 
-def write_gguf(path: Path, kind: str = "BF16", edit: dict[str, Any] | None = None, tied: bool = False) -> Path:
-    """The tiny checkpoint with its matrices stored as ``kind``; ``edit`` replaces metadata (None drops a key)."""
+def write_gguf(
+    path: Path,
+    kind: str = "BF16",
+    edit: dict[str, Any] | None = None,
+    tied: bool = False,
+    *,
+    rename: Callable[[str], str | None] = str,
+    extra: dict[str, np.ndarray] | None = None,
+) -> Path:
+    """The tiny checkpoint with its matrices stored as ``kind``; ``edit`` replaces metadata (None drops a key).
+
+    rename: a tensor's name in the file, or None to leave it out. extra: more tensors.
+    """
     writer = GGUFWriter(path, "qwen35")
     for key, value in (metadata() | (edit or {})).items():
         if value is not None:
             add_metadata(writer, key, value)
     for name, array in stored().items():
         if not tied or name != "lm_head.weight":
-            _write(writer, name, array, kind)
+            _write(writer, name, array, kind, rename)
+    for name, array in (extra or {}).items():
+        writer.add_tensor(name, array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -117,7 +131,7 @@ def metadata() -> dict[str, Any]:
     }
 
 
-def _write(writer: GGUFWriter, name: str, array: np.ndarray, kind: str) -> None:
+def _write(writer: GGUFWriter, name: str, array: np.ndarray, kind: str, rename: Callable[[str], str | None]) -> None:
     if name.startswith("mtp.layers.0."):  # one more block, as far as this file goes
         name = name.replace("mtp.layers.0.", "model.language_model.layers.8.")
     if name in ("lm_head.weight", "model.language_model.embed_tokens.weight", "model.language_model.norm.weight"):
@@ -135,13 +149,16 @@ def _write(writer: GGUFWriter, name: str, array: np.ndarray, kind: str) -> None:
     else:
         return
     array = tiled(full.split(".", 2)[-1], array)
+    written = rename(full)
+    if written is None:
+        return
     if full.endswith("norm.weight") and not full.endswith("ssm_norm.weight"):
         array = array + np.float32(1)
     if array.ndim == 1 or "conv1d" in full:
-        writer.add_tensor(full, array)
+        writer.add_tensor(written, array)
     else:
         data_type = GGMLQuantizationType[kind]
-        writer.add_tensor(full, quantize(array, data_type), raw_dtype=data_type)
+        writer.add_tensor(written, quantize(array, data_type), raw_dtype=data_type)
 
 
 def tiled(short: str, array: np.ndarray) -> np.ndarray:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gguf import GGUFReader
 
+from mlx_delta.checkpoint.gguf_tokenizer import token_ids
 from mlx_delta.checkpoint.source import CheckpointError
 from mlx_delta.config import ModelConfig
 
@@ -17,66 +20,98 @@ Metadata = Mapping[str, Any]
 
 def read_metadata(reader: GGUFReader, path: Path) -> dict[str, Any]:
     """Every key with its value. Raises: CheckpointError for another architecture, or one part of a split file."""
-    metadata = {name: field.contents() for name, field in reader.fields.items()}
+    metadata = {}
+    for name, field in reader.fields.items():
+        try:
+            metadata[name] = field.contents()
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{path}: {name}: expected UTF-8, found {error.object[:40]!r}") from error
     found = metadata.get("general.architecture")
     if found != ARCHITECTURE:
         raise CheckpointError(f"{path}: general.architecture: expected {ARCHITECTURE}, found {found}")
-    if metadata.get("split.count", 1) > 1:
-        raise CheckpointError(f"{path}: split.count: expected a whole file, found 1 of {metadata['split.count']} parts")
+    parts = metadata.get("split.count", 1)
+    if parts not in (0, 1):
+        raise CheckpointError(f"{path}: split.count: expected a whole file, found 1 of {parts} parts")
     return metadata
+
+
+class _Keys:
+    """The keys of the model, checked. ``missing``: what is taken instead of a CheckpointError."""
+
+    def __init__(self, metadata: Metadata, path: Path) -> None:
+        self._metadata = metadata
+        self._path = path
+
+    def get(self, key: str) -> Any:
+        return self._metadata.get(f"{ARCHITECTURE}.{key}")
+
+    def integer(self, key: str, missing: int | None = None) -> int:
+        """A positive integer, or the largest of one a layer: Ollama writes 0 key/value heads of the linear layers."""
+        value = self.get(key)
+        if isinstance(value, list) and all(type(each) is int for each in value):
+            value = max(value, default=None)
+        return self._checked(key, missing if value is None else value, "a positive integer", int)
+
+    def number(self, key: str) -> float:
+        """A positive number, the shortest that a float32 was made from."""
+        return float(f"{self._checked(key, self.get(key), 'a positive number', int, float):.7g}")
+
+    def _checked(self, key: str, value: Any, expected: str, *kinds: type) -> Any:
+        name = f"{ARCHITECTURE}.{key}"
+        if value is None:
+            raise CheckpointError(f"{self._path}: expected the key {name}, found nothing")
+        if type(value) not in kinds or not 0 < value < math.inf:
+            raise CheckpointError(f"{self._path}: {name}: expected {expected}, found {value!r:.80}")
+        return value
 
 
 def model_config(metadata: Metadata, shapes: Mapping[str, tuple[int, ...]], path: Path) -> ModelConfig:
     """The config.json that the checkpoint had, as far as its text model goes.
 
-    ``shapes``, by GGUF name, give the vocabulary, padding rows included, and whether the embeddings are tied.
-    Raises: CheckpointError naming a key that is missing; ConfigError for one that makes no sense.
+    ``shapes``, by GGUF name, give the vocabulary, padding rows included, whether the embeddings are tied, and which
+    layers are of which kind: files differ in the keys that say so, and some have none.
+    Raises: CheckpointError naming a key that is missing or makes no sense; ConfigError for what does not fit together.
     """
-
-    def value(key: str) -> Any:
-        name = f"{ARCHITECTURE}.{key}"
-        if name not in metadata:
-            raise CheckpointError(f"{path}: expected the key {name}, found nothing")
-        return metadata[name]
-
-    if "token_embd.weight" not in shapes:
-        raise CheckpointError(f"{path}: expected a tensor token_embd.weight, found nothing")
-    value_heads = value("ssm.time_step_rank")
-    head_dim = value("attention.key_length")
+    keys = _Keys(metadata, path)
+    if len(shapes.get("token_embd.weight", ())) != 2:
+        found = shapes.get("token_embd.weight", "nothing")
+        raise CheckpointError(f"{path}: token_embd.weight: expected the tensor [V, hidden], found {found}")
+    value_heads, head_dim = keys.integer("ssm.time_step_rank"), keys.integer("attention.key_length")
     tied = "output.weight" not in shapes
-    layers = _layer_types(metadata, value("block_count"))
+    layers, mtp = _layers(keys, shapes, path)
+    sections = _sections(keys, path)
+    eos = token_ids(metadata, "eos_token_id", path)
     text = {
         "model_type": "qwen3_5_text",
-        "hidden_size": value("embedding_length"),
-        "intermediate_size": value("feed_forward_length"),
+        "hidden_size": keys.integer("embedding_length"),
+        "intermediate_size": keys.integer("feed_forward_length"),
         "vocab_size": shapes["token_embd.weight"][0],
         "num_hidden_layers": len(layers),
         "layer_types": layers,
-        "full_attention_interval": metadata.get(f"{ARCHITECTURE}.full_attention_interval", 4),
-        "num_attention_heads": value("attention.head_count"),
-        "num_key_value_heads": _one(value("attention.head_count_kv")),
+        "full_attention_interval": keys.integer("full_attention_interval", 4),
+        "num_attention_heads": keys.integer("attention.head_count"),
+        "num_key_value_heads": keys.integer("attention.head_count_kv"),
         "head_dim": head_dim,
         "attn_output_gate": True,
         "attention_bias": False,
         "hidden_act": "silu",
-        "linear_num_key_heads": value("ssm.group_count"),
+        "linear_num_key_heads": keys.integer("ssm.group_count"),
         "linear_num_value_heads": value_heads,
-        "linear_key_head_dim": value("ssm.state_size"),
-        "linear_value_head_dim": value("ssm.inner_size") // max(1, value_heads),
-        "linear_conv_kernel_dim": value("ssm.conv_kernel"),
-        # float32 in GGUF: 1e-6 comes as 9.99999997e-07.
-        "rms_norm_eps": _short(value("attention.layer_norm_rms_epsilon")),
-        "max_position_embeddings": value("context_length"),
+        "linear_key_head_dim": keys.integer("ssm.state_size"),
+        "linear_value_head_dim": keys.integer("ssm.inner_size") // value_heads,
+        "linear_conv_kernel_dim": keys.integer("ssm.conv_kernel"),
+        "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
+        "max_position_embeddings": keys.integer("context_length"),
         "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": _short(value("rope.freq_base")),
-            "partial_rotary_factor": value("rope.dimension_count") / head_dim,
+            "rope_type": _rope_type(keys),
+            "rope_theta": keys.number("rope.freq_base"),
+            "partial_rotary_factor": keys.integer("rope.dimension_count", 2 * sum(sections)) / head_dim,
             "mrope_interleaved": True,
-            "mrope_section": value("rope.dimension_sections")[:3],
+            "mrope_section": sections,
         },
         "tie_word_embeddings": tied,
-        "mtp_num_hidden_layers": metadata.get(f"{ARCHITECTURE}.nextn_predict_layers", 0),
-        "eos_token_id": metadata.get("tokenizer.ggml.eos_token_id"),
+        "mtp_num_hidden_layers": mtp,
+        "eos_token_id": eos[0] if eos else None,
     }
     raw = {
         "architectures": ["Qwen3_5ForConditionalGeneration"],
@@ -87,21 +122,54 @@ def model_config(metadata: Metadata, shapes: Mapping[str, tuple[int, ...]], path
     return ModelConfig.from_dict(raw, str(path))
 
 
-def _layer_types(metadata: Metadata, blocks: int) -> list[str]:
-    """One per layer of the text model: the MTP head's blocks come last, and do not count."""
-    count = blocks - metadata.get(f"{ARCHITECTURE}.nextn_predict_layers", 0)
-    interval = metadata.get(f"{ARCHITECTURE}.full_attention_interval", 4)
-    recurrent = metadata.get(f"{ARCHITECTURE}.attention.recurrent_layers")
-    if recurrent is None:
-        recurrent = [(i + 1) % interval != 0 for i in range(count)]
-    return ["linear_attention" if linear else "full_attention" for linear in recurrent[:count]]
+def _layers(keys: _Keys, shapes: Mapping[str, tuple[int, ...]], path: Path) -> tuple[list[str], int]:
+    """The kind of each layer of the text model, and the number of the MTP head's blocks, which come last.
+
+    Read off the tensors where they say so: a head may have been taken out with its key left, or the reverse.
+    """
+    blocks: dict[int, set[str]] = {}
+    for name in shapes:
+        found = re.fullmatch(r"blk\.(\d+)\.(.+)", name)
+        if found is not None:
+            blocks.setdefault(int(found[1]), set()).add(found[2])
+    first = next((i for i in sorted(blocks) if any(part.startswith("nextn.") for part in blocks[i])), None)
+    count = keys.integer("block_count")
+    heads = keys.get("nextn_predict_layers")
+    if heads is not None:
+        count -= keys.integer("nextn_predict_layers") if heads else 0
+    elif first is not None:
+        count = min(count, first)
+    beyond = [i for i in sorted(blocks) if i >= count]
+    if count < 1 or first not in (None, count) or (beyond and first is None):
+        seen = f"tensors of blk.{beyond[-1]}" if first is None else f"its MTP head in blk.{first}"
+        what = f"{path}: {ARCHITECTURE}.block_count: expected the layers of its tensors"
+        raise CheckpointError(f"{what}, found {count} (without the MTP head) and {seen}")
+    return [_layer_type(i, blocks.get(i, set()), keys) for i in range(count)], len(beyond)
 
 
-def _one(value: Any) -> Any:
-    """The key/value heads of the attention layers: one number, or one a layer with 0 for the linear ones."""
-    return max(value) if isinstance(value, list) else value
+def _layer_type(index: int, parts: set[str], keys: _Keys) -> str:
+    recurrent = keys.get("attention.recurrent_layers")
+    if ("ssm_a" in parts) != ("attn_q.weight" in parts):
+        linear = "ssm_a" in parts
+    elif isinstance(recurrent, list) and index < len(recurrent):
+        linear = bool(recurrent[index])
+    else:
+        linear = (index + 1) % keys.integer("full_attention_interval", 4) != 0
+    return "linear_attention" if linear else "full_attention"
 
 
-def _short(value: float) -> float:
-    """The decimal number of up to 7 digits that a float32 was made from."""
-    return float(f"{value:.7g}")
+def _sections(keys: _Keys, path: Path) -> list[int]:
+    """Frequencies of the T, H and W positions. llama.cpp has a fourth, 0; Ollama writes three under three names."""
+    for key in ("rope.dimension_sections", "rope.mrope_section", "mrope_sections"):
+        value = keys.get(key)
+        if isinstance(value, list) and len(value) >= 3 and all(type(n) is int and n >= 0 for n in value):
+            return value[:3]
+        if value is not None:
+            what = f"{path}: {ARCHITECTURE}.{key}: expected three counts"
+            raise CheckpointError(f"{what}, found {value!r:.80}")
+    raise CheckpointError(f"{path}: expected the key {ARCHITECTURE}.rope.dimension_sections, found nothing")
+
+
+def _rope_type(keys: _Keys) -> Any:
+    kind = keys.get("rope.scaling.type")
+    return "default" if kind in (None, "", "none") else kind

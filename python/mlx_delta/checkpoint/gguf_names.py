@@ -27,6 +27,7 @@ _BLOCK = {
     "ssm_alpha.weight": "linear_attn.in_proj_a.weight",
     "ssm_beta.weight": "linear_attn.in_proj_b.weight",
     "ssm_conv1d.weight": "linear_attn.conv1d.weight",
+    "ssm_dt": "linear_attn.dt_bias",  # Ollama's
     "ssm_dt.bias": "linear_attn.dt_bias",
     "ssm_a": "linear_attn.A_log",
     "ssm_norm.weight": "linear_attn.norm.weight",
@@ -86,10 +87,14 @@ def tiled_from_grouped(values: np.ndarray, text: TextConfig) -> np.ndarray:
     return np.ascontiguousarray(grouped.swapaxes(-3, -2)).reshape(values.shape)
 
 
-def is_mtp(name: str, num_layers: int) -> bool:
-    """A tensor of the MTP head, which GGUF has as one more block (or, in some files, under ``nextn`` or ``mtp``)."""
+def is_left_out(name: str, num_layers: int) -> bool:
+    """A tensor that text generation has no use for, where it stands in the same file.
+
+    The MTP head, which GGUF has as one more block (or, in some files, under ``nextn`` or ``mtp``), and in Ollama's
+    files the vision tower and its projector, which llama.cpp keeps apart.
+    """
     block = re.match(r"blk\.(\d+)\.", name)
-    return int(block[1]) >= num_layers if block else name.startswith(("nextn.", "mtp."))
+    return int(block[1]) >= num_layers if block else name.startswith(("nextn.", "mtp.", "v.", "mm."))
 
 
 def regrouped(canonical: str, array: mx.array, text: TextConfig) -> mx.array:

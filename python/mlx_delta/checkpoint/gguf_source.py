@@ -13,14 +13,16 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, ReaderTensor
+from gguf.gguf_reader import READER_SUPPORTED_VERSIONS
 from gguf.quants import dequantize
 
-from mlx_delta.checkpoint.gguf_metadata import model_config, read_metadata
-from mlx_delta.checkpoint.gguf_names import canonical_from_gguf, is_mtp, regrouped
+from mlx_delta.checkpoint.gguf_metadata import ARCHITECTURE, model_config, read_metadata
+from mlx_delta.checkpoint.gguf_names import canonical_from_gguf, is_left_out, regrouped
 from mlx_delta.checkpoint.gguf_tokenizer import tokenizer_files
 from mlx_delta.checkpoint.source import CheckpointError, TensorInfo, files_beside
 
@@ -44,14 +46,18 @@ class GGUFSource:
         stored = {tensor.name: tensor for tensor in reader.tensors}
         self._metadata = read_metadata(reader, path)
         self.config = model_config(self._metadata, {name: _shape(tensor) for name, tensor in stored.items()}, path)
+        # Ollama's key: false where value heads are grouped, as Hugging Face has them. llama.cpp has them tiled always.
+        self._tiled = self._metadata.get(f"{ARCHITECTURE}.ssm.v_head_reordered", True)
         self._stored: dict[str, ReaderTensor] = {}
         for name, tensor in stored.items():
             canonical = canonical_from_gguf(name, self.config.text.num_layers)
+            if canonical is not None and canonical in self._stored:
+                raise CheckpointError(f"{path}: expected one {canonical}, found {self._stored[canonical].name}, {name}")
             if canonical is not None:
                 self._stored[canonical] = tensor
-            elif not is_mtp(name, self.config.text.num_layers):
+            elif not is_left_out(name, self.config.text.num_layers):
                 raise CheckpointError(f"{path}: expected tensors of a Qwen3.5 text model, found {name}")
-        self._check_size()
+        self._check_types()
 
     @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
@@ -66,7 +72,7 @@ class GGUFSource:
         dtype = self.tensors[name].dtype
         if name.endswith(".A_log"):
             return mx.array(_a_log(self._heads(tensor))).astype(dtype)
-        array = regrouped(name, _read(self.path, tensor), self.config.text)
+        array = self._grouped(name, _read(self.path, tensor))
         return array.reshape(self.tensors[name].shape).astype(dtype)
 
     def side_files(self) -> dict[str, bytes]:
@@ -77,7 +83,7 @@ class GGUFSource:
     def _info(self, name: str, tensor: ReaderTensor) -> TensorInfo:
         shape = _shape(tensor)
         if name.endswith(".conv1d.weight"):
-            shape = (*shape, 1)
+            shape = (*(n for n in shape if n != 1), 1)  # the axis of 1 may be there
         dtype = _FLOATS.get(tensor.tensor_type, (None, mx.bfloat16))[1]
         if name.endswith((".A_log", ".dt_bias")):
             dtype = self._parameter_dtype(name, tensor)
@@ -100,21 +106,52 @@ class GGUFSource:
     def _heads(self, tensor: ReaderTensor) -> np.ndarray:
         """A parameter per value head, float32 in grouped order."""
         values = _read(self.path, tensor).astype(mx.float32)
-        return np.array(regrouped(".A_log", values, self.config.text))
+        return np.array(self._grouped(".A_log", values))
 
-    def _check_size(self) -> None:
-        size = self.path.stat().st_size
-        for name, tensor in self._stored.items():
-            end = int(tensor.data_offset + tensor.n_bytes)
-            if end > size:
-                raise CheckpointError(f"{self.path}: truncated: expected {end} bytes for {name}, found {size}")
+    def _grouped(self, name: str, array: mx.array) -> mx.array:
+        return regrouped(name, array, self.config.text) if self._tiled else array
+
+    def _check_types(self) -> None:
+        """Each type of the stored matrices can be dequantized, tried on one block of zeros."""
+        for kind, tensor in {tensor.tensor_type: tensor for tensor in self._stored.values()}.items():
+            try:
+                if kind not in _FLOATS:
+                    dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+            except NotImplementedError as error:
+                what = f"{self.path}: {tensor.name}: expected a type that the package gguf reads"
+                raise CheckpointError(f"{what}, found {kind.name}") from error
+
+
+class _Reader(GGUFReader):
+    """Stops where the file does: numpy's slices would end there without a word, and a list of a billion go on."""
+
+    def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> np.ndarray:
+        end = int(offset) + np.dtype(dtype).itemsize * int(count)
+        if end > len(self.data):
+            raise EOFError(end)
+        return super()._get(offset, dtype, count, override_order)
 
 
 def _open(path: Path) -> GGUFReader:
+    """Raises: CheckpointError for another kind of file, another version, the other byte order, and for damage."""
+    with path.open("rb") as stream:
+        start = stream.read(8)
+    if start[:4] != b"GGUF":
+        raise CheckpointError(f"{path}: expected a GGUF file, found one that begins with {start[:4]!r}")
+    little, big = int.from_bytes(start[4:], "little"), int.from_bytes(start[4:], "big")
+    if little not in READER_SUPPORTED_VERSIONS and big in READER_SUPPORTED_VERSIONS:
+        advice = "`gguf-convert-endian FILE little` of the package gguf turns it round"
+        raise CheckpointError(f"{path}: expected a little-endian GGUF file, found a big-endian one: {advice}")
+    if little not in READER_SUPPORTED_VERSIONS:
+        known = " or ".join(map(str, READER_SUPPORTED_VERSIONS))
+        raise CheckpointError(f"{path}: expected version {known} of GGUF, found {little}")
     try:
-        return GGUFReader(path)
-    except (ValueError, IndexError, KeyError, OverflowError) as error:
-        raise CheckpointError(f"{path}: expected a whole GGUF file, found {error}") from error
+        return _Reader(path)
+    except EOFError as error:
+        size = path.stat().st_size
+        raise CheckpointError(f"{path}: truncated: expected at least {error.args[0]} bytes, found {size}") from error
+    except (ValueError, IndexError, KeyError, OverflowError, TypeError, MemoryError) as error:
+        raise CheckpointError(f"{path}: expected a whole GGUF file, found damage: {error}") from error
 
 
 def _shape(tensor: ReaderTensor) -> tuple[int, ...]:
@@ -140,11 +177,7 @@ def _read(path: Path, tensor: ReaderTensor) -> mx.array:
     for start in range(0, rows, step):
         count = min(step, rows - start)
         raw = np.fromfile(path, np.uint8, count * row_bytes, offset=offset + start * row_bytes)
-        try:
-            values = dequantize(raw.reshape(count, row_bytes), tensor.tensor_type)
-        except NotImplementedError as error:
-            kind = tensor.tensor_type.name
-            raise CheckpointError(f"{path}: {tensor.name}: expected a type that gguf reads, found {kind}") from error
+        values = dequantize(raw.reshape(count, row_bytes), tensor.tensor_type)
         parts.append(mx.array(values).astype(mx.bfloat16))
         mx.eval(parts[-1])
     return mx.concatenate(parts).reshape(shape)

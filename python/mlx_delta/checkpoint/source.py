@@ -137,7 +137,7 @@ def gguf_file(path: Path) -> Path | None:
         return path if path.suffix == ".gguf" else None
     if (path / "config.json").is_file() or (path / INDEX).is_file() or any(path.glob("model*.safetensors")):
         return None
-    files = [file for file in sorted(path.glob("*.gguf")) if not file.name.startswith("mmproj")]
+    files = [file for file in sorted(path.glob("*.gguf")) if "mmproj" not in file.name.lower()]
     if len(files) > 1:
         names = ", ".join(file.name for file in files)
         raise CheckpointError(f"{path}: expected one .gguf file, found {names}: name the one to read")
