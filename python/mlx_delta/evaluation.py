@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import mlx.core as mx
@@ -58,10 +57,7 @@ def evaluate(
     tokens done and in all, after each window. The reference runs once, whatever the number of models.
     Raises: ValueError naming the argument when the vocabularies differ, or there are not two tokens to work on.
     """
-    if context < 2:
-        raise ValueError(f"context: expected at least 2 tokens, found {context}")
-    if max_tokens is not None and max_tokens < 2:
-        raise ValueError(f"max_tokens: expected at least 2, found {max_tokens}")
+    check_options(context, max_tokens)
     known = reference.tokenizer.vocab_size
     for model in models:
         found = model.tokenizer.vocab_size
@@ -79,6 +75,14 @@ def evaluate(
         if progress is not None:
             progress(min(start + context, len(ids)), len(ids))
     return [tally.evaluation(model, len(ids)) for model, tally in zip(models, tallies, strict=True)]
+
+
+def check_options(context: int, max_tokens: int | None) -> None:
+    """Before anything is loaded. Raises: ValueError naming the argument."""
+    if context < 2:
+        raise ValueError(f"context: expected at least 2 tokens, found {context}")
+    if max_tokens is not None and max_tokens < 2:
+        raise ValueError(f"max_tokens: expected at least 2, found {max_tokens}")
 
 
 class _Tally:
@@ -136,28 +140,3 @@ def _perplexity(losses: list[np.ndarray]) -> float:
 def _text_bytes(directory: Path) -> int:
     """Of the text model's tensors: what a size budget is about, whatever else lies in the directory."""
     return sum(group.nbytes for group in summarize(directory).text_groups)
-
-
-def require_plotting() -> None:
-    """Raises: ValueError when matplotlib is not there, before a long run is wasted."""
-    if find_spec("matplotlib") is None:
-        raise ValueError("--plot: expected matplotlib, found it missing: pip install 'mlx-delta[plot]'")
-
-
-def save_plot(results: Sequence[Evaluation], file: Path) -> None:
-    """Mean KLD (logarithmic, and 0) against the text model's size, a labelled point a model, as a PNG at ``file``."""
-    require_plotting()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 5), layout="constrained")
-    axes = figure.subplots()
-    for each in results:
-        axes.scatter(each.nbytes / 1e6, each.kld_mean)
-        axes.annotate(
-            Path(each.model).name, (each.nbytes / 1e6, each.kld_mean), xytext=(5, 5), textcoords="offset points"
-        )
-    axes.set(xlabel="text model, MB", ylabel="mean KL divergence from the reference, nats")
-    least = min((each.kld_mean for each in results if each.kld_mean > 0), default=1e-6)
-    axes.set_yscale("symlog", linthresh=least)  # logarithmic, with a place for the reference itself, at 0
-    axes.set_ylim(bottom=0)
-    figure.savefig(file, dpi=150, format="png")

@@ -29,7 +29,7 @@ def load_model(path: str | Path, dtype: mx.Dtype | str | None = None) -> Languag
     Raises: ConfigError, CheckpointError, TokenizerError (all ValueError) naming the file and the tensor; HubError, a
     CheckpointError.
     """
-    _check_dtype(dtype)
+    check_dtype(dtype)
     directory = model_path(path)
     if gguf_file(directory) is not None:
         raise CheckpointError(
@@ -68,7 +68,7 @@ def _activation_dtype(tensors: dict[str, Tensor], dtype: mx.Dtype | str | None) 
     return _DTYPES[dtype] if isinstance(dtype, str) else dtype
 
 
-def _check_dtype(dtype: mx.Dtype | str | None) -> None:
+def check_dtype(dtype: mx.Dtype | str | None) -> None:
     """Before anything is read or downloaded."""
     known = _DTYPES if isinstance(dtype, str) else (None, *_DTYPES.values())
     if dtype not in known:

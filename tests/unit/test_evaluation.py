@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
-import typer
 from typer.testing import CliRunner
 
 from mlx_delta.calibrate.layers import layer_calibration
-from mlx_delta.cli.evaluate import evaluate as command
+from mlx_delta.cli.main import app
 from mlx_delta.conversion.pipeline import convert
-from mlx_delta.evaluation import evaluate
+from mlx_delta.evaluation import Evaluation, evaluate
 from mlx_delta.language_model import LanguageModel
 from mlx_delta.loading import load_model
+from mlx_delta.plot import save_evaluations
+from support import GOLDEN, TINY
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +93,8 @@ def test_error_feedback_is_closer_still(
 
 
 def test_command_line(tiny: Path, plain: Path, golden: Path, tmp_path: Path) -> None:
-    app = typer.Typer()
-    app.command("evaluate")(command)
     arguments = [
+        "evaluate",
         "-m",
         str(plain),
         "-m",
@@ -113,9 +114,9 @@ def test_command_line(tiny: Path, plain: Path, golden: Path, tmp_path: Path) -> 
     assert first["nbytes"] < second["nbytes"]
     (tmp_path / "latin").write_bytes(b"\xe9t\xe9")
     for wrong, message in (
-        (["--max-tokens", "1"], "max_tokens: expected at least 2, found 1"),
-        (["--context", "1"], "context: expected at least 2 tokens, found 1"),
-        (["-t", str(tmp_path / "latin")], "latin: expected UTF-8 text"),
+        (["--max-tokens", "1"], "--max-tokens: expected at least 2, found 1"),
+        (["--context", "1"], "--context: expected at least 2 tokens, found 1"),
+        (["-t", str(tmp_path / "latin")], "latin: expected UTF-8, found"),
         (["-t", str(tmp_path / "absent")], "absent"),
     ):
         refused = CliRunner().invoke(app, [*arguments, *wrong])
@@ -123,11 +124,38 @@ def test_command_line(tiny: Path, plain: Path, golden: Path, tmp_path: Path) -> 
         assert message in refused.output.replace("\n", "")
 
 
+@pytest.mark.parametrize("columns", [40, 80, 120])
+def test_narrow_terminals(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    """Every figure stands whole on its line, and no line is longer than the terminal."""
+    names = ["tiny", "an-organisation/Qwen3.5-9B-unsloth-3bit@main"]
+    results = [Evaluation(n, 18_012_345_678, 8192, 7.12, 7.01, 0.0123, 0.0023, 0.4567, 1.0) for n in names]
+    monkeypatch.setattr("mlx_delta.evaluation.evaluate", lambda *_, **__: results)
+    monkeypatch.setattr("mlx_delta.loading.load_model", lambda *_: None)
+    arguments = ["evaluate", "-m", str(TINY), "-m", str(TINY), "-r", str(TINY), "-t", str(GOLDEN / "heldout.txt")]
+    monkeypatch.chdir("/")
+    shown = CliRunner().invoke(app, arguments, env={"COLUMNS": str(columns)})
+    assert shown.exit_code == 0, shown.output
+    for figure in ("18,012.3", "0.01230", "0.00230", "0.4567", "100.00%", "7.1200"):
+        assert shown.stdout.count(figure) == 2
+    assert max(len(line) for line in shown.stdout.splitlines()) <= columns
+
+
+def test_the_highest_marker_is_inside_the_plot(tmp_path: Path) -> None:
+    figures: list[Any] = []
+    results = [Evaluation(n, 1000 * int(n), 10, 1, 1, 0.1 * int(n), 0.1, 0.1, 1) for n in ("0", "1", "9")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mlx_delta.plot._save", lambda figure, file: figures.append(figure))
+        save_evaluations(results, tmp_path / "x.png")
+    axes = figures[0].axes[0]
+    for result in results:
+        x, y = axes.transAxes.inverted().transform(axes.transData.transform((result.nbytes / 1e6, result.kld_mean)))
+        assert 0.02 < x < 0.98
+        assert 0 <= y < 0.95
+
+
 def test_plot(tiny: Path, golden: Path, tmp_path: Path) -> None:
-    app = typer.Typer()
-    app.command("evaluate")(command)
     png = tmp_path / "kld.png"
-    arguments = ["-m", str(tiny), "-r", str(tiny), "-t", str(golden / "heldout.txt"), "--max-tokens", "16"]
+    arguments = ["evaluate", "-m", str(tiny), "-r", str(tiny), "-t", str(golden / "heldout.txt"), "--max-tokens", "16"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # its divergence is 0, which no logarithmic axis has
         assert CliRunner().invoke(app, [*arguments, "--plot", str(png)]).exit_code == 0

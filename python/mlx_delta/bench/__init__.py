@@ -7,7 +7,7 @@
     kernels      one row an op
     random_model a checkpoint of any size with random weights, in packed form, in memory or on disk
     whole_model  decode and prefill of a whole model
-    roofline     the plot
+    roofline     what the plot shows
 
 ``mlx-delta bench`` runs them; the repository's bench/peers.py compares with mlx-lm and llama.cpp.
 """

@@ -51,8 +51,9 @@ def kernels(
     from mlx_delta.bench.roofline import Point
     from mlx_delta.bench.sizes import size_named
     from mlx_delta.bench.timing import ReadBandwidth
+    from mlx_delta.plot import check_plot
 
-    _check_plot(plot)
+    check_plot(plot)
     cases = [case for case in cases_of(size_named(shape)) if case.real and filter_ in case.id]
     if not cases:
         raise ValueError(f"--filter: expected a part of a case's name, such as gate_up, found {filter_}")
@@ -156,8 +157,9 @@ def _whole_model(
 ) -> None:
     """What ``run`` measures of a network: rows, each as lines of a table and as a point of the plot."""
     from mlx_delta.bench.timing import ReadBandwidth
+    from mlx_delta.plot import check_plot
 
-    _check_plot(plot)
+    check_plot(plot)
     machine = _machine()
     network, facts = _network(shape, layers, directory)
     bandwidth = ReadBandwidth()
@@ -296,19 +298,8 @@ def _table(lines: dict[str, str]) -> None:
         typer.echo(f"{name:16}{text}")
 
 
-def _check_plot(plot: Path | None) -> None:
-    """Before a long run is wasted."""
-    from mlx_delta.evaluation import require_plotting
-
-    if plot is None:
-        return
-    require_plotting()
-    if not plot.absolute().parent.is_dir():
-        raise ValueError(f"--plot: expected a file in a directory that exists, found {plot}")
-
-
 def _draw(plot: Path | None, points: list[Point], bandwidth: float, title: str) -> None:
-    from mlx_delta.bench.roofline import save_roofline
+    from mlx_delta.plot import save_roofline
 
     if plot is not None:
         save_roofline(points, bandwidth, plot, title)

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import Progress as Bar
+from rich import box
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
+from mlx_delta.cli.console import stdout
 from mlx_delta.cli.options import NAMES
+
+if TYPE_CHECKING:
+    from mlx_delta.evaluation import Evaluation
+
+_NARROW = 80  # columns from which on a model takes one line
 
 
 def evaluate(
@@ -36,47 +44,71 @@ def evaluate(
 ) -> None:
     """Measure how far models are from their reference: KL divergence, perplexity, top-1 agreement.
 
-    mlx-delta evaluate --model qwen3.5-9b-3bit --model qwen3.5-9b-4bit --reference Qwen3.5-9B --text heldout.txt
+    mlx-delta evaluate -m qwen3.5-9b-3bit -m qwen3.5-9b-4bit -r Qwen/Qwen3.5-9B --text heldout.txt
+
+    mlx-delta evaluate -m qwen3.5-9b-3bit -r Qwen/Qwen3.5-9B --text chats.jsonl --max-tokens 8192 --plot kld.png
     """
     from mlx_delta.calibrate.chunks import read_text
+    from mlx_delta.evaluation import check_options
     from mlx_delta.evaluation import evaluate as run
-    from mlx_delta.evaluation import require_plotting, save_plot
     from mlx_delta.hub.path import model_path
-    from mlx_delta.loading import load_model
+    from mlx_delta.loading import check_dtype, load_model
+    from mlx_delta.plot import check_plot, save_evaluations
+    from mlx_delta.progress import Bars, of
     from mlx_delta.text.tokenizer import Tokenizer
 
-    if plot is not None:
-        require_plotting()
+    check_options(context, max_tokens)
+    check_dtype(dtype)
+    check_plot(plot)
     original = model_path(reference)
     directories = [model_path(each) for each in model]
     content = read_text(text, Tokenizer.from_dir(original).chat_template)
     whole = load_model(original, dtype)
-    with Bar(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("evaluating", total=None)
-
-        def show(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
+    with Bars() as bars:
         models = [load_model(path, dtype) for path in directories]
-        results = run(models, whole, content, context=context, max_tokens=max_tokens, progress=show)
+        progress = bars.task("evaluating", of("tokens"))
+        results = run(models, whole, content, context=context, max_tokens=max_tokens, progress=progress)
     results = [replace(result, model=name) for result, name in zip(results, model, strict=True)]
     if plot is not None:
-        save_plot(results, plot)
+        save_evaluations(results, plot)
     if as_json:
         typer.echo(json.dumps([result.as_dict() for result in results], indent=2))
         return
-    table = Table("model", title=f"{results[0].tokens:,} tokens, reference {reference}")
-    for name in ("bytes, text", "KLD mean", "median", "99.9 %", "top-1 equal", "perplexity", "of reference"):
-        table.add_column(name, justify="right")
+    console = stdout()
+    first = results[0]
+    console.print(f"{first.tokens:,} tokens, reference {reference}: perplexity {first.reference_perplexity:.4f}")
+    console.print(_records(results) if console.width < _NARROW else _table(results))
+
+
+def _figures(result: Evaluation) -> dict[str, str]:
+    return {
+        "MB": f"{result.nbytes / 1e6:,.1f}",
+        "KLD mean": f"{result.kld_mean:.5f}",
+        "median": f"{result.kld_median:.5f}",
+        "99.9 %": f"{result.kld_p999:.4f}",
+        "top-1": f"{result.top1:.2%}",
+        "perplexity": f"{result.perplexity:.4f}",
+    }
+
+
+def _table(results: Sequence[Evaluation]) -> Table:
+    """A line a model."""
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("model", overflow="fold")
+    for name in _figures(results[0]):
+        table.add_column(name, justify="right", no_wrap=True)
     for each in results:
-        table.add_row(
-            each.model,
-            f"{each.nbytes:,}",
-            f"{each.kld_mean:.5f}",
-            f"{each.kld_median:.5f}",
-            f"{each.kld_p999:.4f}",
-            f"{each.top1:.2%}",
-            f"{each.perplexity:.4f}",
-            f"{each.reference_perplexity:.4f}",
-        )
-    Console().print(table)
+        table.add_row(each.model, *_figures(each).values())
+    return table
+
+
+def _records(results: Sequence[Evaluation]) -> Group:
+    """A line a figure."""
+    lines = []
+    for each in results:
+        lines += [
+            Text(""),
+            Text(each.model),
+            *(Text(f"  {name:11}{text:>11}") for name, text in _figures(each).items()),
+        ]
+    return Group(*lines)

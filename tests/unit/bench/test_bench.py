@@ -189,7 +189,7 @@ def test_wrong_arguments(arguments: Sequence[str], message: str) -> None:
 
 
 def test_a_plot_without_matplotlib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("mlx_delta.evaluation.find_spec", lambda name: None)
+    monkeypatch.setattr("mlx_delta.plot.find_spec", lambda name: None)
     error = run("kernels", "--plot", tmp_path / "x.png", code=1)
     assert "pip install 'mlx-delta[plot]'" in error
 

@@ -14,14 +14,13 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-import typer
 from mlx_lm.utils import load_model
 from typer.testing import CliRunner
 
 from mlx_delta.checkpoint.names import canonical_tensors
 from mlx_delta.checkpoint.source import CheckpointError, open_source, read_header
 from mlx_delta.checkpoint.tensors import check_tensors, expected_shapes
-from mlx_delta.cli.convert import convert as command
+from mlx_delta.cli.main import app
 from mlx_delta.config import ModelConfig, Quantization
 from mlx_delta.conversion.errors import ConvertError
 from mlx_delta.conversion.pipeline import ConvertReport, Progress, convert
@@ -301,9 +300,7 @@ convert({str(TINY)!r}, {str(tmp_path / "out")!r}, progress=kill)
 
 
 def test_command_line(tmp_path: Path) -> None:
-    app = typer.Typer()
-    app.command("convert")(command)
-    arguments = ["-i", str(TINY), "-o", str(tmp_path / "out"), "-q", "--q-bits", "4"]
+    arguments = ["convert", "-i", str(TINY), "-o", str(tmp_path / "out"), "-q", "--q-bits", "4"]
     good = CliRunner().invoke(app, arguments)
     assert good.exit_code == 0, good.output
     assert "gate, up" in good.output
