@@ -11,13 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlx_delta.errors import ConfigError
 from mlx_delta.json_files import read_json
 
 MODEL_TYPES = ("qwen3_5", "qwen3_5_text")
-
-
-class ConfigError(ValueError):
-    """config.json is missing, is not JSON, or describes a model that this package does not run."""
 
 
 @dataclass(frozen=True)

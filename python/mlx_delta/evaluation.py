@@ -17,6 +17,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from mlx_delta.errors import ArgumentError, TokenizerError
 from mlx_delta.language_model import LanguageModel
 from mlx_delta.summary import summarize
 
@@ -55,17 +56,17 @@ def evaluate(
 
     context: tokens a window, at least 2. max_tokens: how much of the text to use (None: all). progress: called with the
     tokens done and in all, after each window. The reference runs once, whatever the number of models.
-    Raises: ValueError naming the argument when the vocabularies differ, or there are not two tokens to work on.
+    Raises: ArgumentError naming the argument; TokenizerError when the vocabularies differ.
     """
     check_options(context, max_tokens)
     known = reference.tokenizer.vocab_size
     for model in models:
         found = model.tokenizer.vocab_size
         if found != known:
-            raise ValueError(f"{model.path}: expected {known} tokens, as {reference.path} has, found {found}")
+            raise TokenizerError(f"{model.path}: expected {known} tokens, as {reference.path} has, found {found}")
     ids = reference.tokenizer.encode(text)[:max_tokens]
     if len(ids) < 2:
-        raise ValueError(f"text: expected at least 2 tokens, found {len(ids)}")
+        raise ArgumentError(f"text: expected at least 2 tokens, found {len(ids)}")
     tallies = [_Tally() for _ in models]
     for start in range(0, len(ids), context):
         window = ids[start : start + context]
@@ -78,11 +79,11 @@ def evaluate(
 
 
 def check_options(context: int, max_tokens: int | None) -> None:
-    """Before anything is loaded. Raises: ValueError naming the argument."""
+    """Before anything is loaded. Raises: ArgumentError naming the argument."""
     if context < 2:
-        raise ValueError(f"context: expected at least 2 tokens, found {context}")
+        raise ArgumentError(f"context: expected at least 2 tokens, found {context}")
     if max_tokens is not None and max_tokens < 2:
-        raise ValueError(f"max_tokens: expected at least 2, found {max_tokens}")
+        raise ArgumentError(f"max_tokens: expected at least 2, found {max_tokens}")
 
 
 class _Tally:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mlx_delta.errors import CheckpointError
+
 
 def example_checkpoint() -> Path:
     """Its directory: installed beside the extension."""
@@ -11,5 +13,5 @@ def example_checkpoint() -> Path:
 
     directory = Path(_core.__file__).parent / "examples" / "tiny"
     if not directory.is_dir():
-        raise ValueError(f"{directory}: expected the example checkpoint, found nothing: reinstall mlx-delta")
+        raise CheckpointError(f"{directory}: expected the example checkpoint, found nothing: reinstall mlx-delta")
     return directory

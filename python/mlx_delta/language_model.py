@@ -18,6 +18,7 @@ from mlx_delta.chat.session import ChatStream, Session
 from mlx_delta.chat.settings import ChatSettings, GenerationSettings
 from mlx_delta.chat.template import render
 from mlx_delta.config import ModelConfig
+from mlx_delta.errors import ArgumentError
 from mlx_delta.model.cache import Cache
 from mlx_delta.model.qwen3_5 import Network
 from mlx_delta.options import ChatOptions, GenerationOptions, takes
@@ -48,15 +49,15 @@ class LanguageModel(ChatMethods):
 
         cache: advanced by T tokens; None: a fresh one. mask: bool [B, T] for left-padded prompts of unequal length,
         given with the first call on a cache: false before each sequence begins.
-        Raises: ValueError naming the argument.
+        Raises: ArgumentError naming the argument.
         """
         ids = tokens if isinstance(tokens, mx.array) else mx.array(list(tokens))
         if ids.ndim != 2 or ids.size == 0 or not mx.issubdtype(ids.dtype, mx.integer):
-            raise ValueError(f"tokens: expected non-empty integers [B, T], found {ids.dtype} {list(ids.shape)}")
+            raise ArgumentError(f"tokens: expected non-empty integers [B, T], found {ids.dtype} {list(ids.shape)}")
         if not isinstance(tokens, mx.array):  # those are not looked at: it would wait for them to be computed
             self._check_ids([i for row in tokens for i in row])
         if mask is not None and mask.shape != ids.shape:
-            raise ValueError(f"mask: expected shape {list(ids.shape)}, found {list(mask.shape)}")
+            raise ArgumentError(f"mask: expected shape {list(ids.shape)}, found {list(mask.shape)}")
         return self.network(ids, self.make_cache() if cache is None else cache, mask=mask)
 
     @takes(GenerationOptions)
@@ -66,7 +67,7 @@ class LanguageModel(ChatMethods):
         ``for piece in model.generate("..."): print(piece, end="")``; ``model.generate("...").text()`` is all of it.
         At most 256 tokens, unless ``max_new_tokens`` says otherwise. Without a preset, sampling is as the checkpoint
         says (generation_config.json), else greedy.
-        Raises: ValueError naming the argument; TypeError for an unknown one.
+        Raises: ArgumentError naming the argument; TypeError for an unknown one.
         """
         settings = GenerationSettings(**options)
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
@@ -100,7 +101,7 @@ class LanguageModel(ChatMethods):
         Raises: as ``chat``.
         """
         if settings is not None and options:
-            raise ValueError(f"settings: expected settings or arguments, found both ({', '.join(options)})")
+            raise ArgumentError(f"settings: expected settings or arguments, found both ({', '.join(options)})")
         return chat_batch(self.network, self.tokenizer, conversations, settings or ChatSettings(**options))
 
     def render_chat(
@@ -112,7 +113,7 @@ class LanguageModel(ChatMethods):
     ) -> str:
         """The prompt that the checkpoint's template makes of messages, strictly as the template has it.
 
-        Raises: TemplateError, a ValueError, in the template's own words.
+        Raises: TemplateError in the template's own words.
         """
         return render(
             template_of(self.tokenizer),
@@ -129,4 +130,4 @@ class LanguageModel(ChatMethods):
         vocab_size = self.config.text.vocab_size
         wrong = next((i for i in ids if not 0 <= i < vocab_size), None)
         if wrong is not None:
-            raise ValueError(f"tokens: expected ids from 0 to {vocab_size - 1}, found {wrong}")
+            raise ArgumentError(f"tokens: expected ids from 0 to {vocab_size - 1}, found {wrong}")

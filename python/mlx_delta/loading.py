@@ -8,9 +8,10 @@ from tempfile import TemporaryDirectory
 import mlx.core as mx
 
 from mlx_delta.checkpoint.names import canonical_tensors
-from mlx_delta.checkpoint.source import CheckpointError, Source, gguf_file, open_source
+from mlx_delta.checkpoint.source import Source, gguf_file, open_source
 from mlx_delta.checkpoint.tensors import Tensor, base_name, check_tensors, expected_shapes
 from mlx_delta.config import ModelConfig
+from mlx_delta.errors import ArgumentError, CheckpointError
 from mlx_delta.hub.path import model_path
 from mlx_delta.language_model import LanguageModel
 from mlx_delta.model.qwen3_5 import Network
@@ -26,7 +27,7 @@ def load_model(path: str | Path, dtype: mx.Dtype | str | None = None) -> Languag
     path: a directory, or a model's name on the Hugging Face Hub, ``org/name[@revision]``, which is downloaded at its
     first use (``hub.path.model_path``). dtype: of the activations, float32, float16 or bfloat16 (the default: what the
     checkpoint's embedding or its scales have). Weights stay as they are stored, whatever it is.
-    Raises: ConfigError, CheckpointError, TokenizerError (all ValueError) naming the file and the tensor; HubError, a
+    Raises: ConfigError, CheckpointError, TokenizerError naming the file and the tensor; HubError, a
     CheckpointError.
     """
     check_dtype(dtype)
@@ -72,7 +73,7 @@ def check_dtype(dtype: mx.Dtype | str | None) -> None:
     """Before anything is read or downloaded."""
     known = _DTYPES if isinstance(dtype, str) else (None, *_DTYPES.values())
     if dtype not in known:
-        raise ValueError(f"dtype: expected float32, float16 or bfloat16, found {dtype}")
+        raise ArgumentError(f"dtype: expected float32, float16 or bfloat16, found {dtype}")
 
 
 def _read(tensors: dict[str, Tensor], config: ModelConfig) -> dict[str, mx.array]:

@@ -18,6 +18,8 @@ from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin, g
 
 from typing_extensions import Doc, TypedDict
 
+from mlx_delta.errors import ArgumentError
+
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -93,7 +95,7 @@ SAMPLING = tuple(SamplingOptions.__annotations__)
 def checked(given: Mapping[str, object], form: type[T]) -> T:
     """``given`` as the TypedDict ``form`` has it: names and types checked, numbers as Python's, what is None left out.
 
-    Raises: TypeError for a name that is not in it (as Python does), ValueError for a value of another type.
+    Raises: TypeError for a name that is not in it (as Python does), ArgumentError for a value of another type.
     """
     hints: dict[str, tuple[Any, ...]] = _types(form)  # type: ignore[arg-type]  # a class is hashable
     found: dict[str, object] = {}
@@ -164,4 +166,4 @@ def _checked(value: Any, expected: tuple[Any, ...], name: str) -> Any:
     elif any(kind is not float and kind is not int and isinstance(value, kind) for kind in expected):
         return value
     words = " or ".join(_WORDS[kind] for kind in expected)
-    raise ValueError(f"{name}: expected {words}, found {value!r:.80}")
+    raise ArgumentError(f"{name}: expected {words}, found {value!r:.80}")

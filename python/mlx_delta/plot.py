@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlx_delta.conversion.write import atomic_file
+from mlx_delta.errors import MissingPackageError, OutputError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,13 +20,13 @@ _MARKERS = {"": "o", "8": "s"}  # by rows of x
 
 
 def check_plot(file: Path | None) -> None:
-    """Before a long run is wasted: a plot can be drawn to ``file``. Raises: ValueError."""
+    """Before a long run is wasted: a plot can be drawn to ``file``. Raises: MissingPackageError, OutputError."""
     if file is None:
         return
     if find_spec("matplotlib") is None:
-        raise ValueError("plot: expected matplotlib, found it missing: pip install 'mlx-delta[plot]'")
+        raise MissingPackageError("plot: expected matplotlib, found it missing: pip install 'mlx-delta[plot]'")
     if not file.absolute().parent.is_dir() or file.is_dir():
-        raise ValueError(f"plot: expected a file in a directory that exists, found {file}")
+        raise OutputError(f"plot: expected a file in a directory that exists, found {file}")
 
 
 def save_evaluations(results: Sequence[Evaluation], file: Path) -> None:

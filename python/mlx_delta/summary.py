@@ -85,7 +85,7 @@ class Summary:
 def summarize(path: Path) -> Summary:
     """Read config.json and the headers of the tensors in ``path``, and check that they fit each other.
 
-    Raises: ConfigError, CheckpointError (ValueError) naming the file or the tensor.
+    Raises: ConfigError, CheckpointError naming the file or the tensor.
     """
     config = ModelConfig.from_dir(path)
     source = open_source(path)

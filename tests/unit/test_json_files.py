@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from mlx_delta.calibrate.chunks import read_text
-from mlx_delta.checkpoint.source import CheckpointError, open_source
-from mlx_delta.config import ConfigError, ModelConfig
+from mlx_delta.checkpoint.source import open_source
+from mlx_delta.config import ModelConfig
 from mlx_delta.conversion.auto import read_sensitivity
-from mlx_delta.conversion.errors import ConvertError
 from mlx_delta.conversion.recipe import uniform, with_overrides
+from mlx_delta.errors import CheckpointError, ConfigError, ConvertError, TokenizerError
 from mlx_delta.json_files import MAX_DEPTH, parse_json, read_json
-from mlx_delta.text.tokenizer import Tokenizer, TokenizerError
+from mlx_delta.text.tokenizer import Tokenizer
 from support import TINY
 
 DEEP = 100_000

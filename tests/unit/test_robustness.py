@@ -15,8 +15,8 @@ import mlx.core as mx
 import pytest
 
 from mlx_delta.config import ModelConfig, Quantization
-from mlx_delta.conversion.errors import ConvertError
 from mlx_delta.conversion.pipeline import convert
+from mlx_delta.errors import ArgumentError, ConvertError, OutputError
 from support import TINY, gguf_files
 from support.gguf_files import stored, write_gguf
 
@@ -93,7 +93,7 @@ def test_a_full_disk_is_found_before_and_while_writing(tmp_path: Path, monkeypat
     assert not list(tmp_path.iterdir())
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(ConvertError, match=r"expected \d+ free bytes for model\.safetensors, found 1000"):
+    with pytest.raises(OutputError, match=r"expected \d+ free bytes for model\.safetensors, found 1000"):
         convert(TINY, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
@@ -127,5 +127,5 @@ def test_overrides(tmp_path: Path) -> None:
         file.write_text(content)
         with pytest.raises(ConvertError, match=rf"widths\.json: {message}"):
             convert(TINY, tmp_path / "again", overrides=file)
-    with pytest.raises(ConvertError, match="--q-overrides: expected --quantize"):
+    with pytest.raises(ArgumentError, match="overrides: expected it with quantize"):
         convert(TINY, tmp_path / "again", quantize=False, overrides=file)

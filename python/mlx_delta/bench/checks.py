@@ -7,10 +7,7 @@ from collections.abc import Iterable
 import mlx.core as mx
 
 from mlx_delta.bench.cases import BOUNDS, CASES, Arguments, Case, relative_rms
-
-
-class RedTests(ValueError):
-    """An op differs from its reference by more than its bound: no time is worth reporting."""
+from mlx_delta.errors import RedTests
 
 
 def relative_error(case: Case, arguments: Arguments) -> float:

@@ -14,8 +14,9 @@ import mlx.core as mx
 
 from mlx_delta import _core, ops
 from mlx_delta.bench.cases import Arguments, Case
-from mlx_delta.bench.checks import RedTests, check
+from mlx_delta.bench.checks import check
 from mlx_delta.bench.timing import ReadBandwidth, measure, working_set
+from mlx_delta.errors import RedTests
 
 _COMPUTE_BOUND = 100  # operations a byte
 _MEMORY = 1 << 30  # bytes, for the sets of a case

@@ -7,27 +7,28 @@ from pathlib import Path
 from typing import Any
 
 from mlx_delta.config import ModelConfig
+from mlx_delta.errors import ArgumentError
 
 CONFIGS: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "configs.json").read_text(encoding="utf-8"))
 
 
 def size_named(text: str) -> str:
-    """The key of CONFIGS for what a user typed: "9b" is "9B". Raises: ValueError naming the choices."""
+    """The key of CONFIGS for what a user typed: "9b" is "9B". Raises: ArgumentError naming the choices."""
     found = next((size for size in CONFIGS if size.lower() == text.lower()), None)
     if found is None:
-        raise ValueError(f"--shape: expected one of {', '.join(CONFIGS)}, found {text}")
+        raise ArgumentError(f"shape: expected one of {', '.join(CONFIGS)}, found {text}")
     return found
 
 
 def config_of(size: str, layers: int | None = None) -> ModelConfig:
     """The text model of ``size``; ``layers``: only that many of its layers, from the first.
 
-    Raises: ValueError for a number of layers that the size does not have.
+    Raises: ArgumentError for a number of layers that the size does not have.
     """
     text = dict(CONFIGS[size]["text_config"])
     whole = text["num_hidden_layers"]
     if layers is not None:
         if not 1 <= layers <= whole:
-            raise ValueError(f"--layers: expected 1 to {whole} for the {size}, found {layers}")
+            raise ArgumentError(f"layers: expected 1 to {whole} for the {size}, found {layers}")
         text["num_hidden_layers"] = layers
     return ModelConfig.from_dict({"model_type": "qwen3_5", "text_config": text}, f"configs.json: {size}")

@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass
 import mlx.core as mx
 import numpy as np
 
-from mlx_delta.bench.checks import RedTests
 from mlx_delta.bench.memory import peak_arrays, peak_resident
 from mlx_delta.bench.timing import ReadBandwidth, Time
 from mlx_delta.config import TextConfig
 from mlx_delta.engine.decode import decode
 from mlx_delta.engine.prefill import prefill
 from mlx_delta.engine.sample import Sampler, SamplingParams
+from mlx_delta.errors import RedTests
 from mlx_delta.model.cache import Cache, DeltaState, KeyValues, in_huge_pages
 from mlx_delta.model.qwen3_5 import Network
 

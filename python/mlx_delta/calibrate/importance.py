@@ -19,6 +19,7 @@ import numpy as np
 
 from mlx_delta.conversion.imatrix_file import Calibration
 from mlx_delta.conversion.write import atomic_file
+from mlx_delta.errors import CheckpointError
 from mlx_delta.language_model import LanguageModel
 from mlx_delta.ops.matrix import Matrix
 from mlx_delta.ops.qmm import observed_products
@@ -46,7 +47,7 @@ def measure_importance(
 
     state: a file that keeps what is done, every 20 seconds and when interrupted; a run of the same model and chunks
     that finds it goes on there, and ends with the same bits as one that was never interrupted. The caller removes it.
-    Raises: ValueError naming the module whose inputs are not finite.
+    Raises: CheckpointError naming the module whose inputs are not finite.
     """
     names = {id(matrix): name for name, matrix in model.network.matrices()}
     identity = _identity(model, chunks)
@@ -90,7 +91,7 @@ def _squares(model: LanguageModel, chunk: Sequence[int], names: dict[int, str]) 
     result = {name: np.array(squares, np.float64) for name, squares in seen.items()}
     for name, values in result.items():
         if not np.isfinite(values).all():
-            raise ValueError(f"{model.path}: {name}: expected finite inputs, found NaN or infinity")
+            raise CheckpointError(f"{model.path}: {name}: expected finite inputs, found NaN or infinity")
     return result
 
 

@@ -24,6 +24,7 @@ from mlx_delta.calibrate.chunks import CONTEXT, read_chunks
 from mlx_delta.checkpoint.source import open_source
 from mlx_delta.config import ModelConfig, Quantization
 from mlx_delta.conversion.moments import ORDER_BLOCK, Feedback, Moments
+from mlx_delta.errors import CheckpointError
 from mlx_delta.loading import source_tokenizer
 from mlx_delta.model.cache import empty_state
 from mlx_delta.model.layers import Window
@@ -51,7 +52,7 @@ def layer_calibration(
 ) -> LayerCalibration:
     """What ``convert`` of ``source`` takes as calibration: the first chunks of ``texts``, as ``read_chunks`` cuts them.
 
-    Raises: ValueError naming the argument or the file; OSError.
+    Raises: ArgumentError; TextError naming the file; OSError.
     """
     checkpoint = open_source(Path(source))
     return LayerCalibration(
@@ -102,7 +103,7 @@ class LayerCalibration:
     def feedback(self, module: str) -> Feedback | None:
         """By what ``module`` is to be rounded; None for all but a layer's matrices and lm_head.
 
-        Raises: ValueError naming the module whose inputs are not finite.
+        Raises: CheckpointError naming the module whose inputs are not finite.
         """
         if self._found is not None and module in self._found[0]:
             return self._found[1]
@@ -115,7 +116,7 @@ class LayerCalibration:
         else:
             return None
         if not moments.finite:
-            raise ValueError(f"{module}: expected finite inputs, found NaN or infinity")
+            raise CheckpointError(f"{module}: expected finite inputs, found NaN or infinity")
         groups = [self._widths[each].group_size for each in sharing if each in self._widths]
         self._found = sharing, moments.feedback(min([ORDER_BLOCK, *groups]))
         return self._found[1]

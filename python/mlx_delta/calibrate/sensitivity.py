@@ -22,6 +22,7 @@ from mlx_delta.conversion.awq import clean_importance, weighted_error
 from mlx_delta.conversion.fit import fit
 from mlx_delta.conversion.imatrix import Importance
 from mlx_delta.conversion.recipe import WIDTHS
+from mlx_delta.errors import ArgumentError
 from mlx_delta.language_model import LanguageModel
 from mlx_delta.model.cache import Cache
 from mlx_delta.model.layers import Window
@@ -45,13 +46,13 @@ def measure_sensitivity(
     """Module -> bits -> mean KLD over positions of ``chunks`` (of equal length), for every matrix worth a choice.
 
     importance: by module, for the fit; modules without have all inputs equal. progress: modules done, and in all.
-    Raises: ValueError when the model is quantized.
+    Raises: ArgumentError when the model is quantized.
     """
     network, tokens = model.network, mx.array([list(chunk) for chunk in chunks])
     targets = list(_targets(network))
     quantized = next((name for name, matrix in targets if matrix.bits), None)
     if quantized is not None:
-        raise ValueError(f"{model.path}: expected an unquantized model, found {quantized} quantized")
+        raise ArgumentError(f"model: expected an unquantized one, found {model.path} with {quantized} quantized")
     states = []
     for x in network.hidden_states(tokens, Cache.empty(network.config)):
         mx.eval(x)

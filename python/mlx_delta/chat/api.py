@@ -27,7 +27,7 @@ class ChatMethods:
         """Answer OpenAI-style messages: ``{"role": "user", "content": "..."}``, tool calls and tool results too.
 
         At most 2048 tokens, unless ``max_new_tokens`` says otherwise.
-        Raises: ValueError naming the argument; TypeError for an unknown one; TemplateError, a ValueError, in the
+        Raises: ArgumentError naming the argument; TypeError for an unknown one; TemplateError in the
         template's own words.
         """
         return self._start(messages, ChatSettings(**options)).result()

@@ -14,6 +14,7 @@ from mlx_delta.chat.result import ChatResult, Usage
 from mlx_delta.engine.decode import Steps
 from mlx_delta.engine.prefill import prefill
 from mlx_delta.engine.sample import Sampler
+from mlx_delta.errors import ArgumentError
 from mlx_delta.model.cache import Cache
 from mlx_delta.model.qwen3_5 import Network
 from mlx_delta.text.tokenizer import Tokenizer
@@ -27,13 +28,13 @@ def chat_batch(
 ) -> list[ChatResult]:
     """The answers, in order. All rows take as many steps as the longest answer. See ``LanguageModel.chat_batch``."""
     if not conversations:
-        raise ValueError("conversations: expected at least one, found none")
+        raise ArgumentError("conversations: expected at least one, found none")
     each = [settings] * len(conversations) if isinstance(settings, ChatSettings) else list(settings)
     wrong = next((one for one in each if not isinstance(one, ChatSettings)), None)
     if wrong is not None:
-        raise ValueError(f"settings: expected ChatSettings, found {wrong!r:.80}")
+        raise ArgumentError(f"settings: expected ChatSettings, found {wrong!r:.80}")
     if len(each) != len(conversations):
-        raise ValueError(f"settings: expected one, or one for each of {len(conversations)}, found {len(each)}")
+        raise ArgumentError(f"settings: expected one, or one for each of {len(conversations)}, found {len(each)}")
     prompts = [Prompt.build(tokenizer, *pair) for pair in zip(conversations, each, strict=True)]
     vocab_size = min(tokenizer.vocab_size, network.config.vocab_size)
     samplers = [

@@ -22,6 +22,7 @@ from pydantic.errors import PydanticUserError
 from pydantic.json_schema import GenerateJsonSchema
 
 from mlx_delta.chat.tools import ToolCall, create_tool_definition
+from mlx_delta.errors import ArgumentError
 
 Function = Callable[..., Any]
 
@@ -33,13 +34,13 @@ def function_tool(function: Function) -> dict[str, Any]:
 
     Types: str, int, float, bool, None, list, tuple, dict, set of such, Literal, Enum, dates, dataclasses, TypedDict,
     pydantic's models, Optional and unions; pydantic's ``Annotated[int, Field(ge=0, description="..")]`` counts.
-    Raises: ValueError naming the function and the parameter whose type is missing or none of these.
+    Raises: ArgumentError naming the function and the parameter whose type is missing or none of these.
     """
     name = function.__name__
     try:
         hints = typing.get_type_hints(function, include_extras=True)
     except NameError as error:
-        raise ValueError(f"{name}: expected types that can be resolved, found: {error}") from error
+        raise ArgumentError(f"{name}: expected types that can be resolved, found: {error}") from error
     description, texts = _docstring(inspect.getdoc(function) or "")
     schemas: dict[str, dict[str, Any]] = {}
     records: dict[str, Any] = {}  # dataclasses and their like, by name
@@ -47,9 +48,9 @@ def function_tool(function: Function) -> dict[str, Any]:
     for parameter in inspect.signature(function).parameters.values():
         where = f"{name}({parameter.name})"
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            raise ValueError(f"{where}: expected a parameter that can be given by name, found {parameter}")
+            raise ArgumentError(f"{where}: expected a parameter that can be given by name, found {parameter}")
         if parameter.name not in hints:
-            raise ValueError(f"{where}: expected a type, found none")
+            raise ArgumentError(f"{where}: expected a type, found none")
         schema = _schema(hints[parameter.name], where)
         records |= schema.pop("$defs", {})
         if parameter.name in texts:
@@ -66,30 +67,30 @@ def function_tool(function: Function) -> dict[str, Any]:
 def load_functions(path: Path) -> dict[str, Function]:
     """The public functions that the Python file defines itself, by name; the file is run.
 
-    Raises: ValueError naming the file: it does not run, or defines no function; OSError.
+    Raises: ArgumentError naming the file: it does not run, or defines no function; OSError.
     """
     if not path.is_file():
-        raise ValueError(f"{path}: expected a Python file, found {'a directory' if path.is_dir() else 'nothing'}")
+        raise ArgumentError(f"{path}: expected a Python file, found {'a directory' if path.is_dir() else 'nothing'}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
-        raise ValueError(f"{path}: expected a Python file, found the suffix {path.suffix!r}")
+        raise ArgumentError(f"{path}: expected a Python file, found the suffix {path.suffix!r}")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise ValueError(f"{path}: expected Python that runs, found {type(error).__name__}: {error}") from error
+        raise ArgumentError(f"{path}: expected Python that runs, found {type(error).__name__}: {error}") from error
     functions: dict[str, Function] = {
         name: value
         for name, value in vars(module).items()
         if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
     }
     if not functions:
-        raise ValueError(f"{path}: expected typed functions to offer as tools, found none")
+        raise ArgumentError(f"{path}: expected typed functions to offer as tools, found none")
     try:
         for function in functions.values():
             function_tool(function)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ArgumentError(f"{path}: {error}") from error
     return functions
 
 
@@ -199,7 +200,7 @@ def _schema(hint: Any, where: str) -> dict[str, Any]:
     try:
         return TypeAdapter(hint).json_schema(schema_generator=_ToolSchema, union_format="primitive_type_array")
     except PydanticUserError as error:
-        raise ValueError(
+        raise ArgumentError(
             f"{where}: expected str, int, float, bool, None, list, dict, Literal, Enum or a union of such, found {hint}"
         ) from error
 

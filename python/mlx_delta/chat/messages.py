@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mlx_delta.errors import ArgumentError
+
 Message = Mapping[str, Any]
 
 
@@ -13,12 +15,12 @@ def prepare_messages(messages: Sequence[Message], *, strict: bool = False) -> li
     merge into one at the beginning, a blank line between them. The originals are left alone.
 
     strict: change nothing, so that the template itself refuses what it does not know.
-    Raises: ValueError naming the message when one has no role, or holds an image or a video (this runs text only).
+    Raises: ArgumentError naming the message when one has no role, or holds an image or a video (this runs text only).
     """
     if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence):
-        raise ValueError(f"messages: expected a sequence of messages, found {messages!r:.80}")
+        raise ArgumentError(f"messages: expected a sequence of messages, found {messages!r:.80}")
     if not messages:
-        raise ValueError("messages: expected at least one message, found none")
+        raise ArgumentError("messages: expected at least one message, found none")
     for i, message in enumerate(messages):
         _check(message, f"messages[{i}]")
     if strict:
@@ -37,14 +39,14 @@ def _is_system(message: Message) -> bool:
 
 def _check(message: Any, where: str) -> None:
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-        raise ValueError(f"{where}: expected a mapping with a role, found {message!r:.80}")
+        raise ArgumentError(f"{where}: expected a mapping with a role, found {message!r:.80}")
     content = message.get("content")
     if isinstance(content, Sequence) and not isinstance(content, str):
         for i, part in enumerate(content):
             if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
-                raise ValueError(f"{where}.content[{i}]: expected a part with text, found {part!r:.80}")
+                raise ArgumentError(f"{where}.content[{i}]: expected a part with text, found {part!r:.80}")
     elif content is not None and not isinstance(content, str):
-        raise ValueError(f"{where}.content: expected text or a list of parts, found {type(content).__name__}")
+        raise ArgumentError(f"{where}.content: expected text or a list of parts, found {type(content).__name__}")
 
 
 def _text(content: Any) -> str:

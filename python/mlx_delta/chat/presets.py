@@ -9,6 +9,7 @@ from typing import Any
 
 from mlx_delta.config import TextConfig
 from mlx_delta.engine.sample import SamplingParams
+from mlx_delta.errors import ArgumentError
 from mlx_delta.options import SAMPLING, GenerationOptions
 from mlx_delta.text.tokenizer import GenerationDefaults
 
@@ -22,9 +23,9 @@ PRESETS = ("auto", "thinking", "coding", "instruct", "checkpoint")
 
 
 def explicit_sampling(given: GenerationOptions) -> dict[str, Any]:
-    """The sampling options that were given. Raises: ValueError naming the argument."""
+    """The sampling options that were given. Raises: ArgumentError naming the argument."""
     if given.get("preset", "auto") not in PRESETS:
-        raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, found {given['preset']!r}")
+        raise ArgumentError(f"preset: expected one of {', '.join(PRESETS)}, found {given['preset']!r}")
     explicit: dict[str, Any] = {name: value for name, value in given.items() if name in SAMPLING}
     SamplingParams(**explicit, seed=given.get("seed"))
     return explicit

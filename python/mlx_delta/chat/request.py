@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from mlx_delta.chat.messages import Message, prepare_messages
 from mlx_delta.chat.settings import ChatSettings as ChatSettings
-from mlx_delta.chat.template import TemplateError, render
+from mlx_delta.chat.template import render
+from mlx_delta.errors import TemplateError
 from mlx_delta.text.tokenizer import Tokenizer
 
 
@@ -27,7 +28,7 @@ class Prompt:
 
     @classmethod
     def build(cls, tokenizer: Tokenizer, messages: Sequence[Message], settings: ChatSettings) -> Prompt:
-        """Raises: ValueError naming the message, TemplateError in the template's own words."""
+        """Raises: ArgumentError naming the message, TemplateError in the template's own words."""
         prepared = prepare_messages(messages, strict=settings.strict)
         variables = dict(settings.template_variables)
         if settings.enable_thinking is not None:

@@ -11,6 +11,7 @@ from mlx_delta.chat.presets import explicit_sampling, sampling
 from mlx_delta.chat.tools import parameter_schemas
 from mlx_delta.config import TextConfig
 from mlx_delta.engine.sample import SamplingParams
+from mlx_delta.errors import ArgumentError
 from mlx_delta.options import ChatOptions, GenerationOptions, checked, takes
 from mlx_delta.text.stop import StopStrings
 from mlx_delta.text.tokenizer import Tokenizer
@@ -35,7 +36,7 @@ class GenerationSettings:
         count, stop = given.get("max_new_tokens"), given.get("stop") or ()
         self.max_new_tokens = max_new_tokens if count is None else count
         if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens: expected at least 1, found {self.max_new_tokens}")
+            raise ArgumentError(f"max_new_tokens: expected at least 1, found {self.max_new_tokens}")
         self.stop = (stop,) if isinstance(stop, str) else tuple(stop)
         StopStrings(self.stop)
         explicit_sampling(given)
@@ -72,7 +73,7 @@ class ChatSettings(GenerationSettings):
         self.strict = bool(given.get("strict"))
         self.template_variables = given.get("template_variables") or {}
         if "json_schema" in given and "response_format" in given:
-            raise ValueError("response_format: expected json_schema or response_format, found both")
+            raise ArgumentError("response_format: expected json_schema or response_format, found both")
         self.schema = given["json_schema"] if "json_schema" in given else _schema_of(given.get("response_format"))
 
 
@@ -83,7 +84,7 @@ def _tool(tool: object, where: str) -> Mapping[str, Any]:
         from mlx_delta.chat.functions import function_tool
 
         return function_tool(tool)
-    raise ValueError(f"{where}: expected a tool in OpenAI's form or a Python function, found {tool!r:.80}")
+    raise ArgumentError(f"{where}: expected a tool in OpenAI's form or a Python function, found {tool!r:.80}")
 
 
 def _tool_choice(given: str | Mapping[str, Any] | None, names: Sequence[str]) -> str:
@@ -93,17 +94,17 @@ def _tool_choice(given: str | Mapping[str, Any] | None, names: Sequence[str]) ->
         function = choice.get("function", choice)
         choice = function.get("name") if isinstance(function, Mapping) else None
     if choice == "required" and not names:
-        raise ValueError("tool_choice: expected tools to choose from, found none")
+        raise ArgumentError("tool_choice: expected tools to choose from, found none")
     choices = ("none", "auto", "required", *names)
     if not isinstance(choice, str) or choice not in choices:
-        raise ValueError(f"tool_choice: expected one of {', '.join(choices)}, found {given!r:.80}")
+        raise ArgumentError(f"tool_choice: expected one of {', '.join(choices)}, found {given!r:.80}")
     return choice
 
 
 def _in_range(name: str, value: int | None, most: int | None) -> int | None:
     if value is not None and (value < 0 or (most is not None and value > most)):
         expected = "at least 0" if most is None else f"0 to {most}"
-        raise ValueError(f"{name}: expected {expected}, found {value}")
+        raise ArgumentError(f"{name}: expected {expected}, found {value}")
     return value
 
 
@@ -115,11 +116,11 @@ def _schema_of(response_format: Mapping[str, Any] | None) -> Mapping[str, Any] |
     if kind == "text":
         return None
     if kind not in ("json_object", "json_schema"):
-        raise ValueError(f"response_format: expected type text, json_object or json_schema, found {kind!r:.80}")
+        raise ArgumentError(f"response_format: expected type text, json_object or json_schema, found {kind!r:.80}")
     inner = response_format.get("json_schema", response_format)
     schema = inner.get("schema") if isinstance(inner, Mapping) else None
     if schema is None and kind == "json_object":
         return {"type": "object"}
     if not isinstance(schema, Mapping):
-        raise ValueError(f"response_format: expected a schema, an object, in json_schema, found {schema!r:.80}")
+        raise ArgumentError(f"response_format: expected a schema, an object, in json_schema, found {schema!r:.80}")
     return schema

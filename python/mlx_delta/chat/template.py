@@ -16,11 +16,9 @@ from typing import Any, NoReturn
 import jinja2
 import jinja2.sandbox
 
+from mlx_delta.errors import TemplateError
+
 _NO_VARIABLES: Mapping[str, Any] = MappingProxyType({})
-
-
-class TemplateError(ValueError):
-    """The template refuses these messages (its own words, exactly), or it does not compile or run."""
 
 
 def render(

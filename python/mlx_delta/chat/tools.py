@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from mlx_delta.errors import ArgumentError
+
 _MAX_DEPTH = 16  # of references and alternatives followed in a schema; a cycle of references ends here
 
 
@@ -56,13 +58,13 @@ def create_tool_definition(
 ) -> dict[str, Any]:
     """A tool in OpenAI's form. parameters: name -> JSON schema; required: names among them.
 
-    Raises: ValueError when the name is empty or a required parameter is not defined.
+    Raises: ArgumentError when the name is empty or a required parameter is not defined.
     """
     if not name:
-        raise ValueError("name: expected a tool's name, found ''")
+        raise ArgumentError("name: expected a tool's name, found ''")
     unknown = [parameter for parameter in required if parameter not in parameters]
     if unknown:
-        raise ValueError(f"required: expected names among {', '.join(parameters)}, found {unknown[0]!r}")
+        raise ArgumentError(f"required: expected names among {', '.join(parameters)}, found {unknown[0]!r}")
     properties = {parameter: dict(schema) for parameter, schema in parameters.items()}
     schema = {"type": "object", "properties": properties, "required": list(required)}
     return {"type": "function", "function": {"name": name, "description": description, "parameters": schema}}
@@ -71,14 +73,14 @@ def create_tool_definition(
 def parameter_schemas(tools: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """Name -> JSON schema of the parameters ({} without one), of tools in OpenAI's form or its bare "function" part.
 
-    Raises: ValueError when a tool has no name.
+    Raises: ArgumentError when a tool has no name.
     """
     schemas: dict[str, Mapping[str, Any]] = {}
     for i, tool in enumerate(tools):
         function = tool.get("function", tool)
         name = function.get("name") if isinstance(function, Mapping) else None
         if not isinstance(name, str) or not name:
-            raise ValueError(f"tools[{i}]: expected a function with a name, found {tool!r:.80}")
+            raise ArgumentError(f"tools[{i}]: expected a function with a name, found {tool!r:.80}")
         schemas[name] = function.get("parameters") or {}
     return schemas
 

@@ -11,8 +11,8 @@ from typing import Any
 from gguf import GGUFReader
 
 from mlx_delta.checkpoint.gguf_tokenizer import token_ids
-from mlx_delta.checkpoint.source import CheckpointError
 from mlx_delta.config import ModelConfig
+from mlx_delta.errors import CheckpointError
 
 ARCHITECTURE = "qwen35"
 Metadata = Mapping[str, Any]

@@ -24,7 +24,8 @@ from gguf.quants import dequantize
 from mlx_delta.checkpoint.gguf_metadata import ARCHITECTURE, model_config, read_metadata
 from mlx_delta.checkpoint.gguf_names import canonical_from_gguf, is_left_out, regrouped
 from mlx_delta.checkpoint.gguf_tokenizer import tokenizer_files
-from mlx_delta.checkpoint.source import CheckpointError, TensorInfo, files_beside
+from mlx_delta.checkpoint.source import TensorInfo, files_beside
+from mlx_delta.errors import CheckpointError
 
 _FLOATS = {
     GGMLQuantizationType.F32: (np.float32, mx.float32),

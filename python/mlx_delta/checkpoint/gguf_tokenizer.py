@@ -11,7 +11,7 @@ from typing import Any
 from gguf import TokenType
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from mlx_delta.checkpoint.source import CheckpointError
+from mlx_delta.errors import CheckpointError
 
 # How text is cut before merging. Source: Qwen3.5's tokenizer.json; qwen2's knows no combining marks (\p{M}).
 _SPLIT = (

@@ -25,9 +25,10 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_delta.checkpoint.source import CheckpointError, Source, TensorInfo
+from mlx_delta.checkpoint.source import Source, TensorInfo
 from mlx_delta.checkpoint.tensors import Tensor, base_name, expected_shapes
 from mlx_delta.config import ModelConfig
+from mlx_delta.errors import CheckpointError
 
 # Source prefix -> canonical prefix. The first that fits counts: "model." is text-only Hugging Face's, so it is last.
 _PREFIXES = (

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import mlx.core as mx
 
 from mlx_delta.config import ModelConfig
+from mlx_delta.errors import CheckpointError
 from mlx_delta.json_files import parse_json, read_json
 
 SAFETENSORS_DTYPES: Mapping[str, mx.Dtype] = {
@@ -46,10 +47,6 @@ SIDE_FILES = (
     "processor_config.json",
 )
 _MAX_HEADER = 100_000_000  # the limit of the safetensors library
-
-
-class CheckpointError(ValueError):
-    """A checkpoint's files are missing or damaged, or its tensors are not those of its config."""
 
 
 @dataclass(frozen=True)

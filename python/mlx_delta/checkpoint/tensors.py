@@ -13,8 +13,8 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlx_delta.checkpoint.source import CheckpointError
 from mlx_delta.config import ModelConfig, Quantization, TextConfig
+from mlx_delta.errors import CheckpointError
 
 _SHOWN = 5  # problems listed in one error
 _MTP_NORMS = ("norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden")

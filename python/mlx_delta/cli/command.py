@@ -48,8 +48,10 @@ def flags_of(signature: inspect.Signature, hints: Mapping[str, Any]) -> dict[str
             continue
         options = [each for each in get_args(hints[name])[1:] if isinstance(each, OptionInfo)]
         if options:
-            declared = [flag for flag in options[0].param_decls or () if flag.startswith("--")]
-            flags[name] = declared[0] if declared else f"--{name.replace('_', '-')}"
+            # Inside Annotated, typer has the first name given in the place of a default.
+            names = (options[0].default, *(options[0].param_decls or ()))
+            declared = [each for each in names if isinstance(each, str) and each.startswith("--")]
+            flags[name] = declared[0].partition("/")[0] if declared else f"--{name.replace('_', '-')}"
     return flags
 
 

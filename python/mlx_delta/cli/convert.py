@@ -31,25 +31,31 @@ def convert(
     quantize: Annotated[
         bool, typer.Option("--quantize", "-q", help="Quantize the language model; without it, all stays bfloat16.")
     ] = False,
-    q_recipe: Annotated[
+    recipe: Annotated[
         str | None,
         typer.Option(
+            "--q-recipe",
             help="'unsloth': gate/up N bits, down N+1, embedding, q/k/v and in_proj N+2, lm_head N+3, the rest "
             "bfloat16; needs --imatrix-path or --calibrate. 'auto': each matrix as wide as its effect on predictions "
             "deserves, in --target-bpw; needs --text or --calibrate. By default every matrix has --q-bits.",
             show_default="uniform",
         ),
     ] = None,
-    q_bits: Annotated[
+    bits: Annotated[
         int | None,
-        typer.Option(help="Bits: 2, 3, 4, 5, 6 or 8; the recipe's base N.", show_default="3 for unsloth, else 4"),
+        typer.Option(
+            "--q-bits", help="Bits: 2, 3, 4, 5, 6 or 8; the recipe's base N.", show_default="3 for unsloth, else 4"
+        ),
     ] = None,
-    q_group_size: Annotated[int, typer.Option(help="Weights that share a scale and a bias: 32, 64 or 128.")] = 64,
-    imatrix_path: Annotated[
+    group_size: Annotated[
+        int, typer.Option("--q-group-size", help="Weights that share a scale and a bias: 32, 64 or 128.")
+    ] = 64,
+    imatrix: Annotated[
         Path | None,
         typer.Option(
+            "--imatrix-path",
             help="Importance matrix as llama.cpp's llama-imatrix writes it, GGUF or .dat; turns AWQ on, and weighs the "
-            "fit of scales and biases."
+            "fit of scales and biases.",
         ),
     ] = None,
     awq: Annotated[
@@ -62,11 +68,12 @@ def convert(
     fit: Annotated[
         bool, typer.Option("--fit/--no-fit", help="Fit scales and biases by least squares, or use mx.quantize alone.")
     ] = True,
-    q_overrides: Annotated[
+    overrides: Annotated[
         Path | None,
         typer.Option(
+            "--q-overrides",
             help='JSON file of widths that go before the recipe\'s, such as {"*.o_proj": 6, "*.mlp.up_proj": '
-            '{"bits": 4, "group_size": 32}, "*.lm_head": null}; null keeps a matrix whole.'
+            '{"bits": 4, "group_size": 32}, "*.lm_head": null}; null keeps a matrix whole.',
         ),
     ] = None,
     target_bpw: Annotated[
@@ -81,12 +88,13 @@ def convert(
         Path | None,
         typer.Option(help="For 'auto': JSON file of what was measured: read if it is there, else written."),
     ] = None,
-    calibrate: Annotated[
+    calibration: Annotated[
         list[Path] | None,
         typer.Option(
+            "--calibrate",
             help="Text, or a .jsonl of chats, as --text: run through the model layer by layer, original and quantized, "
             "so that rounding feeds its errors forward (GPTQ) and each matrix makes up for those before it. Much "
-            "closer, and slower. May be given several times; replaces AWQ."
+            "closer, and slower. May be given several times; replaces AWQ.",
         ),
     ] = None,
     context: Annotated[int, typer.Option(help="For --calibrate: tokens a chunk.")] = 512,
@@ -107,8 +115,8 @@ def convert(
     from mlx_delta.hub.path import model_path
 
     for name, value in (("--text", text), ("--sensitivity", sensitivity)):
-        if value and q_recipe != "auto":
-            raise ValueError(f"{name}: expected --q-recipe auto with it, found {q_recipe or 'no recipe'}")
+        if value and recipe != "auto":
+            raise ValueError(f"{name}: expected --q-recipe auto with it, found {recipe or 'no recipe'}")
     checkpoint = model_path(source, gguf=True)
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[counts]}"), TimeElapsedColumn())
@@ -120,23 +128,23 @@ def convert(
             bar.update(task, completed=step.nbytes, total=step.total_nbytes, visible=True, counts=counts)
 
         measured = None
-        if q_recipe == "auto":
-            measured = _sensitivity(checkpoint, text or calibrate or [], imatrix_path, sensitivity, q_group_size, bar)
+        if recipe == "auto":
+            measured = _sensitivity(checkpoint, text or calibration or [], imatrix, sensitivity, group_size, bar)
         report = run(
             checkpoint,
             out,
             quantize=quantize,
-            recipe=q_recipe,
-            bits=q_bits,
-            group_size=q_group_size,
-            imatrix=imatrix_path,
+            recipe=recipe,
+            bits=bits,
+            group_size=group_size,
+            imatrix=imatrix,
             awq=awq,
             awq_ratio=awq_ratio,
             fit=fit,
-            overrides=q_overrides,
+            overrides=overrides,
             target_bpw=target_bpw,
             sensitivity=measured,
-            calibration=_calibration(checkpoint, calibrate, context, max_chunks, bar),
+            calibration=_calibration(checkpoint, calibration, context, max_chunks, bar),
             keep_mtp=keep_mtp,
             dry_run=dry_run,
             force=force,
@@ -166,7 +174,7 @@ def _sensitivity(
     if file is not None:
         check_output_file(file, force=False)
     model = load_source(open_source(source), "float32")
-    chunks = read_chunks(text, model.tokenizer, limit=CHUNKS)
+    chunks = read_chunks(text, model.tokenizer, max_chunks=CHUNKS)
     importance = {} if imatrix is None else read_imatrix(imatrix, model.config)
     task = bar.add_task("measuring", total=None, counts="")
 

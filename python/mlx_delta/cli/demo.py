@@ -47,10 +47,10 @@ def _run(source: Path, out: Path) -> None:
         source=str(source),
         out=out,
         quantize=True,
-        q_recipe="unsloth",
-        q_bits=None,
-        q_group_size=64,
-        imatrix_path=source / "imatrix.gguf",
+        recipe="unsloth",
+        bits=None,
+        group_size=64,
+        imatrix=source / "imatrix.gguf",
         force=True,
     )
     model = load_model(out)

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from mlx_delta.errors import OutputExistsError
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -60,6 +62,8 @@ def reported_errors(flags: Mapping[str, str] | None = None) -> Iterator[None]:
 
 def error_line(error: Exception, flags: Mapping[str, str] | None = None) -> str | None:
     """What to tell of an error that is not a bug of ours, in the options' names; None for a bug."""
+    if isinstance(error, OutputExistsError):
+        return f"{error} (--force replaces it)"
     if isinstance(error, ValueError):
         return _in_flags(str(error), flags or {})
     if isinstance(error, OSError) and (error.filename is not None or error.errno in _NO_BUG):

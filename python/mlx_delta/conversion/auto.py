@@ -17,8 +17,8 @@ from pathlib import Path
 
 from mlx_delta.checkpoint.tensors import Tensor
 from mlx_delta.config import Quantization
-from mlx_delta.conversion.errors import ConvertError
 from mlx_delta.conversion.recipe import WIDTHS, Recipe, TensorPlan, plan
+from mlx_delta.errors import ArgumentError, ConvertError
 from mlx_delta.json_files import read_json
 
 # Module -> bits -> mean KL divergence from the unquantized model, in nats.
@@ -38,13 +38,13 @@ def auto(tensors: Iterable[Tensor], sensitivity: Sensitivity, target: float, gro
     """The widths that fit ``target`` bits a weight of the text model, scales and biases included.
 
     Modules that ``sensitivity`` leaves out stay whole.
-    Raises: ConvertError when it has modules that are no matrices of ``tensors``, or ``target`` is out of reach.
+    Raises: ArgumentError when it has modules that are no matrices of ``tensors``, or ``target`` is out of reach.
     """
     text = [tensor for tensor in tensors if tensor.name.startswith("language_model.")]
     whole = {each.module: each for each in plan(text, Recipe((), None))}
     wrong = next((module for module in sensitivity if module not in whole or len(whole[module].shape) != 2), None)
     if wrong is not None:
-        raise ConvertError(f"sensitivity: expected matrices of this model, found {wrong}")
+        raise ArgumentError(f"sensitivity: expected matrices of this model, found {wrong}")
     hulls = {module: _hull(whole[module], sensitivity[module], group_size) for module in sensitivity}
     chosen = dict.fromkeys(hulls, 0)
     weights = sum(math.prod(each.shape) for each in whole.values())
@@ -52,7 +52,7 @@ def auto(tensors: Iterable[Tensor], sensitivity: Sensitivity, target: float, gro
     least = kept + sum(options[0].nbytes for options in hulls.values())
     left = int(target * weights / 8) - least
     if left < 0:
-        raise ConvertError(f"--target-bpw: expected at least {-(-least * 800 // weights) / 100}, found {target}")
+        raise ArgumentError(f"target_bpw: expected at least {-(-least * 800 // weights) / 100}, found {target}")
     while True:
         steps = [
             (_gain(options, chosen[module]), module)
@@ -67,7 +67,7 @@ def auto(tensors: Iterable[Tensor], sensitivity: Sensitivity, target: float, gro
     widths = {module: hulls[module][index].width for module, index in chosen.items()}
     counts = Counter(width for width in widths.values() if width is not None)
     if not counts:
-        raise ConvertError(f"--target-bpw: expected a size that needs quantization, found {target}")
+        raise ArgumentError(f"target_bpw: expected a size that needs quantization, found {target}")
     return Recipe(tuple(widths.items()), counts.most_common(1)[0][0])
 
 

@@ -21,8 +21,8 @@ from mlx_delta.checkpoint.gguf_names import (
 from mlx_delta.checkpoint.names import canonical_name
 from mlx_delta.checkpoint.tensors import expected_shapes
 from mlx_delta.config import ModelConfig, Quantization
-from mlx_delta.conversion.errors import ConvertError
 from mlx_delta.conversion.imatrix_file import Calibration, read_means, write_dat, write_gguf
+from mlx_delta.errors import ImatrixError
 
 Importance = Mapping[str, np.ndarray]
 FORMATS = {"gguf": write_gguf, "dat": write_dat}
@@ -33,7 +33,7 @@ def read_imatrix(path: Path, config: ModelConfig) -> dict[str, np.ndarray]:
     """Every module's importance found in ``path``; entries of other models' tensors and unknown suffixes are ignored.
 
     Tensors may go by llama.cpp's names, Hugging Face's under any prefix, or MLX's.
-    Raises: ConvertError when the file is missing, is of neither format, or names no tensor of this model.
+    Raises: ImatrixError when the file is missing, is of neither format, or names no tensor of this model.
     """
     means = read_means(path)
     known, result = expected_shapes(config), {}
@@ -47,7 +47,7 @@ def read_imatrix(path: Path, config: ModelConfig) -> dict[str, np.ndarray]:
         result[canonical.removesuffix(".weight")] = values
     if not result:
         found = ", ".join(sorted(means)[:3]) or "no tensors"
-        raise ConvertError(f"{path}: expected the importance of this model's tensors, found none that match: {found}")
+        raise ImatrixError(f"{path}: expected the importance of this model's tensors, found none that match: {found}")
     return result
 
 
@@ -76,12 +76,12 @@ def measured_channels(
 def check_importance(importance: Importance, channels: Mapping[str, int], path: Path) -> list[str]:
     """The modules of ``channels`` (name -> K) whose importance is missing.
 
-    Raises: ConvertError when none is there, or when one has another number of channels.
+    Raises: ImatrixError when none is there, or when one has another number of channels.
     """
     for module, count in channels.items():
         if module in importance and importance[module].size != count:
-            raise ConvertError(f"{path}: {module}: expected {count} channels, found {importance[module].size}")
+            raise ImatrixError(f"{path}: {module}: expected {count} channels, found {importance[module].size}")
     missing = [module for module in channels if module not in importance]
     if missing and len(missing) == len(channels):
-        raise ConvertError(f"{path}: expected the importance of {missing[0]} and others, found none of them")
+        raise ImatrixError(f"{path}: expected the importance of {missing[0]} and others, found none of them")
     return missing

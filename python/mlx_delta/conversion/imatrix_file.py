@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from gguf import GGUFReader, GGUFWriter
 
-from mlx_delta.conversion.errors import ConvertError
+from mlx_delta.errors import ImatrixError
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Calibration:
 def read_means(path: Path) -> dict[str, np.ndarray]:
     """Tensor -> mean over tokens of x^2, float32 [K], of either format. A tensor that no token reached has none.
 
-    Raises: ConvertError when the file is missing or is of neither format.
+    Raises: ImatrixError when the file is missing or is of neither format.
     """
     if not path.is_file():
-        raise ConvertError(f"{path}: expected an importance matrix, found no such file")
+        raise ImatrixError(f"{path}: expected an importance matrix, found no such file")
     with path.open("rb") as stream:
         is_gguf = stream.read(4) == b"GGUF"
     return _read_gguf(path) if is_gguf else _read_legacy(path)
@@ -77,7 +77,7 @@ def _read_gguf(path: Path) -> dict[str, np.ndarray]:
     try:
         reader = GGUFReader(path)
     except (ValueError, IndexError, KeyError) as error:
-        raise ConvertError(f"{path}: expected an importance matrix in GGUF form, found {error}") from error
+        raise ImatrixError(f"{path}: expected an importance matrix in GGUF form, found {error}") from error
     stored = {
         tensor.name: np.asarray(tensor.data, dtype=np.float32) for tensor in reader.tensors if _is_sum(tensor.name)
     }
@@ -109,7 +109,7 @@ def _read_legacy(path: Path) -> dict[str, np.ndarray]:
             if calls > 0 and count > 0:
                 result[name] = (values / np.float32(calls)).astype(np.float32)
     except (struct.error, ValueError) as error:  # UnicodeDecodeError is a ValueError
-        raise ConvertError(
+        raise ImatrixError(
             f"{path}: expected an importance matrix in GGUF form or llama.cpp's older .dat, found neither ({error})"
         ) from error
     return result

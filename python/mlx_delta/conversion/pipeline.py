@@ -21,12 +21,12 @@ from mlx_delta.checkpoint.tensors import Tensor, check_tensors, expected_shapes,
 from mlx_delta.config import Quantization
 from mlx_delta.conversion.auto import Sensitivity, auto
 from mlx_delta.conversion.awq import FoldGain, clean_importance, fold_layer
-from mlx_delta.conversion.errors import ConvertError
 from mlx_delta.conversion.imatrix import Importance, check_importance, measured_channels, read_imatrix
 from mlx_delta.conversion.moments import Feedback
 from mlx_delta.conversion.quantize import encode
 from mlx_delta.conversion.recipe import Recipe, TensorPlan, choose, plan, quantization_section, with_overrides
 from mlx_delta.conversion.write import atomic_directory, file_size, write_file, write_safetensors
+from mlx_delta.errors import ArgumentError, ConvertError, OutputError
 
 _MODEL = "model.safetensors"
 _CHECKED_VALUES = 1 << 18  # values looked at for NaN in one go
@@ -133,12 +133,13 @@ def convert(
     ``keep_mtp`` writes the MTP head too, in bfloat16 where no override says otherwise; else it is dropped. ``dry_run``
     reports what would be written. ``force`` replaces an existing ``out``.
 
-    ``out`` appears whole, at the end, or not at all. Raises: ValueError (CheckpointError, ConfigError, ConvertError)
-    naming the file, tensor or argument; OSError when the disk fails.
+    ``out`` appears whole, at the end, or not at all.
+    Raises: MlxDeltaError (ArgumentError, CheckpointError, ConfigError, ConvertError, ImatrixError, OutputError) naming
+    the file, tensor or argument; OSError when the disk fails.
     """
     chosen = _choose(quantize, recipe, bits, group_size, imatrix, overrides, target_bpw, calibration)
     if calibration is not None and not fit:
-        raise ConvertError("--calibrate: expected the fit with it, found --no-fit")
+        raise ArgumentError("calibration: expected the fit with it, found fit=False")
     weighed = imatrix is not None and calibration is None
     options = _Options(_awq_ratio(weighed and awq, awq_ratio), weighed and awq, fit, calibration)
     checkpoint = open_source(Path(source))
@@ -187,7 +188,7 @@ def _check_space(directory: Path, nbytes: int) -> None:
     """Before the first byte, for a full disk is better found now than in an hour."""
     free = shutil.disk_usage(directory).free
     if free < nbytes:
-        raise ConvertError(f"{directory.parent}: expected {nbytes} free bytes for {_MODEL}, found {free}")
+        raise OutputError(f"{directory.parent}: expected {nbytes} free bytes for {_MODEL}, found {free}")
 
 
 def _choose(
@@ -200,31 +201,31 @@ def _choose(
     target: float | None,
     calibration: Calibration | None,
 ) -> Recipe:
-    given: dict[str, object] = {"--q-recipe": recipe, "--q-bits": bits, "--imatrix-path": imatrix}
-    given |= {"--q-overrides": overrides, "--target-bpw": target}
+    given: dict[str, object] = {"recipe": recipe, "bits": bits, "imatrix": imatrix}
+    given |= {"overrides": overrides, "target_bpw": target}
     if not quantize:
         for name, value in given.items():
             if value is not None:
-                raise ConvertError(f"{name}: expected --quantize with it, found {value} alone")
+                raise ArgumentError(f"{name}: expected it with quantize, found {value} and quantize=False")
         if calibration is not None:
-            raise ConvertError("--calibrate: expected --quantize with it, found it alone")
+            raise ArgumentError("calibration: expected it with quantize, found quantize=False")
         return Recipe((), None)
     if target is not None and recipe != "auto":
-        raise ConvertError(f"--target-bpw: expected --q-recipe auto with it, found {recipe or 'no recipe'}")
+        raise ArgumentError(f"target_bpw: expected the recipe auto with it, found {recipe or 'no recipe'}")
     chosen = choose(recipe, bits, group_size)
     if recipe == "unsloth" and imatrix is None and calibration is None:
-        raise ConvertError(
-            "--q-recipe unsloth needs an importance matrix: pass --imatrix-path FILE (make one with "
-            "`mlx-delta imatrix` or llama.cpp's llama-imatrix), or --calibrate TEXT"
+        raise ArgumentError(
+            "imatrix: expected one for the recipe unsloth (`mlx-delta imatrix` or llama.cpp's llama-imatrix make it), "
+            "or a calibration, found neither"
         )
     return chosen
 
 
 def _auto(tensors: Mapping[str, Tensor], sensitivity: Sensitivity | None, target: float | None, group: int) -> Recipe:
     if target is None:
-        raise ConvertError("--q-recipe auto needs a size: pass --target-bpw, bits a weight of the text model")
+        raise ArgumentError("target_bpw: expected bits a weight of the text model for the recipe auto, found none")
     if sensitivity is None:
-        raise ConvertError("--q-recipe auto needs the matrices' sensitivity: pass --text FILE, to measure it on")
+        raise ArgumentError("sensitivity: expected the matrices', measured, for the recipe auto, found none")
     return auto(tensors.values(), sensitivity, target, group)
 
 
@@ -232,9 +233,9 @@ def _awq_ratio(awq: bool, ratio: float | None) -> float | None:
     if ratio is None:
         return None
     if not 0 <= ratio <= 1:
-        raise ConvertError(f"--awq-ratio: expected a number from 0 to 1, found {ratio}")
+        raise ArgumentError(f"awq_ratio: expected a number from 0 to 1, found {ratio}")
     if not awq:
-        raise ConvertError(f"--awq-ratio: expected --imatrix-path with it, AWQ, and no --calibrate, found {ratio}")
+        raise ArgumentError(f"awq_ratio: expected an imatrix with it, awq, and no calibration, found {ratio}")
     return ratio
 
 
@@ -247,7 +248,7 @@ def _wanted(checkpoint: Source, keep_mtp: bool) -> dict[str, Tensor]:
         raise ConvertError(f"{checkpoint.path}: expected an unquantized checkpoint, found {found}")
     mtp = mtp_shapes(checkpoint.config) if keep_mtp else {}
     if keep_mtp and not mtp:
-        raise ConvertError(f"{checkpoint.path}: --keep-mtp: expected mtp_num_hidden_layers in its config, found none")
+        raise ArgumentError(f"keep_mtp: expected mtp_num_hidden_layers in the config of {checkpoint.path}, found none")
     check_tensors(tensors, checkpoint.config, checkpoint.path, keep_mtp)
     vision = sorted(name for name in tensors if name.startswith("vision_tower."))
     return {name: tensors[name] for name in (*expected_shapes(checkpoint.config), *vision, *mtp)}

@@ -17,8 +17,8 @@ import mlx.core as mx
 from mlx_delta.checkpoint.components import component
 from mlx_delta.checkpoint.tensors import Tensor
 from mlx_delta.config import Quantization
-from mlx_delta.conversion.errors import ConvertError
 from mlx_delta.conversion.write import Entry
+from mlx_delta.errors import ArgumentError, ConvertError
 from mlx_delta.json_files import read_json
 
 WIDTHS = (2, 3, 4, 5, 6, 8)
@@ -111,17 +111,17 @@ def choose(recipe: str | None, bits: int | None, group_size: int) -> Recipe:
     """The recipe of that name (None: uniform) at base ``bits`` (None: 3 for unsloth, 4 for uniform).
 
     "auto" has no base, and no rules before the model is known: ``auto.auto`` makes them.
-    Raises: ConvertError for an unknown name, width or group size.
+    Raises: ArgumentError for an unknown name, width or group size.
     """
     if recipe is not None and recipe not in RECIPES:
-        raise ConvertError(f"--q-recipe: expected {' or '.join(RECIPES)}, found {recipe}")
+        raise ArgumentError(f"recipe: expected {' or '.join(RECIPES)}, found {recipe}")
     if bits is not None and bits not in WIDTHS:
-        raise ConvertError(f"--q-bits: expected one of {', '.join(map(str, WIDTHS))}, found {bits}")
+        raise ArgumentError(f"bits: expected one of {', '.join(map(str, WIDTHS))}, found {bits}")
     if group_size not in GROUP_SIZES:
-        raise ConvertError(f"--q-group-size: expected one of {', '.join(map(str, GROUP_SIZES))}, found {group_size}")
+        raise ArgumentError(f"group_size: expected one of {', '.join(map(str, GROUP_SIZES))}, found {group_size}")
     if recipe == "auto":
         if bits is not None:
-            raise ConvertError(f"--q-bits: expected --target-bpw instead with --q-recipe auto, found {bits}")
+            raise ArgumentError(f"bits: expected target_bpw instead for the recipe auto, found {bits}")
         return Recipe((), None)
     if recipe is None:
         return uniform(bits or 4, group_size)

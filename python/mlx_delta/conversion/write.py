@@ -16,7 +16,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlx_delta.checkpoint.source import SAFETENSORS_DTYPES
-from mlx_delta.conversion.errors import ConvertError
+from mlx_delta.errors import ConvertError, OutputError, OutputExistsError
 
 _CODES = {dtype: code for code, dtype in SAFETENSORS_DTYPES.items()}
 
@@ -99,7 +99,7 @@ def _raw_bytes(array: mx.array) -> memoryview:
 def atomic_file(file: Path, force: bool = False) -> Iterator[Path]:
     """A hidden path beside ``file`` to write to, renamed to ``file`` when the block ends well.
 
-    Raises: ConvertError when ``file`` exists and ``force`` is not given, or is a directory; OSError naming the file.
+    Raises: OutputExistsError without ``force``; OutputError when ``file`` cannot be one; OSError naming the file.
     """
     check_output_file(file, force)
     partial = _sibling(file, "partial")
@@ -115,13 +115,13 @@ def atomic_file(file: Path, force: bool = False) -> Iterator[Path]:
 
 
 def check_output_file(file: Path, force: bool) -> None:
-    """Before a long run: ``file`` can be created. Raises: ConvertError."""
+    """Before a long run: ``file`` can be created. Raises: OutputError."""
     if not file.parent.is_dir():
-        raise ConvertError(f"{file}: expected a directory {file.parent}, found none")
+        raise OutputError(f"{file}: expected a directory {file.parent}, found none")
     if file.is_dir():
-        raise ConvertError(f"{file}: expected a file to write, found a directory")
+        raise OutputError(f"{file}: expected a file to write, found a directory")
     if file.exists() and not force:
-        raise ConvertError(f"{file}: expected a new file, found it there already (--force replaces it)")
+        raise OutputExistsError(f"{file}: expected a new file, found it there already")
 
 
 @contextmanager
@@ -131,7 +131,7 @@ def atomic_directory(out: Path, source: Path, force: bool) -> Iterator[Path]:
     After an exception (or Ctrl-C) it is gone; after a kill it stays under its hidden name, ``.NAME.partial-PID``, until
     the next conversion to ``out``. An existing model directory is replaced with ``force``, at the very end.
 
-    Raises: ConvertError when ``out`` exists (or, with ``force``, is no model directory), or is tied up with ``source``.
+    Raises: OutputError when ``out`` exists (or, with ``force``, is no model directory), or is tied up with ``source``.
     """
     out = out.resolve()
     _clean_up(out)
@@ -151,12 +151,12 @@ def atomic_directory(out: Path, source: Path, force: bool) -> Iterator[Path]:
 
 def _check_output(out: Path, source: Path, force: bool) -> None:
     if out == source or out in source.parents or source in out.parents:
-        raise ConvertError(f"{out}: expected an output apart from the input, found the input {source}")
+        raise OutputError(f"{out}: expected an output apart from the input, found the input {source}")
     if out.exists() and not force:
-        raise ConvertError(f"{out}: expected a new directory, found it there already (--force replaces it)")
+        raise OutputExistsError(f"{out}: expected a new directory, found it there already")
     # --force must not delete what no conversion made: a mistyped path could be a home directory.
     if out.exists() and not (out / "config.json").is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise ConvertError(f"{out}: expected a model directory to replace, found something without a config.json")
+        raise OutputError(f"{out}: expected a model directory to replace, found something without a config.json")
 
 
 def _publish(partial: Path, out: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from mlx_delta.errors import ArgumentError
 from mlx_delta.model.cache import Cache
 from mlx_delta.model.qwen3_5 import Network
 
@@ -18,7 +19,7 @@ def prefill(
     mask: bool [B, T] of left-padded prompts. Every chunk but the last is evaluated on return.
     """
     if tokens.ndim != 2 or tokens.size == 0:
-        raise ValueError(f"prompt: expected at least one token, found shape {list(tokens.shape)}")
+        raise ArgumentError(f"prompt: expected at least one token, found shape {list(tokens.shape)}")
     total = tokens.shape[1]
     last = (total - 1) // chunk * chunk  # where the last chunk starts
     for start in range(0, last, chunk):

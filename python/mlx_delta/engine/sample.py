@@ -15,6 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_delta import ops
+from mlx_delta.errors import ArgumentError
 
 _GREEDY_BELOW = 1e-5  # logits / temperature would leave float32's range; the draw is all but certain anyway
 Allowed = Collection[int] | np.ndarray  # ids, or a mask: bool [>= vocab_size]
@@ -22,7 +23,7 @@ Allowed = Collection[int] | np.ndarray  # ids, or a mask: bool [>= vocab_size]
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How the next token is chosen; the defaults are greedy. Raises ValueError naming the parameter.
+    """How the next token is chosen; the defaults are greedy. Raises ArgumentError naming the parameter.
 
     temperature: 0 takes the likeliest token, ties to the lowest id. top_k: 0 is off. top_p: 1 is off; else the smallest
     set of likeliest tokens with mass >= top_p. min_p: drops tokens less likely than min_p times the likeliest.
@@ -55,7 +56,7 @@ class SamplingParams:
 
 def _check(name: str, value: object, ok: bool, expected: str) -> None:
     if not ok:
-        raise ValueError(f"{name}: expected {expected}, found {value!r}")
+        raise ArgumentError(f"{name}: expected {expected}, found {value!r}")
 
 
 class Sampler:
@@ -86,7 +87,7 @@ class Sampler:
         allowed: the only ids to choose from, banned or not.
         """
         if logits.ndim != 2 or logits.shape[1] < self.vocab_size:
-            raise ValueError(f"logits: expected shape [B, >= {self.vocab_size}], found {list(logits.shape)}")
+            raise ArgumentError(f"logits: expected shape [B, >= {self.vocab_size}], found {list(logits.shape)}")
         params, rows = self.params, logits.shape[0]
         tokens = ops.sample(
             logits,
@@ -132,6 +133,8 @@ def _membership(prompt: Sequence[int] | Sequence[Sequence[int]], vocab_size: int
     for row, ids in zip(mask, rows, strict=True):
         index = np.asarray(ids, dtype=np.int64)
         if index.size and not 0 <= index.min() <= index.max() < vocab_size:
-            raise ValueError(f"prompt: expected ids from 0 to {vocab_size - 1}, found {index.min()} to {index.max()}")
+            raise ArgumentError(
+                f"prompt: expected ids from 0 to {vocab_size - 1}, found {index.min()} to {index.max()}"
+            )
         row[index] = True
     return mx.array(mask)

@@ -7,7 +7,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from mlx_delta.checkpoint.source import INDEX, SIDE_FILES
-from mlx_delta.hub.errors import HubError
+from mlx_delta.errors import HubError
 from mlx_delta.hub.names import HubName
 from mlx_delta.json_files import read_json
 

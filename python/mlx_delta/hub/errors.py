@@ -6,12 +6,8 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mlx_delta.checkpoint.source import CheckpointError
+from mlx_delta.errors import HubError
 from mlx_delta.hub.names import HubName
-
-
-class HubError(CheckpointError):
-    """A model cannot be had from the Hub. The message says what to do."""
 
 
 def unreachable(error: Exception) -> bool:

@@ -6,8 +6,9 @@ import glob
 from pathlib import Path
 
 from mlx_delta.checkpoint.source import INDEX
+from mlx_delta.errors import HubError
 from mlx_delta.hub.cache import cached, convert_first, known_commit, result, snapshot, wanted_files
-from mlx_delta.hub.errors import HubError, told, unreachable
+from mlx_delta.hub.errors import told, unreachable
 from mlx_delta.hub.names import HubName, parse_name
 from mlx_delta.hub.transfer import fetch
 from mlx_delta.progress import Bars, Show, megabytes

@@ -15,8 +15,8 @@ from queue import Empty, SimpleQueue
 from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING
 
+from mlx_delta.errors import HubError
 from mlx_delta.hub.cache import storage
-from mlx_delta.hub.errors import HubError
 from mlx_delta.hub.names import HubName
 from mlx_delta.progress import Show
 

@@ -14,6 +14,7 @@ import mlx.core as mx
 
 from mlx_delta import ops
 from mlx_delta.config import ModelConfig, TextConfig
+from mlx_delta.errors import CheckpointError
 from mlx_delta.model.cache import Cache
 from mlx_delta.model.layers import AttentionLayer, DeltaLayer, Mlp, Window
 from mlx_delta.ops import Matrix
@@ -129,7 +130,9 @@ class _Weights:
             return Matrix.plain(weight)
         width = self.config.module_quantization(module)
         if width is None:
-            raise ValueError(f"{module}: expected a quantization section in config.json for its scales, found none")
+            raise CheckpointError(
+                f"{module}: expected a quantization section in config.json for its scales, found none"
+            )
         return Matrix.affine(weight, scales, self.tensors[f"{module}.biases"], width.bits, width.group_size)
 
     def parameter(self, name: str) -> mx.array:

@@ -10,6 +10,7 @@ import mlx.core as mx
 from mlx_delta.engine.decode import decode
 from mlx_delta.engine.prefill import prefill
 from mlx_delta.engine.sample import Sampler, SamplingParams
+from mlx_delta.errors import ArgumentError
 from mlx_delta.model.cache import Cache
 from mlx_delta.model.qwen3_5 import Network
 from mlx_delta.text.detokenize import Detokenizer
@@ -55,9 +56,9 @@ class Generation:
         cache: Cache | None = None,
     ) -> None:
         if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens: expected at least 1, found {max_new_tokens}")
+            raise ArgumentError(f"max_new_tokens: expected at least 1, found {max_new_tokens}")
         if not prompt:
-            raise ValueError("prompt: expected at least one token, found none")
+            raise ArgumentError("prompt: expected at least one token, found none")
         self.prompt_ids = list(prompt)
         self.token_ids: list[int] = []
         self.finish_reason: str | None = None

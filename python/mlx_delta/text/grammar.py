@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mlx_delta.errors import ArgumentError, MissingPackageError
 from mlx_delta.text.tokenizer import Tokenizer
 
 # Between two parts of a document: a blank, or a new line and its indentation. Free white space lets a model that is
@@ -24,20 +25,20 @@ _PRIVATE = "\U000f0000"  # a character for private use
 class JsonGrammar:
     """A document as it grows. schema: JSON schema, with llguidance's coverage (an unknown keyword is an error).
 
-    Raises: ValueError when llguidance is missing, or names what it cannot follow.
+    Raises: MissingPackageError without llguidance; ArgumentError naming what it cannot follow.
     """
 
     def __init__(self, tokenizer: Tokenizer, schema: Mapping[str, Any]) -> None:
         try:
             from llguidance import LLMatcher
         except ImportError:
-            raise ValueError(
+            raise MissingPackageError(
                 "json_schema: expected llguidance, found it missing: pip install 'mlx-delta[structured]'"
             ) from None
         try:
             grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_LAYOUT)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"json_schema: expected a JSON schema, found {schema!r:.80}: {error}") from error
+            raise ArgumentError(f"json_schema: expected a JSON schema, found {schema!r:.80}: {error}") from error
         self._matcher = LLMatcher(_vocabulary(tokenizer), grammar, log_level=0)
         self._check()
 
@@ -60,7 +61,7 @@ class JsonGrammar:
     def _check(self) -> None:
         if self._matcher.is_error():
             error = self._matcher.get_error().partition("\n<state>")[0]
-            raise ValueError(f"json_schema: expected a schema that llguidance can follow, found: {error}")
+            raise ArgumentError(f"json_schema: expected a schema that llguidance can follow, found: {error}")
 
 
 @lru_cache(maxsize=4)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mlx_delta.errors import ArgumentError
+
 
 class StopStrings:
     """Cuts a growing text before the first stop string. ``stopped`` is set once one was found."""
@@ -13,7 +15,7 @@ class StopStrings:
             stops = [stops]
         for stop in stops:
             if not isinstance(stop, str) or not stop:
-                raise ValueError(f"stop: expected non-empty strings, found {stop!r}")
+                raise ArgumentError(f"stop: expected non-empty strings, found {stop!r}")
         self._stops = tuple(stops)
         self._held = ""
         self.stopped = False

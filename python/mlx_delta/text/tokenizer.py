@@ -14,11 +14,8 @@ from typing import Any
 
 import tokenizers
 
+from mlx_delta.errors import TokenizerError
 from mlx_delta.json_files import decode_utf8, read_json
-
-
-class TokenizerError(ValueError):
-    """A tokenizer file is missing, is not valid, or is of a kind that this package does not run."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from mlx_delta import _core, ops
 from mlx_delta.bench.cases import CASES, cases_of
-from mlx_delta.bench.checks import RedTests, check, check_ops
+from mlx_delta.bench.checks import check, check_ops
 from mlx_delta.bench.kernels import Row, Summary, steps, summarize
 from mlx_delta.bench.random_model import random_network, recipe_plans, write_model
 from mlx_delta.bench.sizes import CONFIGS
@@ -27,6 +27,7 @@ from mlx_delta.bench.whole_model import filled_cache
 from mlx_delta.checkpoint.gguf_names import canonical_from_gguf, gguf_from_canonical
 from mlx_delta.cli.main import app
 from mlx_delta.engine.prefill import prefill
+from mlx_delta.errors import RedTests
 from mlx_delta.loading import load_model
 
 

@@ -27,7 +27,7 @@ def model(tiny: Path) -> LanguageModel:
 
 @pytest.fixture(scope="module")
 def chunks(model: LanguageModel, golden: Path) -> list[list[int]]:
-    return read_chunks([golden / "heldout.txt"], model.tokenizer, context=128, limit=3)
+    return read_chunks([golden / "heldout.txt"], model.tokenizer, context=128, max_chunks=3)
 
 
 def test_sums_are_their_formula(model: LanguageModel, chunks: list[list[int]]) -> None:
@@ -100,7 +100,7 @@ def test_chunks_of_chats_and_text(model: LanguageModel, golden: Path, tmp_path: 
     chats = tmp_path / "chats.jsonl"
     question = {"messages": [{"role": "user", "content": "Count to 7."}, {"role": "assistant", "content": "1, 2, 3"}]}
     chats.write_text((json.dumps(question) + "\n\n") * 8 + json.dumps({"text": "plain"}) + "\n")
-    chunks = read_chunks([golden / "heldout.txt", chats], model.tokenizer, context=64, limit=4)
+    chunks = read_chunks([golden / "heldout.txt", chats], model.tokenizer, context=64, max_chunks=4)
     assert [len(chunk) for chunk in chunks] == [64] * 4
     plain, chat = (model.tokenizer.decode(chunks[i]) for i in (0, 1))
     assert (golden / "heldout.txt").read_text().startswith(plain)

@@ -21,9 +21,9 @@ from mlx_delta.checkpoint.names import canonical_tensors
 from mlx_delta.checkpoint.source import open_source
 from mlx_delta.checkpoint.tensors import expected_shapes
 from mlx_delta.cli.main import app
-from mlx_delta.conversion.errors import ConvertError
 from mlx_delta.conversion.moments import damping
 from mlx_delta.conversion.pipeline import convert
+from mlx_delta.errors import ArgumentError
 from mlx_delta.language_model import LanguageModel
 from mlx_delta.loading import load_model
 from support.gguf_files import write_gguf
@@ -174,17 +174,20 @@ def test_command_line(tiny: Path, text: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, [*arguments, "-q", "--q-recipe", "unsloth", *calibrated])
     assert done.exit_code == 0, done.output
     for wrong, message in (
-        (calibrated, "--calibrate: expected --quantize with it, found it alone"),
-        (["-q", *calibrated, "--no-fit"], "--calibrate: expected the fit with it, found --no-fit"),
+        (calibrated, "--calibrate: expected it with quantize, found quantize=False"),
+        (["-q", *calibrated, "--no-fit"], "--calibrate: expected the fit with it, found fit=False"),
         (["-q", *calibrated[:2], "--max-chunks", "0"], "--max-chunks: expected at least 1, found 0"),
         (["-q", *calibrated[:2], "--context", "100000"], "expected at least a chunk of 100000 tokens, found"),
         (["-q", "--calibrate", str(tmp_path / "absent.txt")], "absent.txt"),
-        (["-q", "--q-recipe", "unsloth"], "`mlx-delta imatrix` or llama.cpp's llama-imatrix), or --calibrate TEXT"),
+        (
+            ["-q", "--q-recipe", "unsloth"],
+            "--imatrix-path: expected one for the recipe unsloth (`mlx-delta",
+        ),
     ):
         refused = CliRunner().invoke(app, [*arguments, "--force", *wrong])
         assert refused.exit_code == 1, wrong
         assert message in refused.output.replace("\n", ""), refused.output
-    with pytest.raises(ConvertError, match="--awq-ratio: expected --imatrix-path with it"):
+    with pytest.raises(ArgumentError, match="awq_ratio: expected an imatrix with it"):
         convert(tiny, tmp_path / "other", bits=4, awq_ratio=0.5)
 
 

@@ -16,10 +16,10 @@ from mlx_delta.chat.messages import prepare_messages
 from mlx_delta.chat.parse import OutputParser
 from mlx_delta.chat.presets import sampling
 from mlx_delta.chat.result import ChatResult
-from mlx_delta.chat.template import TemplateError
 from mlx_delta.chat.tools import ToolCall
 from mlx_delta.conversion.pipeline import convert
 from mlx_delta.engine.sample import SamplingParams
+from mlx_delta.errors import TemplateError
 from mlx_delta.language_model import LanguageModel
 from mlx_delta.options import GenerationOptions, checked
 from mlx_delta.text.tokenizer import GenerationDefaults

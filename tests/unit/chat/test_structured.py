@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from mlx_delta import ChatSettings, create_tool_definition, load_model
+from mlx_delta.errors import MissingPackageError
 from mlx_delta.language_model import LanguageModel
 from mlx_delta.text.grammar import JsonGrammar
 
@@ -209,7 +210,7 @@ def test_wrong_schemas(model: LanguageModel, arguments: dict[str, Any], message:
 def test_a_missing_library_names_the_extra(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(
-        ValueError, match=r"expected llguidance, found it missing: pip install 'mlx-delta\[structured\]'"
+        MissingPackageError, match=r"llguidance, found it missing: pip install 'mlx-delta\[structured\]'"
     ):
         model.chat(HELLO, json_schema=SCHEMA)
     assert model.chat(HELLO, **GREEDY).text

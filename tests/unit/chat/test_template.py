@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from mlx_delta.chat.template import TemplateError, render
+from mlx_delta.chat.template import render
+from mlx_delta.errors import TemplateError
 from support import ROOT
 
 TEMPLATE = (ROOT / "examples/tiny/chat_template.jinja").read_text(encoding="utf-8")

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from mlx_delta.checkpoint.names import canonical_tensors
-from mlx_delta.checkpoint.source import CheckpointError, open_source
+from mlx_delta.checkpoint.source import open_source
 from mlx_delta.checkpoint.tensors import check_tensors
-from mlx_delta.config import ConfigError, ModelConfig
+from mlx_delta.config import ModelConfig
 from mlx_delta.conversion.pipeline import convert
+from mlx_delta.errors import CheckpointError, ConfigError
 from mlx_delta.text.tokenizer import Tokenizer
 from support import TINY
 from support.gguf_files import write_gguf

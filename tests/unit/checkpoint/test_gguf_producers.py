@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from mlx_delta.checkpoint.names import canonical_tensors
-from mlx_delta.checkpoint.source import CheckpointError, Source, open_source
+from mlx_delta.checkpoint.source import Source, open_source
 from mlx_delta.checkpoint.tensors import check_tensors
-from mlx_delta.config import ConfigError, ModelConfig
+from mlx_delta.config import ModelConfig
+from mlx_delta.errors import CheckpointError, ConfigError
 from support import TINY, gguf_files
 from support.gguf_files import write_gguf
 

@@ -10,7 +10,7 @@ import pytest
 from gguf import TokenType
 
 from mlx_delta.checkpoint.gguf_tokenizer import tokenizer_files
-from mlx_delta.checkpoint.source import CheckpointError
+from mlx_delta.errors import CheckpointError
 from mlx_delta.text.tokenizer import Tokenizer
 from support import TINY
 from support.gguf_files import metadata

@@ -19,9 +19,10 @@ from mlx_delta.checkpoint.gguf_names import (
     tiled_from_grouped,
 )
 from mlx_delta.checkpoint.names import canonical_tensors
-from mlx_delta.checkpoint.source import CheckpointError, open_source
+from mlx_delta.checkpoint.source import open_source
 from mlx_delta.checkpoint.tensors import check_tensors, expected_shapes
 from mlx_delta.config import ModelConfig
+from mlx_delta.errors import CheckpointError
 from support import TINY
 
 LAYER = "language_model.model.layers.3."

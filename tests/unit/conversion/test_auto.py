@@ -16,9 +16,9 @@ from mlx_delta.checkpoint.tensors import Tensor
 from mlx_delta.cli.main import app
 from mlx_delta.config import Quantization
 from mlx_delta.conversion.auto import auto, read_sensitivity
-from mlx_delta.conversion.errors import ConvertError
 from mlx_delta.conversion.imatrix import read_imatrix
 from mlx_delta.conversion.pipeline import convert
+from mlx_delta.errors import ArgumentError, ConvertError
 from mlx_delta.evaluation import evaluate
 from mlx_delta.language_model import LanguageModel
 from mlx_delta.loading import load_model
@@ -56,11 +56,11 @@ def test_the_widths_are_the_best_of_their_size() -> None:
 
 
 def test_sizes_out_of_reach() -> None:
-    with pytest.raises(ConvertError, match=r"--target-bpw: expected at least 3\.5, found 3\.4"):
+    with pytest.raises(ArgumentError, match=r"target_bpw: expected at least 3\.5, found 3\.4"):
         auto(matrices(), KLDS, 3.4, 64)
-    with pytest.raises(ConvertError, match="--target-bpw: expected a size that needs quantization, found 16"):
+    with pytest.raises(ArgumentError, match="target_bpw: expected a size that needs quantization, found 16"):
         auto(matrices(), KLDS, 16, 64)
-    with pytest.raises(ConvertError, match=r"sensitivity: expected matrices of this model, found x\.y"):
+    with pytest.raises(ArgumentError, match=r"sensitivity: expected matrices of this model, found x\.y"):
         auto(matrices(), {**KLDS, "x.y": {3: 0.1}}, 4, 64)
 
 
@@ -71,7 +71,7 @@ def model(tiny: Path) -> LanguageModel:
 
 @pytest.fixture(scope="module")
 def measured(model: LanguageModel, tiny: Path, golden: Path) -> dict[str, dict[int, float]]:
-    chunks = read_chunks([golden / "heldout.txt"], model.tokenizer, context=256, limit=2)
+    chunks = read_chunks([golden / "heldout.txt"], model.tokenizer, context=256, max_chunks=2)
     return measure_sensitivity(model, chunks, read_imatrix(tiny / "imatrix.gguf", model.config))
 
 
@@ -122,13 +122,13 @@ def test_command_line(tiny: Path, golden: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "lm_head" in done.output
     for wrong, message in (
-        ([], "--q-recipe auto needs a size: pass --target-bpw"),
-        (["--target-bpw", "4"], "needs the matrices' sensitivity: pass --text FILE"),
-        (["--target-bpw", "4", "--q-bits", "3", *stored], "--q-bits: expected --target-bpw instead"),
+        ([], "--target-bpw: expected bits a weight of the text model for the recipe auto"),
+        (["--target-bpw", "4"], "--sensitivity: expected the matrices', measured, for the recipe auto"),
+        (["--target-bpw", "4", "--q-bits", "3", *stored], "--q-bits: expected target_bpw instead"),
         (["--q-recipe", "unsloth", *stored], "--sensitivity: expected --q-recipe auto with it, found unsloth"),
         (
             ["--target-bpw", "4", "--q-recipe", "unsloth"],
-            "--target-bpw: expected --q-recipe auto with it, found unsloth",
+            "--target-bpw: expected the recipe auto with it, found unsloth",
         ),
     ):
         refused = CliRunner().invoke(app, [*arguments, *wrong])

@@ -18,13 +18,13 @@ from mlx_lm.utils import load_model
 from typer.testing import CliRunner
 
 from mlx_delta.checkpoint.names import canonical_tensors
-from mlx_delta.checkpoint.source import CheckpointError, open_source, read_header
+from mlx_delta.checkpoint.source import open_source, read_header
 from mlx_delta.checkpoint.tensors import check_tensors, expected_shapes
 from mlx_delta.cli.main import app
 from mlx_delta.config import ModelConfig, Quantization
-from mlx_delta.conversion.errors import ConvertError
 from mlx_delta.conversion.pipeline import ConvertReport, Progress, convert
 from mlx_delta.conversion.recipe import choose, component
+from mlx_delta.errors import ArgumentError, CheckpointError, ConvertError, OutputError, OutputExistsError
 from support import GOLDEN, TINY
 
 IMATRIX = TINY / "imatrix.gguf"
@@ -190,15 +190,15 @@ def test_widths_are_rounded_up() -> None:
 
 def test_arguments_are_checked(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(ConvertError, match=r"--q-recipe unsloth needs an importance matrix: pass --imatrix-path"):
+    with pytest.raises(ArgumentError, match="imatrix: expected one for the recipe unsloth"):
         convert(TINY, out, recipe="unsloth")
-    with pytest.raises(ConvertError, match=r"--q-recipe: expected unsloth or auto, found best"):
+    with pytest.raises(ArgumentError, match=r"recipe: expected unsloth or auto, found best"):
         convert(TINY, out, recipe="best")
-    with pytest.raises(ConvertError, match=r"--q-bits: expected one of .* found 7"):
+    with pytest.raises(ArgumentError, match=r"bits: expected one of .* found 7"):
         convert(TINY, out, bits=7)
-    with pytest.raises(ConvertError, match=r"--q-group-size: expected one of .* found 48"):
+    with pytest.raises(ArgumentError, match=r"group_size: expected one of .* found 48"):
         convert(TINY, out, group_size=48)
-    with pytest.raises(ConvertError, match=r"--q-bits: expected --quantize"):
+    with pytest.raises(ArgumentError, match="bits: expected it with quantize"):
         convert(TINY, out, quantize=False, bits=4)
     assert not list(tmp_path.iterdir())
 
@@ -254,7 +254,7 @@ def test_existing_output(tmp_path: Path) -> None:
     out = tmp_path / "out"
     convert(TINY, out, bits=4)
     size = (out / "model.safetensors").stat().st_size
-    with pytest.raises(ConvertError, match="--force replaces it"):
+    with pytest.raises(OutputExistsError, match="expected a new directory"):
         convert(TINY, out, bits=8)
 
     def stop(step: Progress) -> None:
@@ -272,10 +272,10 @@ def test_force_does_not_delete_what_is_no_model(tmp_path: Path) -> None:
     precious = tmp_path / "home"
     precious.mkdir()
     (precious / "letter.txt").write_text("dear")
-    with pytest.raises(ConvertError, match=r"without a config\.json"):
+    with pytest.raises(OutputError, match=r"without a config\.json"):
         convert(TINY, precious, force=True)
     for out in (TINY, TINY / "inside", TINY.parent):
-        with pytest.raises(ConvertError, match="apart from the input"):
+        with pytest.raises(OutputError, match="apart from the input"):
             convert(TINY, out, force=True)
     assert (precious / "letter.txt").read_text() == "dear"
 

@@ -22,8 +22,8 @@ from mlx_delta.conversion.awq import (
     quantization_error,
     search_scales,
 )
-from mlx_delta.conversion.errors import ConvertError
 from mlx_delta.conversion.imatrix import check_importance, read_imatrix
+from mlx_delta.errors import ImatrixError
 from mlx_delta.model.cache import Cache
 from mlx_delta.model.qwen3_5 import Network
 from support import GOLDEN, TINY
@@ -71,7 +71,7 @@ def test_dat_and_gguf_agree(tmp_path: Path) -> None:
     for name, values in new.items():
         assert np.allclose(old[name], values, rtol=1e-6), name
     (tmp_path / "cut.dat").write_bytes(dat.read_bytes()[:50_000])
-    with pytest.raises(ConvertError, match=r"cut\.dat: expected an importance matrix in GGUF form or"):
+    with pytest.raises(ImatrixError, match=r"cut\.dat: expected an importance matrix in GGUF form or"):
         read_imatrix(tmp_path / "cut.dat", CONFIG)
 
 
@@ -91,21 +91,21 @@ def test_names_of_hugging_face_and_mlx(prefix: str, tmp_path: Path) -> None:
 
 def test_matching_nothing_is_an_error(tmp_path: Path) -> None:
     path = write_imatrix(tmp_path / "i.gguf", {"blk.0.ffn_gate_exps.weight": np.ones(256)})
-    with pytest.raises(ConvertError, match=r"i\.gguf: expected the importance of this model's tensors"):
+    with pytest.raises(ImatrixError, match=r"i\.gguf: expected the importance of this model's tensors"):
         read_imatrix(path, CONFIG)
     (tmp_path / "text").write_text("not a GGUF file at all")
-    with pytest.raises(ConvertError, match="in GGUF form"):
+    with pytest.raises(ImatrixError, match="in GGUF form"):
         read_imatrix(tmp_path / "text", CONFIG)
-    with pytest.raises(ConvertError, match="no such file"):
+    with pytest.raises(ImatrixError, match="no such file"):
         read_imatrix(tmp_path / "absent", CONFIG)
 
 
 def test_coverage() -> None:
     importance = {"a": np.ones(4, dtype=np.float32)}
     assert check_importance(importance, {"a": 4, "b": 4}, Path("i")) == ["b"]
-    with pytest.raises(ConvertError, match="a: expected 5 channels, found 4"):
+    with pytest.raises(ImatrixError, match="a: expected 5 channels, found 4"):
         check_importance(importance, {"a": 5}, Path("i"))
-    with pytest.raises(ConvertError, match="expected the importance of b"):
+    with pytest.raises(ImatrixError, match="expected the importance of b"):
         check_importance(importance, {"b": 4}, Path("i"))
 
 

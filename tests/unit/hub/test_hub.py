@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_delta.hub.errors import HubError
+from mlx_delta.errors import HubError
 from mlx_delta.hub.path import model_path
 from support.command_line import ENVIRONMENT, MLX_DELTA, run
 from support.gguf_files import write_gguf

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from mlx_delta.errors import TokenizerError
 from mlx_delta.text.detokenize import Detokenizer
-from mlx_delta.text.tokenizer import GenerationDefaults, Tokenizer, TokenizerError
+from mlx_delta.text.tokenizer import GenerationDefaults, Tokenizer
 from support import ROOT
 
 TINY = ROOT / "examples/tiny"
