@@ -46,7 +46,7 @@ def nan_filled_outputs() -> None:
     _core.set_poison_outputs(True)
 
 
-@pytest.fixture(scope="module", params=DEVICES, ids=lambda device: device.type.name)
+@pytest.fixture(params=DEVICES, ids=lambda device: device.type.name)
 def device(request: pytest.FixtureRequest) -> Iterator[mx.Device]:
     """Each device of this machine in turn, as MLX's default."""
     mx.set_default_device(request.param)

@@ -27,6 +27,7 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
 }
 COMMANDS = "reference/cli.md"
+OPS = "<!-- every op of mlx_delta.ops -->"  # in docs/reference/ops.md
 
 _log = logging.getLogger("mkdocs.hooks.pages")
 _LINK = re.compile(r"(?P<open>\]\()(?P<target>[^)\s#]+)(?P<anchor>#[^)\s]*)?(?P<close>\))")
@@ -56,6 +57,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
             return match[0]
         return f"{match['open']}{found}{match['anchor'] or ''}{match['close']}"
 
+    markdown = markdown.replace(OPS, every_op())
     pieces, end = [], 0
     for fence in _FENCE.finditer(markdown):
         pieces += [_LINK.sub(link, markdown[end : fence.start()]), fence[0]]
@@ -75,6 +77,14 @@ def site_link(source: Path, where: str, target: str, repository: str) -> str | N
     if not file.exists():
         return None
     return f"{repository}/{'tree' if file.is_dir() else 'blob'}/main/{name}"
+
+
+def every_op() -> str:
+    """A reference entry for each op that mlx_delta.ops exports, by its text: _core need not be built."""
+    text = (ROOT / "python" / "mlx_delta" / "ops" / "__init__.py").read_text(encoding="utf-8")
+    ops = re.findall(r"^from mlx_delta\.ops\.(\w+) import \1, \1_reference$", text, re.MULTILINE)
+    assert ops, "ops/__init__.py: expected lines 'from mlx_delta.ops.<op> import <op>, <op>_reference', found none"
+    return "\n\n".join(f"::: mlx_delta.ops.{op}.{op}" for op in ops)
 
 
 def command_line() -> str:

@@ -20,9 +20,11 @@ from mlx_delta.bench.cases import (
     relative_rms,
 )
 from mlx_delta.bench.cases.draws import normal
+from support.devices import refuses
 from support.padded import padded_batches
 
 SMALL = [case for case in CASES if not case.real]
+LAST = _core.DECODE_TOKENS
 
 
 @pytest.fixture(params=_core.cpu_isas())
@@ -36,13 +38,17 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.id)
-def test_matches_the_reference(case: Case, dtype: mx.Dtype) -> None:
-    """On every instruction set of this machine, against one reference."""
+def test_matches_the_reference(case: Case, dtype: mx.Dtype, device: mx.Device) -> None:
+    """On every instruction set of this machine and on its GPU, against one reference."""
     arguments = case.arguments(dtype)
+    if refuses(device, case):
+        with pytest.raises(ValueError, match="head dim: expected a multiple of 32 up to 256 on a GPU"):
+            case.run(arguments)
+        return
     expected = case.reference(arguments)
     chosen = _core.cpu_isa()
     try:
-        for isa in _core.cpu_isas():
+        for isa in _core.cpu_isas() if device == mx.Device(mx.cpu) else [chosen]:
             _core.use_cpu_isa(isa)
             found = case.run(arguments)
             assert len(found) == len(expected)
@@ -192,7 +198,9 @@ def test_the_last_row_of_a_prompt_may_be_a_block_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("case", [c for c in SMALL if c.over_time], ids=lambda case: case.id)
-def test_states_carry_over(case: Case) -> None:
+def test_states_carry_over(case: Case, device: mx.Device) -> None:
+    if refuses(device, case):
+        pytest.skip("a GPU takes heads of a multiple of 32 alone")
     arguments = case.arguments(mx.float32)
     names = case.over_time
     T = arguments[names[0]].shape[1]
@@ -226,6 +234,29 @@ def test_a_state_that_nobody_holds_is_updated_in_place() -> None:
     for _ in range(3):
         mx.eval(case.step(arguments))
     assert mx.get_peak_memory() - before < state_bytes // 2
+
+
+def alone(case: Case, arguments: Arguments, row: int, padding: int) -> Arguments:
+    """One sequence of the batch, without its padding."""
+    mine = {name: value[row : row + 1, padding:] for name, value in arguments.items() if name in case.over_time}
+    states = {name: arguments[name] for name in case.states if arguments[name] is not None}
+    return {**arguments, **mine, **{name: state[row : row + 1] for name, state in states.items()}, "mask": None}
+
+
+@pytest.mark.parametrize("case", [c for c in SMALL if "mask" in c.over_time], ids=lambda case: case.id)
+def test_padding_of_any_length_changes_no_bit(case: Case, isa: str) -> None:
+    arguments = case.arguments(mx.bfloat16)
+    B, T = arguments[case.over_time[0]].shape[:2]
+    most = T // 2 if T <= LAST or T // 2 > LAST else T - LAST - 1  # a prompt stays one
+    paddings = [most * (row + 1) // B for row in range(B)]
+    arguments["mask"] = mx.arange(T) >= mx.array(paddings)[:, None]
+    y, *states = case.run(arguments)
+    for row, padding in enumerate(paddings):
+        expected, *after = case.run(alone(case, arguments, row, padding))
+        assert mx.array_equal(y[row, padding:], expected[0])
+        assert not mx.any(y[row, :padding])
+        for found, state in zip(states, after, strict=True):
+            assert mx.array_equal(found[row], state[0])
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())

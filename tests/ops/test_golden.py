@@ -10,6 +10,7 @@ import pytest
 from mlx_delta import ops
 from mlx_delta.bench.cases import relative_rms
 
+pytestmark = pytest.mark.usefixtures("device")
 GDN = ["d64", "r3", "t1", "t1b3", "t2", "t63", "t64", "t65", "t200"]
 CONV = ["t1", "t1b2", "t3", "t50"]
 BFLOAT16_BOUND = 4e-3

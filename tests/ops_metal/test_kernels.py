@@ -12,14 +12,14 @@ from emulate import emulate, run_plan
 from mlx_delta import _core, ops
 from mlx_delta.bench.cases import BOUNDS, CASES, DTYPES, Case, relative_rms
 from msl import Library
-from support.devices import ODD_HEADS
+from support.devices import ODD_HEADS, has_metal_kernel
 from support.launches import specialisations
 from support.padded import Batch, padded_batches
 
 
 def has_kernel(case: Case) -> bool:
     """Some ops, and qmm of more rows, are compositions of MLX's operations on a GPU; heads have multiples of 32."""
-    if case.op in ("gated_norm", "sample"):
+    if not has_metal_kernel(case.op):
         return False
     if case.op == "qmm":
         x = case.arguments(mx.float32)["x"]

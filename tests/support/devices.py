@@ -10,12 +10,23 @@ import re
 import mlx.core as mx
 
 from mlx_delta import _core
-from mlx_delta.bench.cases import CASES
+from mlx_delta.bench.cases import CASES, Case
+from support import ROOT
 
 GPU = mx.metal.is_available()
 DEVICES = [mx.Device(mx.cpu), *([mx.Device(mx.gpu)] if GPU else [])]
 # Heads that a GPU refuses: csrc/gpu/launch.cpp, check_head_dims.
 ODD_HEADS = [c for c in CASES if c.op in ("attention", "gated_delta", "delta_mixer") and re.search("d(36|72)", c.name)]
+
+
+def refuses(device: mx.Device, case: Case) -> bool:
+    """By an error; on a CPU nothing is refused."""
+    return device == mx.Device(mx.gpu) and case in ODD_HEADS
+
+
+def has_metal_kernel(op: str) -> bool:
+    """Else the op is a composition of MLX's operations on a GPU."""
+    return (ROOT / "metal" / f"{op}.metal").exists()
 
 
 def absent() -> list[str]:

@@ -15,6 +15,10 @@ from support import ROOT
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 
 
+def read(file: Path | str) -> str:
+    return Path(file).read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("table", "document"),
     [
@@ -29,10 +33,13 @@ def test_computed_tables_are_what_the_configs_give(table: str, document: str) ->
 
 
 def test_every_public_name_is_in_the_reference() -> None:
+    """An op by the line that exports it: docs/hooks/pages.py."""
+    exported = re.findall(r"^from mlx_delta\.ops\.(\w+) import \1, \1_reference$", read(ops.__file__), re.MULTILINE)
+    assert "<!-- every op of mlx_delta.ops -->" in read(ROOT / "docs" / "reference" / "ops.md")
     for module, page in ((mlx_delta, "python.md"), (ops, "ops.md")):
-        shown = re.findall(r"^::: ([\w.]+)$", (ROOT / "docs" / "reference" / page).read_text(), re.MULTILINE)
+        shown = re.findall(r"^::: ([\w.]+)$", read(ROOT / "docs" / "reference" / page), re.MULTILINE)
         names = {name for name in module.__all__ if not name.endswith("_reference")}
-        missing = names - {name.rsplit(".", 1)[1] for name in shown}
+        missing = names - {name.rsplit(".", 1)[1] for name in shown} - (set(exported) if module is ops else set())
         assert not missing, f"docs/reference/{page}: expected {missing}"
 
 

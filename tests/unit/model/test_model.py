@@ -6,6 +6,7 @@ import io
 import math
 import re
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import mlx.core as mx
@@ -17,6 +18,7 @@ from mlx_delta.engine.prefill import prefill
 from mlx_delta.engine.sample import Sampler, SamplingParams
 from mlx_delta.language_model import LanguageModel
 from mlx_delta.loading import load_model
+from support import TINY
 
 PROMPTS = range(11)
 FLOAT32_BOUND = 1e-4
@@ -27,15 +29,26 @@ def model(tiny: Path) -> LanguageModel:
     return load_model(tiny, dtype="float32")
 
 
+@cache
+def loaded(device: str) -> LanguageModel:
+    return load_model(TINY, dtype="float32")
+
+
+@pytest.fixture
+def model_on(device: mx.Device) -> LanguageModel:
+    """On each device of this machine in turn, which is MLX's default for the test."""
+    return loaded(device.type.name)
+
+
 @pytest.fixture(scope="module")
 def reference(golden: Path) -> dict[str, mx.array]:
     return mx.load(str(golden / "model.safetensors"))
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_logits_are_those_of_hugging_face(model: LanguageModel, reference: dict[str, mx.array], prompt: int) -> None:
+def test_logits_are_those_of_hugging_face(model_on: LanguageModel, reference: dict[str, mx.array], prompt: int) -> None:
     expected = reference[f"{prompt}.logits"]
-    found = model.forward(reference[f"{prompt}.ids"][None])
+    found = model_on.forward(reference[f"{prompt}.ids"][None])
     assert relative_rms(found[0, -expected.shape[0] :], expected) <= FLOAT32_BOUND
 
 
@@ -51,16 +64,16 @@ def test_hidden_states_of_every_layer(model: LanguageModel, reference: dict[str,
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_greedy_continuations(model: LanguageModel, reference: dict[str, mx.array], prompt: int) -> None:
+def test_greedy_continuations(model_on: LanguageModel, reference: dict[str, mx.array], prompt: int) -> None:
     """Token for token up to the first place where Hugging Face's own top two are within 1e-2 of each other."""
     expected, margins = reference[f"{prompt}.greedy"].tolist(), reference[f"{prompt}.margin"].tolist()
     sure = next((i for i, margin in enumerate(margins) if margin <= 1e-2), len(margins))
-    cache = model.make_cache()
-    logits = prefill(model.network, reference[f"{prompt}.ids"][None], cache)
+    cache = model_on.make_cache()
+    logits = prefill(model_on.network, reference[f"{prompt}.ids"][None], cache)
     for step in range(sure):
         token = mx.argmax(logits, axis=-1)
         assert token.item() == expected[step], f"step {step}"
-        logits = model.forward(token[:, None], cache)[:, 0]
+        logits = model_on.forward(token[:, None], cache)[:, 0]
     assert sure >= 1
 
 
