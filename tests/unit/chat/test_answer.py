@@ -112,10 +112,10 @@ def test_a_call_among_thoughts_is_left_alone(tokenizer: Tokenizer, schema: dict[
     settings = ChatSettings(tools=TOOLS, thinking_budget=6, json_schema=schema)
     state = Answer(tokenizer, settings, Sampler(SamplingParams(), tokenizer.vocab_size), thinking=True)
     for token in tokenizer.encode(f"I add.\n{ADD_CALL}"):
-        allowed = state._allowed()
+        allowed = state._constraints.allowed()
         assert allowed is None or token in allowed
         state.push(token)
-    allowed = state._allowed()
+    allowed = state._constraints.allowed()
     state._ban()
     assert allowed is None or tokenizer.eos_token_ids[0] in allowed
     assert tokenizer.eos_token_ids[0] not in state._banned
