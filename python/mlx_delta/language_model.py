@@ -14,8 +14,9 @@ from mlx_delta.chat.batch import chat_batch
 from mlx_delta.chat.messages import Message
 from mlx_delta.chat.request import ends_in_thoughts, template_of
 from mlx_delta.chat.result import ChatResult
-from mlx_delta.chat.session import ChatStream, Session
+from mlx_delta.chat.session import Session
 from mlx_delta.chat.settings import ChatSettings, GenerationSettings
+from mlx_delta.chat.stream import ChatStream
 from mlx_delta.chat.template import render
 from mlx_delta.config import ModelConfig
 from mlx_delta.errors import ArgumentError

@@ -12,7 +12,7 @@ import numpy as np
 from mlx_delta.bench.memory import peak_arrays, peak_resident
 from mlx_delta.bench.timing import ReadBandwidth, Time
 from mlx_delta.config import TextConfig
-from mlx_delta.engine.decode import decode
+from mlx_delta.engine.decode import Steps
 from mlx_delta.engine.prefill import prefill
 from mlx_delta.engine.sample import Sampler, SamplingParams
 from mlx_delta.errors import RedTests
@@ -79,8 +79,9 @@ def bench_decode(
         for first, cache, seconds in zip(logits, caches, times, strict=True):
             bandwidth.sample()
             start = time.perf_counter()
-            for _ in decode(network, first, sampler, cache, tokens + 1):  # the first token is there already
-                pass
+            steps = Steps(network, first, [sampler], cache)
+            for left in reversed(range(tokens + 1)):  # the first token is there already
+                steps.next(last=left == 0)
             if index:  # the first round warms up
                 seconds.append((time.perf_counter() - start) / tokens)
     read = bandwidth.median()

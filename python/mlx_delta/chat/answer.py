@@ -10,7 +10,7 @@ from mlx_delta.chat.parse import Event, OutputParser
 from mlx_delta.chat.result import ChatEvent, ChatResult, TokenLogprob, Usage
 from mlx_delta.chat.settings import ChatSettings
 from mlx_delta.chat.tools import ToolCall
-from mlx_delta.engine.decode import Likelihood, Steps
+from mlx_delta.engine.decode import Clock, Likelihood, Steps
 from mlx_delta.engine.sample import Sampler
 from mlx_delta.text.detokenize import Detokenizer
 from mlx_delta.text.stop import StopStrings
@@ -26,6 +26,7 @@ class Answer:
 
     def __init__(self, tokenizer: Tokenizer, settings: ChatSettings, sampler: Sampler, *, thinking: bool) -> None:
         self.finish_reason: str | None = None
+        self.clock = Clock()
         self.token_ids: list[int] = []
         self.text = ""
         self.thinking = ""
@@ -73,8 +74,17 @@ class Answer:
         self._constraints.begin()
         return events
 
-    def result(self, usage: Usage) -> ChatResult:
-        """All of it; "interrupted" when it has not ended."""
+    def result(self, prompt_tokens: int = 0, cached_tokens: int = 0) -> ChatResult:
+        """All of it; "interrupted" when it has not ended. cached_tokens: of the prompt, not computed again."""
+        usage = Usage(
+            prompt_tokens=prompt_tokens,
+            cached_tokens=cached_tokens,
+            prefilled_tokens=prompt_tokens - cached_tokens if self.clock.started else 0,
+            completion_tokens=len(self.token_ids),
+            thinking_tokens=self.thinking_tokens,
+            prefill_seconds=self.clock.prefill_seconds,
+            decode_seconds=self.clock.decode_seconds,
+        )
         return ChatResult(
             text=self.text,
             thinking=self.thinking,

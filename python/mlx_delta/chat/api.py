@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from typing_extensions import Unpack
 
 from mlx_delta.chat.messages import Message
-from mlx_delta.chat.request import ChatSettings
 from mlx_delta.chat.result import ChatResult
+from mlx_delta.chat.settings import ChatSettings
+from mlx_delta.chat.stream import ChatStream
 from mlx_delta.options import ChatOptions, takes
-
-if TYPE_CHECKING:
-    from mlx_delta.chat.session import ChatStream
 
 
 class ChatMethods:

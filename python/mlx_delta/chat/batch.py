@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 import mlx.core as mx
 
 from mlx_delta.chat.answer import Answer
 from mlx_delta.chat.messages import Message
-from mlx_delta.chat.request import ChatSettings, Prompt
-from mlx_delta.chat.result import ChatResult, Usage
-from mlx_delta.engine.decode import Steps
+from mlx_delta.chat.request import Prompt
+from mlx_delta.chat.result import ChatResult
+from mlx_delta.chat.settings import ChatSettings
+from mlx_delta.engine.decode import Steps, run
 from mlx_delta.engine.prefill import prefill
 from mlx_delta.engine.sample import Sampler
 from mlx_delta.errors import ArgumentError
@@ -45,40 +45,17 @@ def chat_batch(
         Answer(tokenizer, s, sampler, thinking=p.thinking)
         for s, sampler, p in zip(each, samplers, prompts, strict=True)
     ]
-    begin = first = time.perf_counter()
     cache = Cache.empty(network.config)
+    for answer in answers:
+        answer.clock.start()
     tokens, mask = _padded(prompts)
     logits = prefill(network, tokens, cache, mask=mask)
     asked = [s.logprobs for s in each if s.logprobs is not None]
     steps = Steps(network, logits, samplers, cache, logprobs=max(asked, default=None))
-    most = max(s.max_new_tokens for s in each)
-    seconds = [0.0] * len(answers)
-    for count in range(1, most + 1):
-        for row, answer in enumerate(answers):
-            if answer.finish_reason is None:
-                answer.steer(steps, row)
-        chosen = steps.next(last=count == most)
-        now = time.perf_counter()
-        first = now if count == 1 else first
-        for row, answer in enumerate(answers):
-            if answer.finish_reason is None:
-                wanted = each[row].logprobs
-                answer.push(chosen[row], None if wanted is None else steps.likelihoods[row].head(wanted))
-                seconds[row] = now - first
-        if all(answer.finish_reason for answer in answers):
-            break
-    usages = [
-        Usage(
-            prompt_tokens=len(prompt.ids),
-            prefilled_tokens=len(prompt.ids),
-            completion_tokens=len(answer.token_ids),
-            thinking_tokens=answer.thinking_tokens,
-            prefill_seconds=first - begin,
-            decode_seconds=taken,
-        )
-        for prompt, answer, taken in zip(prompts, answers, seconds, strict=True)
-    ]
-    return [answer.result(usage) for answer, usage in zip(answers, usages, strict=True)]
+    for row, token, likelihood in run(steps, answers, max(s.max_new_tokens for s in each)):
+        wanted = each[row].logprobs
+        answers[row].push(token, likelihood.head(wanted) if likelihood and wanted is not None else None)
+    return [answer.result(len(prompt.ids)) for answer, prompt in zip(answers, prompts, strict=True)]
 
 
 def _padded(prompts: Sequence[Prompt]) -> tuple[mx.array, mx.array | None]:

@@ -6,8 +6,10 @@ waits for Python.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import mlx.core as mx
 import numpy as np
@@ -31,10 +33,51 @@ class Likelihood:
         return Likelihood(self.token, self.logprob, self.top[:count])
 
 
+class Clock:
+    """Wall time of a sequence in seconds: its prompt, up to the first token; and its decoding, after that."""
+
+    def __init__(self) -> None:
+        self._begin = self._first = self._last = 0.0
+
+    def start(self) -> None:
+        """The prompt begins."""
+        self._begin = time.perf_counter()
+
+    def tick(self, now: float) -> None:
+        """A token is there."""
+        self._last = now
+        self._first = self._first or now
+
+    @property
+    def started(self) -> bool:
+        return self._begin > 0
+
+    @property
+    def prefill_seconds(self) -> float:
+        return max(0.0, self._first - self._begin)
+
+    @property
+    def decode_seconds(self) -> float:
+        return self._last - self._first
+
+
+class Row(Protocol):
+    """What becomes of one sequence's tokens. finish_reason: None while it goes on."""
+
+    clock: Clock
+
+    @property
+    def finish_reason(self) -> str | None: ...
+
+    def steer(self, steps: Steps, row: int) -> None:
+        """Before the next token is used: see that it may be."""
+
+
 class Steps:
     """The tokens of B sequences in lockstep, from logits [B, V]; a sequence can be steered before its token is used.
 
     One sampler a row. logprobs: None, or how many of the likeliest tokens ``likelihoods`` tells besides the chosen one.
+    whole: false where an exception within a step left the cache half advanced, or a token unknown that it covers.
     """
 
     def __init__(
@@ -47,6 +90,7 @@ class Steps:
         logprobs: int | None = None,
     ) -> None:
         self.likelihoods: list[Likelihood] = []
+        self.whole = True
         self._network = network
         self._samplers = samplers
         self._cache = cache
@@ -57,11 +101,13 @@ class Steps:
     def next(self, *, last: bool = False) -> list[int]:
         """The next token of each row. Unless ``last``, the cache covers it on return: what follows it is computed."""
         tokens, logits = self._tokens, self._logits
+        self.whole = False
         if not last:
             self._sample(self._network(tokens[:, None], self._cache)[:, 0])
         ids = np.array(tokens).tolist()
         if self._logprobs is not None:
             self.likelihoods = _likelihoods(logits[:, : self._samplers[0].vocab_size], ids, self._logprobs)
+        self.whole = True
         return ids
 
     def restrict(self, row: int, allowed: Allowed) -> None:
@@ -80,15 +126,22 @@ class Steps:
         mx.async_eval(self._tokens)
 
 
-def decode(network: Network, logits: mx.array, sampler: Sampler, cache: Cache, max_new_tokens: int) -> Iterator[int]:
-    """Up to ``max_new_tokens`` tokens of one sequence, the first from logits [1, V].
+def run(steps: Steps, rows: Sequence[Row], most: int) -> Iterator[tuple[int, int, Likelihood | None]]:
+    """(row, token, likelihood) of each row that goes on, step by step, until all have finished, ``most`` steps at most.
 
-    When a token is yielded, the cache already covers it (except after the last one): it is being computed.
+    When a token is yielded, the cache already covers it (except in the last step): it is being computed.
     """
-    steps = Steps(network, logits, [sampler], cache)
-    for count in range(1, max_new_tokens + 1):
-        (token,) = steps.next(last=count == max_new_tokens)
-        yield token
+    for count in range(1, most + 1):
+        going = [i for i, row in enumerate(rows) if row.finish_reason is None]
+        if not going:
+            return
+        for i in going:
+            rows[i].steer(steps, i)
+        tokens = steps.next(last=count == most)
+        now = time.perf_counter()
+        for i in going:
+            rows[i].clock.tick(now)
+            yield i, tokens[i], steps.likelihoods[i] if steps.likelihoods else None
 
 
 def _likelihoods(logits: mx.array, ids: Sequence[int], count: int) -> list[Likelihood]:

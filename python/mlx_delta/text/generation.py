@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 
 import mlx.core as mx
 
-from mlx_delta.engine.decode import decode
+from mlx_delta.engine.decode import Clock, Steps, run
 from mlx_delta.engine.prefill import prefill
 from mlx_delta.engine.sample import Sampler, SamplingParams
 from mlx_delta.errors import ArgumentError
@@ -62,8 +61,7 @@ class Generation:
         self.prompt_ids = list(prompt)
         self.token_ids: list[int] = []
         self.finish_reason: str | None = None
-        self.prompt_seconds = 0.0
-        self.decode_seconds = 0.0
+        self.clock = Clock()
         self._tokenizer = tokenizer
         self._stops = StopStrings(stop)
         self._sampler = Sampler(params, min(tokenizer.vocab_size, network.config.vocab_size), self.prompt_ids)
@@ -83,6 +81,14 @@ class Generation:
         return "".join(self)
 
     @property
+    def prompt_seconds(self) -> float:
+        return self.clock.prefill_seconds
+
+    @property
+    def decode_seconds(self) -> float:
+        return self.clock.decode_seconds
+
+    @property
     def prompt_tokens_per_second(self) -> float:
         return len(self.prompt_ids) / self.prompt_seconds if self.prompt_seconds else 0.0
 
@@ -91,9 +97,15 @@ class Generation:
         """Decoding speed; the first token counts to the prompt."""
         return max(0, len(self.token_ids) - 1) / self.decode_seconds if self.decode_seconds else 0.0
 
+    def steer(self, steps: Steps, row: int) -> None:
+        """Any token may come."""
+
     def _run(self) -> Iterator[Piece]:
         detokenizer = Detokenizer(self._tokenizer, skip_special=True)
-        for token in self._timed_tokens():
+        self.clock.start()
+        logits = prefill(self._network, mx.array([self.prompt_ids]), self._cache)
+        steps = Steps(self._network, logits, [self._sampler], self._cache)
+        for _, token, _ in run(steps, [self], self._max_new_tokens):
             if token in self._tokenizer.eos_token_ids:
                 self.finish_reason = "stop"
                 break
@@ -109,14 +121,3 @@ class Generation:
         rest = self._stops.push(detokenizer.finish()) + self._stops.finish()
         if rest:
             yield Piece(rest, None)
-
-    def _timed_tokens(self) -> Iterator[int]:
-        begin = time.perf_counter()
-        logits = prefill(self._network, mx.array([self.prompt_ids]), self._cache)
-        for token in decode(self._network, logits, self._sampler, self._cache, self._max_new_tokens):
-            now = time.perf_counter()
-            if self.prompt_seconds:
-                self.decode_seconds = now - self.prompt_seconds - begin
-            else:
-                self.prompt_seconds = now - begin
-            yield token

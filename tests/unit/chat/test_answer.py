@@ -12,7 +12,7 @@ from test_parse import ADD_CALL, ADDED, CASES, FRAGMENTS, TOOLS, assert_no_tag_l
 from mlx_delta.chat.answer import Answer
 from mlx_delta.chat.parse import Event
 from mlx_delta.chat.request import ChatSettings
-from mlx_delta.chat.result import ChatEvent, ChatResult, Usage
+from mlx_delta.chat.result import ChatEvent, ChatResult
 from mlx_delta.engine.sample import Sampler, SamplingParams
 from mlx_delta.text.tokenizer import Tokenizer
 
@@ -30,7 +30,7 @@ def answer(tokenizer: Tokenizer, ids: list[int], thinking: bool, **settings: Any
     for token in [*ids, tokenizer.eos_token_ids[0]]:
         if state.finish_reason is None:
             events += state.push(token)
-    result = state.result(Usage())
+    result = state.result()
     assert result.text == "".join(event.text for event in events)
     assert result.thinking == "".join(event.thinking for event in events)
     assert result.tool_calls == [event.tool_call for event in events if event.tool_call]
@@ -120,7 +120,7 @@ def test_a_call_among_thoughts_is_left_alone(tokenizer: Tokenizer, schema: dict[
     assert allowed is None or tokenizer.eos_token_ids[0] in allowed
     assert tokenizer.eos_token_ids[0] not in state._banned
     state.push(tokenizer.eos_token_ids[0])
-    result = state.result(Usage())
+    result = state.result()
     assert result.tool_calls == [ADDED]
     assert result.thinking == "I add."
     assert state.thinking_tokens <= len(tokenizer.encode("I add.\n<tool_call>"))

@@ -13,7 +13,8 @@ import pytest
 from mlx_delta import create_tool_definition, load_model
 from mlx_delta.chat.prefix import PrefixCache
 from mlx_delta.chat.request import ChatSettings, Prompt
-from mlx_delta.chat.session import Session, prefill_prompt
+from mlx_delta.chat.session import Session
+from mlx_delta.chat.stream import prefill_prompt
 from mlx_delta.language_model import LanguageModel
 
 COUNT = [{"role": "user", "content": "Count to 7."}]
