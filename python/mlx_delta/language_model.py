@@ -46,10 +46,11 @@ class LanguageModel(ChatMethods):
     def forward(
         self, tokens: mx.array | Sequence[Sequence[int]], cache: Cache | None = None, *, mask: mx.array | None = None
     ) -> mx.array:
-        """Logits [B, T, V] of tokens int [B, T], lazily; V counts the vocabulary's padding rows too.
+        """Logits [B, T, V] of tokens int [B, T], lazily: evaluate them in the thread that called. V counts the
+        vocabulary's padding rows too.
 
-        cache: advanced by T tokens; None: a fresh one. mask: bool [B, T] for left-padded prompts of unequal length,
-        given with the first call on a cache: false before each sequence begins.
+        cache: advanced by T tokens, and for any thread to go on with; None: a fresh one. mask: bool [B, T] for
+        left-padded prompts of unequal length, given with the first call on a cache: false before each sequence begins.
         Raises: ArgumentError naming the argument.
         """
         ids = tokens if isinstance(tokens, mx.array) else mx.array(list(tokens))
@@ -59,7 +60,10 @@ class LanguageModel(ChatMethods):
             self._check_ids([i for row in tokens for i in row])
         if mask is not None and mask.shape != ids.shape:
             raise ArgumentError(f"mask: expected shape {list(ids.shape)}, found {list(mask.shape)}")
-        return self.network(ids, self.make_cache() if cache is None else cache, mask=mask)
+        logits = self.network(ids, self.make_cache() if cache is None else cache, mask=mask)
+        if cache is not None:  # so that it can go on in any thread: what is lazy, only this one could evaluate
+            mx.async_eval(*cache.arrays())
+        return logits
 
     @takes(GenerationOptions)
     def generate(self, prompt: str | Sequence[int], **options: Unpack[GenerationOptions]) -> Generation:

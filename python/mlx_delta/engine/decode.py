@@ -123,7 +123,7 @@ class Steps:
         self._logits = logits
         rows = [sampler.sample(logits[i : i + 1]) for i, sampler in enumerate(self._samplers)]
         self._tokens = rows[0] if len(rows) == 1 else mx.concatenate(rows)
-        mx.async_eval(self._tokens)
+        mx.async_eval(self._tokens, *(a for sampler in self._samplers for a in sampler.arrays()))
 
 
 def run(steps: Steps, rows: Sequence[Row], most: int) -> Iterator[tuple[int, int, Likelihood | None]]:

@@ -77,7 +77,7 @@ class Sampler:
         self._generated: mx.array | None = None
         if params.presence_penalty != 0 or params.repetition_penalty != 1:
             self._prompt = _membership(prompt, vocab_size)
-            self._generated = self._before = mx.zeros((1, vocab_size), dtype=mx.bool_)
+            self._generated = self._before = mx.array(np.zeros((1, vocab_size), dtype=np.bool_))
         # The raw words of a bit generator are the same in every version of numpy.
         self._random = None if params.greedy else np.random.PCG64(params.seed)
 
@@ -111,7 +111,15 @@ class Sampler:
 
     def ban(self, ids: Collection[int]) -> None:
         """From now on, these ids (and no others) are never chosen."""
-        self._allowed = ~_membership(list(ids), self.vocab_size) if ids else None
+        self._allowed = None
+        if ids:
+            allowed = np.ones((1, self.vocab_size), dtype=np.bool_)
+            allowed[0, list(ids)] = False
+            self._allowed = mx.array(allowed)
+
+    def arrays(self) -> list[mx.array]:
+        """What it remembers; to be evaluated beside the tokens, for any thread to go on with."""
+        return [] if self._generated is None else [self._generated]
 
     def forget(self) -> None:
         """The tokens sampled last are not used: they do not count as generated."""

@@ -94,7 +94,8 @@ class Cache:
         return Cache([replace(layer) for layer in self.layers], self.offset, self.start)
 
     def arrays(self) -> list[mx.array]:
-        return [a for layer in self.layers for a in layer.arrays()]
+        starts = [] if self.start is None else [self.start]
+        return [a for layer in self.layers for a in layer.arrays()] + starts
 
     @property
     def nbytes(self) -> int:

@@ -8,7 +8,8 @@ Source: Hugging Face ``modeling_qwen3_5.py``.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
 
 import mlx.core as mx
 
@@ -39,7 +40,7 @@ class Network:
         w = _Weights(config, weights)
         text = config.text
         embed_tokens = w.matrix(f"{_ROOT}.embed_tokens")
-        return cls(
+        network = cls(
             config=text,
             dtype=dtype,
             embed_tokens=embed_tokens,
@@ -47,6 +48,8 @@ class Network:
             norm=w.parameter(f"{_ROOT}.norm.weight"),
             lm_head=embed_tokens if text.tie_word_embeddings else w.matrix("language_model.lm_head"),
         )
+        mx.eval(*_arrays(network))  # a lazy array can be evaluated in the thread alone that made it
+        return network
 
     def hidden_states(self, tokens: mx.array, cache: Cache, mask: mx.array | None = None) -> Iterator[mx.array]:
         """x [B, T, hidden] as it enters each layer and leaves the last; advances the cache.
@@ -95,6 +98,20 @@ class Network:
         """
         row = self.embed_tokens.nbytes // self.embed_tokens.rows
         return row + sum(matrix.nbytes for _, matrix in self.matrices())
+
+
+def _arrays(part: Any) -> Iterator[mx.array]:
+    """Every array of a network, or of a part of one."""
+    if isinstance(part, mx.array):
+        yield part
+    elif isinstance(part, tuple):
+        for each in part:
+            yield from _arrays(each)
+    elif isinstance(part, Matrix):
+        yield from (a for a in (part.weight, part.scales, part.biases) if a is not None)
+    elif is_dataclass(part) and not isinstance(part, type):
+        for each in fields(part):
+            yield from _arrays(getattr(part, each.name))
 
 
 def layer_matrices(index: int, layer: DeltaLayer | AttentionLayer) -> Iterator[tuple[str, Matrix]]:
