@@ -158,7 +158,7 @@ def test_a_decode_step_is_a_few_fused_primitives(model: LanguageModel) -> None:
     cache = model.make_cache()
     mx.eval(model.forward([[1, 2]], cache))
     sampler = Sampler(SamplingParams(), model.config.text.vocab_size)
-    step = sampler.sample(model.forward(mx.array([[3]], dtype=mx.int32), cache)[:, 0])
+    step = sampler.sample(model.network(mx.array([[3]], dtype=mx.int32), cache)[:, 0])
     dot = io.StringIO()
     mx.export_to_dot(dot, step)
     found = Counter(re.findall(r'label ?= ?"([^"]+)", shape=rectangle', dot.getvalue()))
