@@ -1,43 +1,39 @@
 """mlx-delta: fast decoding of Qwen3.5 (gated-delta + attention) models with MLX.
 
-Everything public is imported on first use, so that ``mlx-delta --help`` and ``mlx_delta.config`` stay instant.
+Everything public (``__init__.pyi`` lists it) is imported on first use, so that ``mlx-delta --help`` stays instant.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+import re
+import sys
+from importlib import import_module, metadata
+from typing import Any
 
-if TYPE_CHECKING:
-    from mlx_delta.chat.functions import function_tool as function_tool
-    from mlx_delta.chat.request import ChatSettings as ChatSettings
-    from mlx_delta.chat.tools import create_tool_definition as create_tool_definition
-    from mlx_delta.config import ModelConfig as ModelConfig
-    from mlx_delta.conversion.pipeline import convert as convert
-    from mlx_delta.language_model import LanguageModel as LanguageModel
-    from mlx_delta.loading import load_model as load_model
+import lazy_loader
 
-_PUBLIC = {
-    "ChatSettings": "mlx_delta.chat.request",
-    "LanguageModel": "mlx_delta.language_model",
-    "ModelConfig": "mlx_delta.config",
-    "convert": "mlx_delta.conversion.pipeline",
-    "create_tool_definition": "mlx_delta.chat.tools",
-    "function_tool": "mlx_delta.chat.functions",
-    "load_model": "mlx_delta.loading",
-}
-__all__ = [
-    "ChatSettings",
-    "LanguageModel",
-    "ModelConfig",
-    "convert",
-    "create_tool_definition",
-    "function_tool",
-    "load_model",
-]
+_public, _, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'mlx_delta' has no attribute {name!r}")
-    return getattr(import_module(_PUBLIC[name]), name)
+    if name == "__version__":
+        return metadata.version("mlx-delta")
+    if name == "_core":
+        _check_mlx()
+        return import_module("mlx_delta._core")
+    return _public(name)
+
+
+def _check_mlx() -> None:
+    """Another MLX than the extension was built for has other C++ symbols: say so before the linker does."""
+    pins = [each.partition(";") for each in metadata.requires("mlx-delta") or () if re.match(r"mlx[\[=]", each)]
+    pin = next((name for name, _, marker in pins if sys.platform in marker), "").strip()
+    needed, found = pin.partition("==")[2], metadata.version("mlx")
+    if needed and found != needed:
+        from mlx_delta.errors import VersionError
+
+        raise VersionError(f"mlx-delta needs mlx {needed}, found {found}: pip install '{pin}' mends it")

@@ -65,3 +65,7 @@ class MissingPackageError(MlxDeltaError):
 
 class RedTests(MlxDeltaError):
     """An op differs from its reference by more than its bound: no time is worth reporting."""
+
+
+class VersionError(MlxDeltaError, ImportError):
+    """A package is there in a version that this one does not run with."""

@@ -38,7 +38,7 @@ def test_every_public_name_is_in_the_reference() -> None:
     assert "<!-- every op of mlx_delta.ops -->" in read(ROOT / "docs" / "reference" / "ops.md")
     for module, page in ((mlx_delta, "python.md"), (ops, "ops.md")):
         shown = re.findall(r"^::: ([\w.]+)$", read(ROOT / "docs" / "reference" / page), re.MULTILINE)
-        names = {name for name in module.__all__ if not name.endswith("_reference")}
+        names = {name for name in module.__all__ if not name.endswith("_reference") and name not in ("errors", "ops")}
         missing = names - {name.rsplit(".", 1)[1] for name in shown} - (set(exported) if module is ops else set())
         assert not missing, f"docs/reference/{page}: expected {missing}"
 
