@@ -70,7 +70,10 @@ def write_model(
         entries = [entry for each in plans for entry in each.entries]
         write_safetensors(partial / "model.safetensors", entries, _arrays(plans, progress))
         shutil.copy(example_checkpoint() / "tokenizer.json", partial)
-        (partial / "config.json").write_text(json.dumps(_quantized(config, plans, chosen).raw, indent=2))
+        raw = dict(_quantized(config, plans, chosen).raw)
+        end = ModelConfig.from_dir(example_checkpoint()).text.eos_token_id  # of the tokenizer that goes with it
+        raw["text_config"] = {**raw["text_config"], "eos_token_id": list(end)}
+        (partial / "config.json").write_text(json.dumps(raw, indent=2))
 
 
 def _planned(
