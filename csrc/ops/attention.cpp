@@ -10,7 +10,7 @@
 
 #include "cpu/kernels.h"
 #include "decode_tokens.h"
-#include "gpu/attention.h"
+#include "gpu/plans/attention.h"
 #include "mlx/ops.h"
 #include "ops/attention_mlx.h"
 #include "ops/binding.h"

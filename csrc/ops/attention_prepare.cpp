@@ -11,7 +11,7 @@
 #include "cpu/attention_prepare.h"
 
 #include "cpu/kernels.h"
-#include "gpu/attention_prepare.h"
+#include "gpu/plans/attention_prepare.h"
 #include "mlx/ops.h"
 #include "ops/binding.h"
 #include "ops/checks.h"

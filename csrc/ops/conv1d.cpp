@@ -9,7 +9,7 @@
 #include "cpu/conv1d.h"
 
 #include "cpu/kernels.h"
-#include "gpu/conv1d.h"
+#include "gpu/plans/conv1d.h"
 #include "mlx/ops.h"
 #include "ops/binding.h"
 #include "ops/checks.h"

@@ -11,7 +11,7 @@
 #include "cpu/delta_mixer.h"
 
 #include "cpu/kernels.h"
-#include "gpu/delta_mixer.h"
+#include "gpu/plans/delta_mixer.h"
 #include "ops/binding.h"
 #include "ops/checks.h"
 #include "ops/delta_inputs.h"

@@ -6,7 +6,7 @@
 #include "cpu/embedding.h"
 
 #include "cpu/kernels.h"
-#include "gpu/embedding.h"
+#include "gpu/plans/embedding.h"
 #include "mlx/ops.h"
 #include "ops/binding.h"
 #include "ops/checks.h"

@@ -12,7 +12,7 @@
 #include "cpu/gated_delta.h"
 
 #include "cpu/kernels.h"
-#include "gpu/gated_delta.h"
+#include "gpu/plans/gated_delta.h"
 #include "mlx/ops.h"
 #include "ops/binding.h"
 #include "ops/checks.h"

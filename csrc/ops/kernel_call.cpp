@@ -18,7 +18,7 @@ std::string name_of(void (*kernel)()) {
   if (kernel == reinterpret_cast<void (*)()>(table.name)) return #name;
 #include "cpu/kernels.def"
 #undef MLX_DELTA_KERNEL
-  throw std::logic_error("kernel_call: expected a kernel of the table in use");
+  throw std::invalid_argument("kernel_call: expected a kernel of the table in use");
 }
 
 // What lies between an array's first and last element.

@@ -11,7 +11,7 @@
 
 #include "cpu/kernels.h"
 #include "decode_tokens.h"
-#include "gpu/qmm.h"
+#include "gpu/plans/qmm.h"
 #include "ops/binding.h"
 #include "ops/checks.h"
 #include "ops/evaluation.h"

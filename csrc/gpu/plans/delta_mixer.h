@@ -1,10 +1,25 @@
-#include "gpu/delta_mixer.h"
+// The launch of delta_mixer on a GPU. Inputs: projection, conv weight, A_log, dt_bias, norm, conv state, delta state
+// [, mask]; outputs: y, conv state, delta state.
+#pragma once
 
+#include "gpu/launch.h"
 #include "params.h"
 
 namespace mlx_delta::gpu {
 
-Plan plan(const DeltaMixerShape& shape) {
+struct DeltaMixerShape {
+  std::string type;
+  int B;
+  int T;
+  int Hk;
+  int Hv;
+  int Dk;
+  int Dv;
+  float eps;
+  int mask;  // index of the input, or -1
+};
+
+inline Plan plan(const DeltaMixerShape& shape) {
   check_head_dims("delta_mixer", {shape.Dk, shape.Dv});
   constexpr int rows = 8;  // of a simdgroup: see metal/delta_mixer.metal
   return {{{"delta_mixer",

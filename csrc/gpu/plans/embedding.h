@@ -1,10 +1,22 @@
-#include "gpu/embedding.h"
+// The launch of embedding on a GPU.
+#pragma once
 
+#include "gpu/launch.h"
 #include "params.h"
 
 namespace mlx_delta::gpu {
 
-Plan plan(const EmbeddingShape& shape) {
+struct EmbeddingShape {
+  std::string type;         // of the result
+  std::string weight_type;  // of the table if plain, else of its scales and biases
+  int tokens;
+  int rows;
+  int cols;
+  int bits;
+  int group_size;
+};
+
+inline Plan plan(const EmbeddingShape& shape) {
   const bool plain = shape.bits == 0;
   const std::string format = plain ? "Plain<" + shape.weight_type + ", " + metal_bool(shape.cols % 8 == 0) + ">"
                                    : "Affine<" + shape.weight_type + ", " + std::to_string(shape.bits) + ", " +

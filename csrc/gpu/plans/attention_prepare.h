@@ -1,12 +1,31 @@
-#include "gpu/attention_prepare.h"
+// The launch of attention_prepare on a GPU. Inputs: projection, q_norm, k_norm, keys, values [, positions]; outputs: q,
+// keys, values.
+#pragma once
 
 #include <cmath>
 
+#include "gpu/launch.h"
 #include "params.h"
 
 namespace mlx_delta::gpu {
 
-Plan plan(const AttentionPrepareShape& shape) {
+struct AttentionPrepareShape {
+  std::string type;
+  int B;
+  int T;
+  int Hq;
+  int Hkv;
+  int D;
+  int S;
+  int offset;
+  float rope_theta;
+  int rope_dim;
+  std::array<int, 3> rope_sections;
+  float eps;
+  int positions;  // index of the input, or -1
+};
+
+inline Plan plan(const AttentionPrepareShape& shape) {
   AttentionPrepareParams params{shape.T,
                                 shape.Hq,
                                 shape.Hkv,

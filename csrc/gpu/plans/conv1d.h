@@ -1,10 +1,20 @@
-#include "gpu/conv1d.h"
+// The launch of conv1d on a GPU. Inputs: x, weight, state [, mask]; outputs: y, state.
+#pragma once
 
+#include "gpu/launch.h"
 #include "params.h"
 
 namespace mlx_delta::gpu {
 
-Plan plan(const Conv1dShape& shape) {
+struct Conv1dShape {
+  std::string type;
+  int B;
+  int T;
+  int C;
+  int mask;  // index of the input, or -1
+};
+
+inline Plan plan(const Conv1dShape& shape) {
   constexpr int kThreads = 64;
   constexpr int kTokens = 16;  // of a thread: what it reads before its own tokens is then a small part
   const int chunks = ceil_div(shape.T, kTokens);

@@ -1,16 +1,41 @@
-#include "gpu/qmm.h"
+// The launch of qmm on a GPU.
+#pragma once
 
 #include <bit>
+#include <optional>
 #include <stdexcept>
 
+#include "decode_tokens.h"
+#include "gpu/launch.h"
 #include "params.h"
 
 namespace mlx_delta::gpu {
-namespace {
+
+inline constexpr int kMaxQmmSegments = 4;
+
+struct QmmSegment {
+  std::string type;  // of the weights if plain, else of scales and biases
+  int bits;          // 0: plain
+  int group_size;
+  int rows;
+  int input;  // index of its first input: weight [, scales, biases]
+};
+
+struct QmmShape {
+  std::string type;  // of x, residual and y
+  int M;             // 1 .. kDecodeTokens
+  int K;
+  int N;
+  float eps;
+  bool swiglu;
+  int norm;                          // index of the input, or -1
+  int residual;                      // likewise
+  std::vector<QmmSegment> segments;  // 1 .. kMaxQmmSegments
+};
 
 // Simdgroups of a threadgroup. More of them share one staged row of x; but a matrix of few rows needs more, smaller
 // threadgroups than that, so that the last round of them keeps all cores of a wide GPU busy.
-int simdgroups(const QmmShape& shape, int R) {
+inline int simdgroups(const QmmShape& shape, int R) {
   constexpr int kThreadgroups = 512;  // a dozen for each of 40 cores
   int rows = 0;
   for (const QmmSegment& segment : shape.segments) rows += segment.rows;
@@ -18,15 +43,13 @@ int simdgroups(const QmmShape& shape, int R) {
   return rows >= kThreadgroups * 4 * R ? 4 : 2;
 }
 
-std::string format(const QmmSegment& segment, int K) {
+inline std::string format(const QmmSegment& segment, int K) {
   if (segment.bits == 0) return "Plain<" + segment.type + ", " + metal_bool(K % 8 == 0) + ">";
   return "Affine<" + segment.type + ", " + std::to_string(segment.bits) + ", " + std::to_string(segment.group_size) +
          ">";
 }
 
-}  // namespace
-
-Plan plan(const QmmShape& shape) {
+inline Plan plan(const QmmShape& shape) {
   const int count = int(shape.segments.size());
   if (shape.M < 1 || shape.M > kDecodeTokens || count < 1 || count > kMaxQmmSegments)
     throw std::invalid_argument("qmm: no kernel for " + std::to_string(shape.M) + " rows, " + std::to_string(count) +

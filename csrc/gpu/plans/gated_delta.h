@@ -1,14 +1,25 @@
-#include "gpu/gated_delta.h"
+// The launch of gated_delta on a GPU. Inputs: q, k, v, a, b, A_log, dt_bias, state [, mask]; outputs: y, state.
+#pragma once
 
 #include "decode_tokens.h"
+#include "gpu/launch.h"
 #include "params.h"
 
 namespace mlx_delta::gpu {
 
-namespace {
+struct GatedDeltaShape {
+  std::string type;
+  int B;
+  int T;
+  int Hk;
+  int Hv;
+  int Dk;
+  int Dv;
+  int mask;  // index of the input, or -1
+};
 
 // Token after token: for few of them.
-Plan sequential(const GatedDeltaShape& shape) {
+inline Plan sequential(const GatedDeltaShape& shape) {
   constexpr int kSimdgroups = 4, kRows = 4;
   return {{{"gated_delta",
             "gated_delta",
@@ -32,7 +43,7 @@ Plan sequential(const GatedDeltaShape& shape) {
 }
 
 // In chunks of 64 tokens: first what needs no state, of all chunks at once, then the states from chunk to chunk.
-Plan chunked(const GatedDeltaShape& shape) {
+inline Plan chunked(const GatedDeltaShape& shape) {
   constexpr int kTokens = 64, kThreads = 256;
   const int columns = shape.Dk <= 128 ? 32 : 16;  // bounded by threadgroup memory: see metal/gated_delta_chunked.metal
   const int chunks = ceil_div(shape.T, kTokens);
@@ -72,9 +83,7 @@ Plan chunked(const GatedDeltaShape& shape) {
           {{1, 7, false}}};
 }
 
-}  // namespace
-
-Plan plan(const GatedDeltaShape& shape) {
+inline Plan plan(const GatedDeltaShape& shape) {
   check_head_dims("gated_delta", {shape.Dk, shape.Dv});
   return shape.T <= kDecodeTokens ? sequential(shape) : chunked(shape);
 }

@@ -1,22 +1,35 @@
-#include "gpu/attention.h"
+// The launches of attention on a GPU. Inputs: q, projection, keys, values [, start]; output: y.
+#pragma once
 
 #include <algorithm>
 
+#include "gpu/launch.h"
 #include "params.h"
 
 namespace mlx_delta::gpu {
-namespace {
+
+struct AttentionShape {
+  std::string type;
+  int B;
+  int T;
+  int Hq;
+  int Hkv;
+  int D;
+  int S;
+  int length;
+  int width;  // columns of projection
+  float scale;
+  int start;  // index of the input, or -1
+};
 
 // Query heads of one key head that a simdgroup serves at once: its registers hold four.
-int head_tile(int group) {
+inline int head_tile(int group) {
   for (int tile : {4, 3, 2})
     if (group % tile == 0) return tile;
   return 1;
 }
 
-}  // namespace
-
-Plan plan(const AttentionShape& shape) {
+inline Plan plan(const AttentionShape& shape) {
   constexpr int kSimdgroups = 8;
   constexpr int kThreadgroups = 256;  // of one sequence: enough for the widest GPU
   check_head_dims("attention", {shape.D});
