@@ -5,20 +5,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import Progress as Bar
 
 from mlx_delta.cli.command import register
 from mlx_delta.cli.options import NAMES
+from mlx_delta.progress import Bars, megabytes
 
 if TYPE_CHECKING:
     from mlx_delta.bench.kernels import Row, Summary
-    from mlx_delta.bench.random_model import Progress
     from mlx_delta.bench.roofline import Point
     from mlx_delta.bench.timing import ReadBandwidth
     from mlx_delta.bench.whole_model import Decode, Prefill
@@ -187,7 +184,8 @@ def model(
     from mlx_delta.bench.random_model import write_model
     from mlx_delta.bench.sizes import size_named
 
-    with _shown() as progress:
+    with Bars() as bars:
+        progress = bars.task("random weights", megabytes)
         write_model(size_named(shape), out, layers=layers, progress=progress, force=force)
 
 
@@ -207,8 +205,8 @@ def _network(shape: str, layers: int | None, directory: str | None) -> tuple[Net
         return _loaded(directory, facts)
     from mlx_delta.bench.random_model import random_network
 
-    with _shown() as progress:
-        network = random_network(size, layers=layers, progress=progress)
+    with Bars() as bars:
+        network = random_network(size, layers=layers, progress=bars.task("random weights", megabytes))
     reset_peak()  # making the weights took more memory than having them
     return network, {
         "model": f"{size}, random weights",
@@ -303,14 +301,6 @@ def _draw(plot: Path | None, points: list[Point], bandwidth: float, title: str) 
 
     if plot is not None:
         save_roofline(points, bandwidth, plot, title)
-
-
-@contextmanager
-def _shown() -> Iterator[Progress]:
-    """A bar on stderr."""
-    with Bar(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("random weights", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 app = typer.Typer(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,14 +12,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from mlx_delta.cli.console import stdout
 from mlx_delta.cli.convert import convert
 from mlx_delta.example import example_checkpoint
 
 if TYPE_CHECKING:
     from mlx_delta.language_model import LanguageModel
 
-_QUESTIONS = ("Hello, I am Ada.", "Count to 7.")
-_TOOL_QUESTION = "Search for velvet cloud."
+_QUESTION = "Count to 7."
+_TOOL_QUESTION = "What is 457 + 998?"
 _SPEED_PROMPT = 256  # tokens
 _SPEED_TOKENS = 64
 
@@ -41,7 +42,7 @@ def demo(
 def _run(source: Path, out: Path) -> None:
     from mlx_delta.loading import load_model
 
-    console = Console()
+    console = stdout()
     console.rule(f"convert {source.name}: recipe unsloth, 3 bits, with its importance matrix")
     convert(
         source=str(source),
@@ -55,32 +56,31 @@ def _run(source: Path, out: Path) -> None:
     )
     model = load_model(out)
     console.rule("chat")
-    for question in _QUESTIONS:
-        _ask(console, model, question, ())
+    _ask(console, model, _QUESTION, {})
     console.rule("a tool call")
-    _ask(console, model, _TOOL_QUESTION, [_search_tool()])
+    _ask(console, model, _TOOL_QUESTION, {"add": add})
     console.rule("size and speed on this machine")
     console.print(_speeds([("official, bf16", source), ("unsloth, 3 bits", out)]))
 
 
-def _search_tool() -> dict[str, Any]:
-    from mlx_delta.chat.tools import create_tool_definition
+def add(a: int, b: int) -> int:
+    """Add two integers
 
-    parameters = {"query": {"type": "string", "description": "Query"}}
-    return create_tool_definition("search", "Search the web", parameters, ["query"])
+    Args:
+        a: First
+        b: Second
+    """
+    return a + b
 
 
-def _ask(console: Console, model: LanguageModel, question: str, tools: Sequence[dict[str, Any]]) -> None:
-    """One greedy answer, as ``mlx-delta chat`` shows it."""
+def _ask(console: Console, model: LanguageModel, question: str, functions: Mapping[str, Callable[..., Any]]) -> None:
+    """One greedy answer, and the calls it makes, as ``mlx-delta chat`` shows it."""
+    from mlx_delta.cli.chat_turns import Conversation
     from mlx_delta.cli.chat_view import TerminalView
 
-    console.print(f"> {question}", style="bold", highlight=False)
-    messages = [{"role": "user", "content": question}]
-    stream = model.chat_stream(messages, tools=tools, enable_thinking=False, max_new_tokens=80, temperature=0)
-    view = TerminalView(console)
-    for event in stream:
-        view.show(event)
-    view.end(stream.result())
+    console.print(f"> {question}", style="bold")
+    options = {"tools": list(functions.values()), "enable_thinking": False, "max_new_tokens": 80, "temperature": 0}
+    Conversation(model, options, functions).answer(question, TerminalView(console), lambda call: True)
 
 
 def _speeds(models: Sequence[tuple[str, Path]]) -> Table:

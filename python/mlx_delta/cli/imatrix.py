@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 
+from mlx_delta.cli.console import stderr
 from mlx_delta.cli.options import NAMES
-
-if TYPE_CHECKING:
-    from mlx_delta.calibrate.importance import Progress
+from mlx_delta.cli.process import EndedBySignal
 
 
 def imatrix(
@@ -49,37 +45,32 @@ def imatrix(
     from mlx_delta.calibrate.importance import measure_importance
     from mlx_delta.conversion.imatrix import FORMATS, write_imatrix
     from mlx_delta.conversion.write import atomic_file, check_output_file
-    from mlx_delta.loading import load_model
+    from mlx_delta.hub.path import model_path
+    from mlx_delta.loading import check_dtype, load_model
+    from mlx_delta.progress import Bars, of
+    from mlx_delta.text.tokenizer import Tokenizer
 
     chosen = form or ("dat" if out.suffix == ".dat" else "gguf")
     if chosen not in FORMATS:
-        raise ValueError(f"--format: expected {' or '.join(FORMATS)}, found {chosen}")
+        raise ValueError(f"form: expected {' or '.join(FORMATS)}, found {chosen}")
     check_output_file(out, force)
-    loaded = load_model(model, dtype)
-    chunks = read_chunks(text, loaded.tokenizer, context, max_chunks)
+    check_dtype(dtype)
+    directory = model_path(model)
+    chunks = read_chunks(text, Tokenizer.from_dir(directory), context, max_chunks)
+    loaded = load_model(directory, dtype)
     state = out.with_name(f"{out.name}.progress")
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("chunks of {task.fields[context]} tokens"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
     try:
-        with Bar(*columns, console=console) as bar:
-            task = bar.add_task("imatrix", total=len(chunks), context=context)
-
-            def show(step: Progress) -> None:
-                bar.update(task, completed=step.chunks)
-
+        with Bars() as bars:
+            show = bars.task("measuring", of(f"chunks of {context} tokens"))
             names = [str(file) for file in text]
-            run = measure_importance(loaded, chunks, names, state=state, progress=show)
-    except KeyboardInterrupt:
+            run = measure_importance(
+                loaded, chunks, names, state=state, progress=lambda step: show(step.chunks, len(chunks))
+            )
+    except (KeyboardInterrupt, EndedBySignal):
         if state.is_file():
-            console.print(f"{state} keeps what is done: the same command goes on from there", soft_wrap=True)
+            stderr().print(f"{state} keeps what is done: the same command goes on from there", soft_wrap=True)
         raise
     with atomic_file(out, force) as partial:
         write_imatrix(partial, run, loaded.config, chosen)
     state.unlink(missing_ok=True)
-    Console().print(f"{out}: {len(run.sums)} matrices, {run.chunks} chunks, {run.tokens:,} tokens", soft_wrap=True)
+    typer.echo(f"{out}: {len(run.sums)} matrices, {run.chunks} chunks, {run.tokens:,} tokens")

@@ -12,6 +12,10 @@ from types import FrameType
 from mlx_delta.json_files import decode_utf8
 
 
+class EndedBySignal(BaseException):
+    """SIGTERM or SIGHUP came. Not a SystemExit, which a tool of the user's may raise, and is no end then."""
+
+
 @contextmanager
 def orderly() -> Iterator[None]:
     """A block in which SIGTERM and SIGHUP end the program as exceptions do, so that what was half written is removed.
@@ -24,6 +28,8 @@ def orderly() -> Iterator[None]:
             signal.signal(number, _end)
     try:
         yield
+    except EndedBySignal as end:
+        sys.exit(128 + end.args[0])
     finally:
         # All is tidied up: from here on Ctrl-C may end what is left of the process without a word.
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -33,7 +39,7 @@ def orderly() -> Iterator[None]:
 def _end(number: int, _: FrameType | None) -> None:
     for again in (signal.SIGTERM, signal.SIGHUP):  # must not disturb the tidying up
         signal.signal(again, signal.SIG_IGN)
-    sys.exit(128 + number)
+    raise EndedBySignal(number)
 
 
 def _occupy_closed_streams() -> None:
