@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlx_delta.conversion.write import atomic_file
-from mlx_delta.errors import MissingPackageError, OutputError
+from mlx_delta.errors import ArgumentError, MissingPackageError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,9 +24,9 @@ def check_plot(file: Path | None) -> None:
     if file is None:
         return
     if find_spec("matplotlib") is None:
-        raise MissingPackageError("plot: expected matplotlib, found it missing: pip install 'mlx-delta[plot]'")
+        raise MissingPackageError("a plot: expected matplotlib, found it missing: pip install 'mlx-delta[plot]'")
     if not file.absolute().parent.is_dir() or file.is_dir():
-        raise OutputError(f"plot: expected a file in a directory that exists, found {file}")
+        raise ArgumentError(f"plot: expected a file in a directory that exists, found {file}")
 
 
 def save_evaluations(results: Sequence[Evaluation], file: Path) -> None:

@@ -12,6 +12,7 @@ import typer
 
 from mlx_delta.cli.command import register
 from mlx_delta.cli.options import NAMES
+from mlx_delta.errors import ArgumentError, RedTests
 from mlx_delta.progress import Bars, megabytes
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def kernels(
     check_plot(plot)
     cases = [case for case in cases_of(size_named(shape)) if case.real and filter_ in case.id]
     if not cases:
-        raise ValueError(f"--filter: expected a part of a case's name, such as gate_up, found {filter_}")
+        raise ArgumentError(f"filter_: expected a part of a case's name, such as gate_up, found {filter_}")
     machine = _machine()
     bandwidth = ReadBandwidth()
     if not as_json:
@@ -72,7 +73,7 @@ def kernels(
         else:
             rows.append(row)
     if refused:
-        raise ValueError(f"{len(refused)} of {len(cases)} cases differ from their reference: {refused[0]}")
+        raise RedTests(f"{len(refused)} of {len(cases)} cases differ from their reference: {refused[0]}")
     summary = summarize(rows)
     if summary is not None and not as_json:
         typer.echo(_summary_line(summary))
@@ -197,7 +198,7 @@ def _network(shape: str, layers: int | None, directory: str | None) -> tuple[Net
     from mlx_delta.bench.sizes import size_named
 
     if directory is not None and layers is not None:
-        raise ValueError(f"--layers: expected it with --shape, found it with --model {directory}")
+        raise ArgumentError(f"layers: expected it with --shape, found it with --model {directory}")
     size = size_named(shape)
     check_ops()
     facts: dict[str, Any] = {"isa": _core.cpu_isa(), "threads": _core.cpu_threads()}

@@ -9,8 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from mlx_delta.cli.console import stderr
+from mlx_delta.cli.errors import UsageError
 from mlx_delta.cli.options import Model, option_flags
 from mlx_delta.cli.process import read_stdin
+from mlx_delta.errors import TextError
 from mlx_delta.json_files import read_json
 from mlx_delta.options import SAMPLING
 
@@ -53,7 +55,7 @@ def chat(
 
     functions = load_functions(tools) if tools else {}
     options["tools"] = list(functions.values())
-    options["json_schema"] = read_json(json_schema, ValueError) if json_schema else None
+    options["json_schema"] = read_json(json_schema, UsageError) if json_schema else None
     ChatSettings(**options)  # says what is wrong before anything is loaded
     if not is_named(model):
         ModelConfig.from_dir(model_path(model))
@@ -77,5 +79,5 @@ def chat(
 def _piped_question() -> str:
     question = read_stdin().strip()
     if not question:
-        raise ValueError("standard input: expected a question, found nothing")
+        raise TextError("standard input: expected a question, found nothing")
     return question

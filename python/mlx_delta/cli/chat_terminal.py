@@ -17,7 +17,8 @@ from mlx_delta.cli.chat_input import LineReader
 from mlx_delta.cli.chat_turns import Conversation
 from mlx_delta.cli.chat_view import TerminalView
 from mlx_delta.cli.console import stdout
-from mlx_delta.cli.errors import report
+from mlx_delta.cli.errors import UsageError, report
+from mlx_delta.errors import MlxDeltaError
 from mlx_delta.json_files import read_json
 
 HELP = {
@@ -122,7 +123,7 @@ class ChatTerminal:
         name, _, rest = line.partition(" ")
         command = self._commands.get(name)
         if command is None:
-            raise ValueError(f"{name}: expected one of {', '.join(self._commands)}, /exit")
+            raise UsageError(f"{name}: expected one of {', '.join(self._commands)}, /exit")
         command(rest.strip())
 
     def _welcome(self) -> None:
@@ -148,7 +149,7 @@ class ChatTerminal:
         options = self._conversation.options
         if mode:
             if mode not in _THINK:
-                raise ValueError(f"/think: expected on, off or auto, found {mode!r}")
+                raise UsageError(f"/think: expected on, off or auto, found {mode!r}")
             options["enable_thinking"] = _THINK[mode]
         shown = next(name for name, value in _THINK.items() if value is options.get("enable_thinking"))
         self._say(f"thinking: {shown}")
@@ -156,17 +157,17 @@ class ChatTerminal:
     def _save(self, name: str, replace: bool = False) -> None:
         path = _path(name, "/save")
         if path.exists() and not replace:
-            raise ValueError(f"{path}: expected a new file, found it there already (/save! {name} replaces it)")
+            raise UsageError(f"{path}: expected a new file, found it there already (/save! {name} replaces it)")
         write_whole(path, json.dumps(self._conversation.all_messages, ensure_ascii=False, indent=1) + "\n")
         self._say(f"{len(self._conversation.messages)} messages written to {path}")
 
     def _load(self, name: str) -> None:
         path = _path(name, "/load")
-        content = read_json(path, ValueError, list)
+        content = read_json(path, UsageError, list)
         try:
             messages = prepare_messages(content)
-        except ValueError as error:
-            raise ValueError(f"{path}: expected a list of messages, found: {error}") from error
+        except MlxDeltaError as error:
+            raise UsageError(f"{path}: expected a list of messages, found: {error}") from error
         system = [message for message in messages if message["role"] == "system"]
         self._conversation.system = system[0]["content"] if system else None
         self._conversation.messages[:] = [dict(message) for message in messages[len(system) :]]
@@ -198,14 +199,14 @@ class ChatTerminal:
 
 def _path(name: str, command: str) -> Path:
     if not name:
-        raise ValueError(f"{command}: expected a file, found nothing")
+        raise UsageError(f"{command}: expected a file, found nothing")
     return Path(name).expanduser()
 
 
 def write_whole(path: Path, text: str) -> None:
     """All of the file or, when anything fails, what was there before."""
     if not path.parent.is_dir():
-        raise ValueError(f"{path}: expected a directory to write it in, found none")
+        raise UsageError(f"{path}: expected a directory to write it in, found none")
     with tempfile.NamedTemporaryFile(
         "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
     ) as out:

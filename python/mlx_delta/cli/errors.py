@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from mlx_delta.errors import OutputExistsError
+from mlx_delta.errors import ArgumentError, MlxDeltaError, OutputExistsError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,8 +31,13 @@ _BUG = (
 # The machine's state, whatever the file: OSErrors with these are told in a line even when they name none.
 _NO_BUG = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EBADF}
 _NO_MEMORY = re.compile(r"unable to allocate|insufficient memory|out of memory", re.IGNORECASE)  # MLX's words
+_ENVIRONMENT = "MLX_DELTA_"  # variables whose values the extension refuses, by their names
 BROKEN_PIPE = 141
 _debug = False
+
+
+class UsageError(MlxDeltaError):
+    """What a command was given is not what it takes."""
 
 
 def show_tracebacks(show: bool) -> None:
@@ -64,20 +69,16 @@ def error_line(error: Exception, flags: Mapping[str, str] | None = None) -> str 
     """What to tell of an error that is not a bug of ours, in the options' names; None for a bug."""
     if isinstance(error, OutputExistsError):
         return f"{error} (--force replaces it)"
-    if isinstance(error, ValueError):
-        return _in_flags(str(error), flags or {})
+    if isinstance(error, ArgumentError) and flags and error.argument in flags:
+        return flags[error.argument] + str(error).removeprefix(error.argument)
+    if isinstance(error, MlxDeltaError) or (isinstance(error, ValueError) and str(error).startswith(_ENVIRONMENT)):
+        return str(error)
     if isinstance(error, OSError) and (error.filename is not None or error.errno in _NO_BUG):
         name = "standard output" if error.filename is None and _fails(sys.stdout) else error.filename
         return f"{error.strerror}" if name is None else f"{os.fsdecode(name)}: {error.strerror}"
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
         return f"not enough memory: {error}" if str(error) else "not enough memory"
     return None
-
-
-def _in_flags(text: str, flags: Mapping[str, str]) -> str:
-    """``top_p: expected ..`` as ``--top-p: expected ..``, for the library speaks of arguments."""
-    name, colon, rest = text.partition(":")
-    return f"{flags[name]}:{rest}" if colon and name in flags else text
 
 
 def report(error: Exception, flags: Mapping[str, str] | None = None, console: Console | None = None) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mlx_delta.cli.errors import UsageError
 from mlx_delta.cli.options import Model, option_flags
 from mlx_delta.cli.process import read_stdin
 from mlx_delta.options import SAMPLING
@@ -60,7 +61,7 @@ def generate(
 
 def _chat_prompt(model: LanguageModel, text: str, enable_thinking: bool | None) -> str:
     if model.tokenizer.chat_template is None:
-        raise ValueError(f"{model.path}: expected a chat template, found none; use --raw")
+        raise UsageError(f"{model.path}: expected a chat template, found none: use --raw")
     variables: dict[str, Any] = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
     return model.render_chat([{"role": "user", "content": text}], **variables)
 

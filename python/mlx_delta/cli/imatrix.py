@@ -10,6 +10,7 @@ import typer
 from mlx_delta.cli.console import stderr
 from mlx_delta.cli.options import NAMES
 from mlx_delta.cli.process import EndedBySignal
+from mlx_delta.errors import ArgumentError
 
 
 def imatrix(
@@ -52,7 +53,7 @@ def imatrix(
 
     chosen = form or ("dat" if out.suffix == ".dat" else "gguf")
     if chosen not in FORMATS:
-        raise ValueError(f"form: expected {' or '.join(FORMATS)}, found {chosen}")
+        raise ArgumentError(f"form: expected {' or '.join(FORMATS)}, found {chosen}")
     check_output_file(out, force)
     check_dtype(dtype)
     directory = model_path(model)

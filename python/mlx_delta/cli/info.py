@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from mlx_delta.cli.errors import UsageError
 from mlx_delta.cli.options import NAMES
 
 
@@ -26,7 +27,7 @@ def info(
     """Show a model's architecture, parameters, bytes read per token, and bits per tensor group."""
     if (model is None) != of_system:
         found = "none" if model is None else f"{model} and --system"
-        raise ValueError(f"info: expected a model or --system, found {found}")
+        raise UsageError(f"info: expected a model or --system, found {found}")
     if model is None:
         _show_system(as_json)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from mlx_delta.errors import TextError
 from mlx_delta.json_files import decode_utf8
 
 
@@ -23,6 +25,7 @@ def orderly() -> Iterator[None]:
     Closed standard streams (``<&-``) are there, but cannot be read or written; a closed stderr takes everything.
     """
     _occupy_closed_streams()
+    _show_everything()
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
             signal.signal(number, _end)
@@ -55,10 +58,17 @@ def _occupy_closed_streams() -> None:
         sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
 
 
+def _show_everything() -> None:
+    """What a stream's encoding lacks, and bytes of names that are no text, are written as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def read_stdin() -> str:
-    """All of standard input. Raises: ValueError when it is not UTF-8; OSError naming it."""
+    """All of standard input. Raises: TextError when it is not UTF-8; OSError naming it."""
     try:
         content = sys.stdin.buffer.read()
     except OSError as error:
         raise OSError(error.errno, error.strerror, "standard input") from error
-    return decode_utf8(content, "standard input", ValueError)
+    return decode_utf8(content, "standard input", TextError)

@@ -18,6 +18,7 @@ from mlx_delta.chat.result import ChatEvent, ChatResult
 from mlx_delta.cli.chat_terminal import HELP, ChatTerminal
 from mlx_delta.cli.chat_turns import Conversation
 from mlx_delta.cli.chat_view import TerminalView
+from mlx_delta.errors import MlxDeltaError
 from mlx_delta.language_model import LanguageModel
 
 
@@ -206,14 +207,14 @@ class FailingView(TerminalView):
         super().end(result)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("broken"), KeyError("gone")])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), MlxDeltaError("broken"), KeyError("gone")])
 def test_the_screen_is_left_in_order(
     model: LanguageModel, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     monkeypatch.setattr(FailingView, "errors", [error])
     monkeypatch.setattr("mlx_delta.cli.chat_terminal.TerminalView", FailingView)
     conversation, shown = chat(model, "/think off", "Count to 7.", "/reset", "Count to 7.")
-    told = {KeyboardInterrupt: "interrupted", ValueError: "error: broken", KeyError: "This is a bug in mlx-delta"}
+    told = {KeyboardInterrupt: "interrupted", MlxDeltaError: "error: broken", KeyError: "This is a bug in mlx-delta"}
     assert told[type(error)] in shown
     assert shown.count("1 2 3 4 5 6 7") == 1  # rich refuses a second live display, had the first been left
     assert len(conversation.messages) == 2

@@ -14,6 +14,7 @@ import typer
 from typer.testing import CliRunner
 
 from mlx_delta.cli.command import register
+from mlx_delta.errors import ArgumentError, MlxDeltaError, OutputExistsError
 from support.command_line import ENVIRONMENT, MLX_DELTA, run
 
 
@@ -41,9 +42,11 @@ def failing(error: BaseException) -> typer.Typer:
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (ValueError("top_p: expected <= 1, found 3"), "error: --top-p: expected <= 1, found 3\n"),
-        (ValueError("config.json: expected an object"), "error: config.json: expected an object\n"),
-        (ValueError("two\nlines \x1b[2J"), "error: two lines \ufffd[2J\n"),
+        (ArgumentError("top_p: expected <= 1, found 3"), "error: --top-p: expected <= 1, found 3\n"),
+        (ArgumentError("top_k: expected >= 0, found -1"), "error: top_k: expected >= 0, found -1\n"),
+        (OutputExistsError("x: expected a new file"), "error: x: expected a new file (--force replaces it)\n"),
+        (MlxDeltaError("config.json: expected an object"), "error: config.json: expected an object\n"),
+        (MlxDeltaError("two\nlines \x1b[2J"), "error: two lines \ufffd[2J\n"),
         (FileNotFoundError(2, "No such file or directory", "x.txt"), "error: x.txt: No such file or directory\n"),
         (OSError(28, "No space left on device"), "error: No space left on device\n"),
         (MemoryError(), "error: not enough memory\n"),
@@ -58,7 +61,9 @@ def test_what_a_user_can_mend_is_one_line(error: Exception, line: str) -> None:
     assert not done.stdout
 
 
-@pytest.mark.parametrize("error", [KeyError("layers"), OSError("no number"), AssertionError(), RuntimeError("?")])
+@pytest.mark.parametrize(
+    "error", [KeyError("layers"), ValueError("top_p: 3"), OSError("no number"), AssertionError(), RuntimeError("?")]
+)
 def test_a_bug_is_a_traceback(error: Exception) -> None:
     done = CliRunner().invoke(failing(error), [])
     assert done.exit_code == 1
@@ -135,6 +140,27 @@ def test_a_full_disk_behind_stdout(tiny: Path, arguments: list[str]) -> None:
     done = shell('"$@" > /dev/full', *(tiny if argument == "TINY" else argument for argument in arguments))
     assert done.returncode == 1
     assert done.stderr == "error: No space left on device\n"
+
+
+def test_names_and_streams_that_are_not_utf8(tiny: Path, tmp_path: Path) -> None:
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    Path(odd).symlink_to(tiny)
+    shown = run("info", odd, COLUMNS="300")
+    assert shown.returncode == 0, shown.stderr
+    assert "\\udcff" in shown.stdout
+    refused = run("info", odd + "x")
+    assert refused.stderr == f"error: {tmp_path}/\\udcffx: expected a model directory, found nothing\n"
+    shown = run("generate", "-m", tiny, "-p", "\u00e9", "--raw", "-n", "4", "-t", "0", PYTHONIOENCODING="ascii")
+    assert shown.returncode == 0, shown.stderr
+
+
+def test_a_bug_in_a_file_of_tools_is_not_ours(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "tools.py").write_text("1 / 0")
+    done = run("chat", "-m", tiny, "--tools", tmp_path / "tools.py", stdin="Hello")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {tmp_path}/tools.py: ")
+    assert "ZeroDivisionError" in done.stderr
+    assert "a bug in mlx-delta" not in done.stderr
 
 
 def test_input_that_is_no_text(tiny: Path) -> None:
