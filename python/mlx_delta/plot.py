@@ -20,7 +20,7 @@ _MARKERS = {"": "o", "8": "s"}  # by rows of x
 
 
 def check_plot(file: Path | None) -> None:
-    """Before a long run is wasted: a plot can be drawn to ``file``. Raises: MissingPackageError, OutputError."""
+    """Before a long run is wasted: a plot can be drawn to ``file``. Raises: MissingPackageError, ArgumentError."""
     if file is None:
         return
     if find_spec("matplotlib") is None:
