@@ -10,7 +10,7 @@ from bench import requirements
 
 import mlx_delta
 from mlx_delta import ops
-from support import ROOT
+from support import ROOT, TINY
 
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 
@@ -56,6 +56,18 @@ def test_every_environment_variable_is_documented() -> None:
     internal = {"MACOS_STUBS", "ZIG", "LD64_LLD", "PATH"}  # set by cross/macos/build.py for its tools; the shell's
     assert found >= {"MLX_DELTA_ISA", "MLX_DELTA_THREADS"}
     assert found - internal <= documented
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/chat.md"])
+def test_python_blocks_run(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In their order, each with what those before it named; the model that they load is the tiny one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "qwen3.5-9b-4bit").symlink_to(TINY)
+    blocks = re.findall(r"^```python\n(.*?)^```", read(ROOT / document), re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= 2
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, document, "exec"), names)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file: str(file.relative_to(ROOT)))
