@@ -1,4 +1,4 @@
-"""Every error that the library raises on purpose is a MlxDeltaError, defined in one place, and speaks of arguments."""
+"""Every error raised on purpose is a MlxDeltaError; the library's are defined in one place and speak of arguments."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from mlx_delta.errors import ArgumentError, MlxDeltaError
 from support import ROOT
 
 PACKAGE = ROOT / "python" / "mlx_delta"
-LIBRARY = [file for file in sorted(PACKAGE.rglob("*.py")) if "cli" not in file.relative_to(PACKAGE).parts]
+FILES = sorted(PACKAGE.rglob("*.py"))
+LIBRARY = [file for file in FILES if "cli" not in file.relative_to(PACKAGE).parts]
 KINDS = {name: kind for name, kind in vars(errors).items() if inspect.isclass(kind)}
 VAGUE = {"Exception", "RuntimeError", "ValueError"}
 # Where a ValueError is no report to a caller: the same file catches it, or only a bug of ours can raise it.
@@ -35,8 +36,9 @@ def test_every_kind_is_a_value_error_of_ours() -> None:
         assert kind.__doc__
 
 
-@pytest.mark.parametrize("file", LIBRARY, ids=lambda file: str(file.relative_to(PACKAGE)))
-def test_library_raises_no_vague_kind(file: Path) -> None:
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_nothing_raises_a_vague_kind(file: Path) -> None:
+    """A command would tell of it as a bug, with a traceback."""
     if file.relative_to(PACKAGE).as_posix() in INTERNAL:
         return
     for call in raised(file):

@@ -12,6 +12,8 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from mlx_delta.cli.errors import UsageError
+
 if TYPE_CHECKING:
     from mlx_delta.calibrate.layers import LayerCalibration
     from mlx_delta.conversion.pipeline import ConvertReport, Progress
@@ -116,7 +118,7 @@ def convert(
 
     for name, value in (("--text", text), ("--sensitivity", sensitivity)):
         if value and recipe != "auto":
-            raise ValueError(f"{name}: expected --q-recipe auto with it, found {recipe or 'no recipe'}")
+            raise UsageError(f"{name}: expected --q-recipe auto with it, found {recipe or 'no recipe'}")
     checkpoint = model_path(source, gguf=True)
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[counts]}"), TimeElapsedColumn())

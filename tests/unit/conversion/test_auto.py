@@ -134,6 +134,7 @@ def test_command_line(tiny: Path, golden: Path, tmp_path: Path) -> None:
         refused = CliRunner().invoke(app, [*arguments, *wrong])
         assert refused.exit_code == 1, wrong
         assert message in refused.output.replace("\n", ""), refused.output
+        assert "This is a bug" not in refused.output
     for content, message in (
         ("{", "expected JSON"),
         ("[]", "expected a JSON object, found an array"),
