@@ -23,15 +23,16 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlx_delta.arch.qwen3_5.shapes import mtp_shapes, text_shapes
+from mlx_delta.arch.registry import parse_config
 from mlx_delta.bench.sizes import CONFIGS
 from mlx_delta.calibrate.layers import CHUNKS, layer_calibration
-from mlx_delta.checkpoint.tensors import expected_shapes, mtp_shapes
+from mlx_delta.checkpoint.safetensors import Entry, write_safetensors
 from mlx_delta.cli.demo import example_checkpoint
 from mlx_delta.config import ModelConfig
 from mlx_delta.conversion.imatrix import write_imatrix
 from mlx_delta.conversion.imatrix_file import Calibration
 from mlx_delta.conversion.pipeline import convert
-from mlx_delta.conversion.write import Entry, write_safetensors
 
 SHARDS = 4
 _POOL = 1 << 25  # random values, 64 MB
@@ -52,7 +53,7 @@ _VISION = {
 def official_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor of the official layout: text model, vision tower, MTP head."""
     shapes = {}
-    for name, shape in expected_shapes(config).items():
+    for name, shape in text_shapes(config).items():
         official = name.removeprefix("language_model.").replace("model.", "model.language_model.", 1)
         shapes[official] = (shape[0], 1, shape[1]) if "conv1d" in name else shape
     return {**shapes, **_vision_shapes(config.text.hidden_size), **mtp_shapes(config)}
@@ -86,7 +87,7 @@ def write_checkpoint(size: str, out: Path, layers: int | None) -> None:
         "text_config": _text_config(size, layers),
         "vision_config": vision,
     }
-    config = ModelConfig.from_dict(raw, f"configs.json: {size}")
+    config = parse_config(raw, f"configs.json: {size}")
     entries = [Entry(name, shape, mx.bfloat16) for name, shape in official_shapes(config).items()]
     out.mkdir(parents=True)
     total, done = sum(entry.nbytes for entry in entries), 0
@@ -120,11 +121,11 @@ def _text_config(size: str, layers: int | None) -> dict[str, Any]:
 
 def write_importance(size: str, file: Path, layers: int | None) -> None:
     """An importance matrix for ``size`` that spans four orders of magnitude."""
-    config = ModelConfig.from_dict({"model_type": "qwen3_5", "text_config": _text_config(size, layers)}, size)
+    config = parse_config({"model_type": "qwen3_5", "text_config": _text_config(size, layers)}, size)
     rng = np.random.default_rng(1)
     sums = {
         name.removesuffix(".weight"): np.exp(rng.normal(0, 1.5, shape[1]))
-        for name, shape in expected_shapes(config).items()
+        for name, shape in text_shapes(config).items()
         if name.startswith("language_model.model.layers.") and ("_proj" in name)
     }
     write_imatrix(file, Calibration(sums, 1, 1, ("random",)), config, "gguf")

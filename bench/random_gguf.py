@@ -19,9 +19,9 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 from gguf.quants import quant_shape_to_byte_shape
 
+from mlx_delta.arch.qwen3_5.gguf_names import gguf_from_canonical
 from mlx_delta.bench.random_model import recipe_plans
 from mlx_delta.bench.sizes import CONFIGS, size_named
-from mlx_delta.checkpoint.gguf_names import gguf_from_canonical
 from mlx_delta.config import TextConfig
 from mlx_delta.conversion.recipe import TensorPlan
 

@@ -21,7 +21,7 @@ from mlx_delta.chat.template import render
 from mlx_delta.config import ModelConfig
 from mlx_delta.errors import ArgumentError
 from mlx_delta.model.cache import Cache
-from mlx_delta.model.qwen3_5 import Network
+from mlx_delta.model.network import Network
 from mlx_delta.options import ChatOptions, GenerationOptions, takes
 from mlx_delta.text.generation import Generation
 from mlx_delta.text.tokenizer import Tokenizer

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlx_delta.conversion.write import atomic_file
+from mlx_delta.checkpoint.atomic import atomic_file
 from mlx_delta.errors import ArgumentError, MissingPackageError
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlx_delta.checkpoint.components import COMPONENTS, component
-from mlx_delta.checkpoint.names import canonical_tensors
-from mlx_delta.checkpoint.source import TensorInfo, open_source
-from mlx_delta.checkpoint.tensors import base_name, check_tensors
+from mlx_delta.arch.base import Components
+from mlx_delta.arch.checkpoint import open_checkpoint
+from mlx_delta.checkpoint.source import TensorInfo
+from mlx_delta.checkpoint.tensors import base_name
 from mlx_delta.config import ModelConfig, TextConfig
 
 _HALF = 2  # bytes of an activation, or of what a cache holds of it
@@ -87,15 +87,12 @@ def summarize(path: Path) -> Summary:
 
     Raises: ConfigError, CheckpointError naming the file or the tensor.
     """
-    config = ModelConfig.from_dir(path)
-    source = open_source(path)
-    tensors = canonical_tensors(source)
-    check_tensors(tensors, config, path)
-    stored = {name: source.tensors[tensor.source_name] for name, tensor in tensors.items()}
+    checkpoint = open_checkpoint(path, gguf=False)
+    config, stored, components = checkpoint.config, checkpoint.stored, checkpoint.architecture.components
     return Summary(
         config=config,
-        groups=_groups(stored, config),
-        bytes_per_token=_bytes_per_token(stored, config),
+        groups=_groups(stored, config, components),
+        bytes_per_token=_bytes_per_token(stored, config, components),
         state_bytes=state_bytes(config.text),
         kv_bytes_per_token=kv_bytes_per_token(config.text),
     )
@@ -127,15 +124,15 @@ def _parameters(name: str, info: TensorInfo, config: ModelConfig) -> int:
     return math.prod(info.shape) * 32 // width.bits if width else math.prod(info.shape)
 
 
-def _groups(stored: Mapping[str, TensorInfo], config: ModelConfig) -> tuple[Group, ...]:
+def _groups(stored: Mapping[str, TensorInfo], config: ModelConfig, components: Components) -> tuple[Group, ...]:
     rows: dict[tuple[int, str], list[str]] = defaultdict(list)
     for name in stored:
         # A matrix and its scales are one row of the table, whatever order they come in.
         width = _width(base_name(name), stored[base_name(name)], config)
-        rows[COMPONENTS.index(component(name)), width].append(name)
+        rows[components.labels.index(components.of(name)), width].append(name)
     return tuple(
         Group(
-            COMPONENTS[index],
+            components.labels[index],
             width,
             len(names),
             sum(_parameters(name, stored[name], config) for name in names),
@@ -145,11 +142,11 @@ def _groups(stored: Mapping[str, TensorInfo], config: ModelConfig) -> tuple[Grou
     )
 
 
-def _bytes_per_token(stored: Mapping[str, TensorInfo], config: ModelConfig) -> int:
+def _bytes_per_token(stored: Mapping[str, TensorInfo], config: ModelConfig, components: Components) -> int:
     """Every text tensor once, but one row of the embedding (all of it where lm_head is tied to it)."""
     total = 0
     for name, info in stored.items():
-        kind = component(name)
+        kind = components.of(name)
         if kind in ("vision", "mtp"):
             continue
         once = kind != "embed_tokens" or config.text.tie_word_embeddings

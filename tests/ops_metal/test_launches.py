@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from mlx_delta import _core
+from mlx_delta.arch.registry import parse_config
 from mlx_delta.bench.cases import CASES
 from mlx_delta.bench.cases.draws import quantized
 from mlx_delta.bench.sizes import CONFIGS
-from mlx_delta.config import ModelConfig
 from mlx_delta.model.cache import Cache
 from mlx_delta.model.layers import AttentionLayer, DeltaLayer, Mlp
-from mlx_delta.model.qwen3_5 import Network
+from mlx_delta.model.network import Network
 from mlx_delta.ops import Matrix
 
 TINY = {
@@ -38,7 +38,7 @@ TINY = {
 def nine_b_in_small() -> Network:
     """The 9B's layers and their widths, 32 of them, each a few values wide."""
     text = CONFIGS["9B"]["text_config"]
-    config = ModelConfig.from_dict({"model_type": "qwen3_5", "text_config": {**text, **TINY}}, "9B in small").text
+    config = parse_config({"model_type": "qwen3_5", "text_config": {**text, **TINY}}, "9B in small").text
     rng = np.random.default_rng(0)
 
     def affine(N: int, bits: int) -> Matrix:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from mlx_delta.arch.checkpoint import open_checkpoint
+from mlx_delta.arch.qwen3_5 import QWEN3_5
+from mlx_delta.arch.registry import read_config
 from mlx_delta.calibrate.chunks import read_text
-from mlx_delta.checkpoint.source import open_source
-from mlx_delta.config import ModelConfig
 from mlx_delta.conversion.auto import read_sensitivity
 from mlx_delta.conversion.recipe import uniform, with_overrides
 from mlx_delta.errors import CheckpointError, ConfigError, ConvertError, TokenizerError
@@ -41,6 +42,8 @@ DAMAGES: dict[str, tuple[bytes, str]] = {
     "digits": (b'{"a": ' + b"9" * 5000 + b"}", "expected JSON, found Exceeds the limit"),
 }
 
+UNIFORM = uniform(4, 64, QWEN3_5.recipes)
+
 
 def _header(path: Path) -> object:
     """The file's content as the header of a safetensors file."""
@@ -48,17 +51,20 @@ def _header(path: Path) -> object:
     (path / "model.safetensors").write_bytes(struct.pack("<Q", len(content)) + content)
     for file in (path / "model.safetensors.index.json", *path.glob("model-*.safetensors")):
         file.unlink(missing_ok=True)
-    return open_source(path)
+    return open_checkpoint(path)
 
 
 READERS: dict[str, tuple[Callable[[Path], object], type[ValueError]]] = {
-    "config.json": (ModelConfig.from_dir, ConfigError),
+    "config.json": (read_config, ConfigError),
     "tokenizer.json": (Tokenizer.from_dir, TokenizerError),
     "tokenizer_config.json": (Tokenizer.from_dir, TokenizerError),
     "generation_config.json": (Tokenizer.from_dir, TokenizerError),
-    "model.safetensors.index.json": (open_source, CheckpointError),
+    "model.safetensors.index.json": (open_checkpoint, CheckpointError),
     "header.json": (_header, CheckpointError),
-    "widths.json": (lambda path: with_overrides(uniform(4, 64), path / "widths.json", ["a"]), ConvertError),
+    "widths.json": (
+        lambda path: with_overrides(UNIFORM, path / "widths.json", ["a"]),
+        ConvertError,
+    ),
     "sensitivity.json": (lambda path: read_sensitivity(path / "sensitivity.json"), ConvertError),
     "chats.jsonl": (lambda path: read_text(path / "chats.jsonl", "{{ messages }}"), ValueError),
     "schema.json": (lambda path: read_json(path / "schema.json", ValueError), ValueError),
@@ -100,10 +106,10 @@ def test_damage_is_named(name: str, damage: str, checkpoint: Path) -> None:
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"])
 def test_a_byte_order_mark_changes_nothing(name: str, checkpoint: Path) -> None:
-    config, tokenizer = ModelConfig.from_dir(checkpoint), Tokenizer.from_dir(checkpoint)
+    config, tokenizer = read_config(checkpoint), Tokenizer.from_dir(checkpoint)
     for file in (name, "chat_template.jinja"):
         (checkpoint / file).write_bytes(b"\xef\xbb\xbf" + (checkpoint / file).read_bytes())
-    assert ModelConfig.from_dir(checkpoint) == config
+    assert read_config(checkpoint) == config
     found = Tokenizer.from_dir(checkpoint)
     assert found.to_json() == tokenizer.to_json()
     assert found.chat_template == tokenizer.chat_template
@@ -113,7 +119,7 @@ def test_a_byte_order_mark_changes_nothing(name: str, checkpoint: Path) -> None:
 def test_marks_in_the_other_files(tmp_path: Path) -> None:
     file = tmp_path / "file.json"
     file.write_bytes(b'\xef\xbb\xbf{"a": 4}')
-    assert with_overrides(uniform(4, 64), file, ["a"]).rules[0][0] == "a"
+    assert with_overrides(UNIFORM, file, ["a"]).rules[0][0] == "a"
     file.write_bytes(b'\xef\xbb\xbf{"a": {"3": 0.5}}')
     assert read_sensitivity(file) == {"a": {3: 0.5}}
     chats = tmp_path / "chats.jsonl"
@@ -144,4 +150,4 @@ def test_a_file_is_not_read_whole_before_its_size_is_known(tmp_path: Path) -> No
     with file.open("wb") as stream:
         stream.truncate(1 << 40)  # a hole: it takes no room
     with pytest.raises(ConfigError, match=r"config\.json: expected a JSON file of at most \d+ bytes, found 1099511627"):
-        ModelConfig.from_dir(tmp_path)
+        read_config(tmp_path)

@@ -54,7 +54,7 @@ def test_we_load_what_mlx_lm_converts(tiny: Path, tmp_path: Path) -> None:
     mlx_lm_convert(str(tiny), str(out), quantize=True, q_group_size=64, q_bits=4, quant_predicate=widths)
     ours = load_model(out)
     assert ours.network.lm_head.bits == 6
-    assert ours.network.layers[0].mlp.up.bits == 3
+    assert ours.network.layers[0].feed_forward.up.bits == 3
     assert ours.network.layers[0].in_proj[0].bits == 4
     assert_agrees_with_mlx_lm(out)
 

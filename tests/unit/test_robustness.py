@@ -14,7 +14,8 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from mlx_delta.config import ModelConfig, Quantization
+from mlx_delta.arch.registry import read_config
+from mlx_delta.config import Quantization
 from mlx_delta.conversion.pipeline import convert
 from mlx_delta.errors import ArgumentError, ConvertError, OutputError
 from support import TINY, gguf_files
@@ -111,7 +112,7 @@ def test_overrides(tmp_path: Path) -> None:
     layer = "language_model.model.layers.3."
     file.write_text(json.dumps({"*.o_proj": 6, f"{layer}mlp.*": {"bits": 8, "group_size": 32}, "*.lm_head": None}))
     convert(TINY, tmp_path / "out", bits=4, overrides=file)
-    config, arrays = ModelConfig.from_dir(tmp_path / "out"), mx.load(str(tmp_path / "out" / "model.safetensors"))
+    config, arrays = read_config(tmp_path / "out"), mx.load(str(tmp_path / "out" / "model.safetensors"))
     assert config.quantization[f"{layer}self_attn.o_proj"] == Quantization(6, 64)
     assert config.quantization[f"{layer}mlp.up_proj"] == Quantization(8, 32)
     assert "language_model.model.layers.2.mlp.up_proj" not in config.quantization

@@ -14,13 +14,15 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from mlx_delta.arch.registry import architecture_of, parse_config, read_config
 from mlx_delta.bench.sizes import config_of
-from mlx_delta.checkpoint.tensors import Tensor, expected_shapes
+from mlx_delta.checkpoint.atomic import atomic_directory
+from mlx_delta.checkpoint.safetensors import write_safetensors
+from mlx_delta.checkpoint.tensors import Tensor
 from mlx_delta.config import ModelConfig
 from mlx_delta.conversion.recipe import Recipe, TensorPlan, choose, plan, quantization_section
-from mlx_delta.conversion.write import atomic_directory, write_safetensors
 from mlx_delta.example import example_checkpoint
-from mlx_delta.model.qwen3_5 import Network
+from mlx_delta.model.network import Network
 from mlx_delta.ops.matrix import use_huge_pages
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
@@ -49,7 +51,7 @@ def random_network(
         weights[name] = array
     for weight in weights.values():
         use_huge_pages(weight)
-    return Network.from_weights(_quantized(config, plans, chosen), weights, mx.bfloat16)
+    return architecture_of(config).network(_quantized(config, plans, chosen), weights, mx.bfloat16)
 
 
 def write_model(
@@ -71,7 +73,7 @@ def write_model(
         write_safetensors(partial / "model.safetensors", entries, _arrays(plans, progress))
         shutil.copy(example_checkpoint() / "tokenizer.json", partial)
         raw = dict(_quantized(config, plans, chosen).raw)
-        end = ModelConfig.from_dir(example_checkpoint()).text.eos_token_id  # of the tokenizer that goes with it
+        end = read_config(example_checkpoint()).text.eos_token_id  # of the tokenizer that goes with it
         raw["text_config"] = {**raw["text_config"], "eos_token_id": list(end)}
         (partial / "config.json").write_text(json.dumps(raw, indent=2))
 
@@ -80,15 +82,15 @@ def _planned(
     size: str, recipe: str | None, bits: int | None, layers: int | None
 ) -> tuple[ModelConfig, list[TensorPlan], Recipe]:
     config = config_of(size, layers)
-    chosen = choose(recipe, bits, 64)
-    shapes = expected_shapes(config)
+    architecture = architecture_of(config)
+    chosen, shapes = choose(recipe, bits, 64, architecture.recipes), architecture.text_shapes(config)
     tensors = [Tensor(name, name, shape, mx.bfloat16, lambda: mx.array(0)) for name, shape in shapes.items()]
-    return config, list(plan(tensors, chosen)), chosen
+    return config, list(plan(tensors, chosen, architecture)), chosen
 
 
 def _quantized(config: ModelConfig, plans: list[TensorPlan], recipe: Recipe) -> ModelConfig:
     assert recipe.base is not None
-    return ModelConfig.from_dict({**config.raw, "quantization": quantization_section(plans, recipe.base)})
+    return parse_config({**config.raw, "quantization": quantization_section(plans, recipe.base)})
 
 
 def _arrays(plans: list[TensorPlan], progress: Progress | None) -> Iterator[tuple[str, mx.array]]:

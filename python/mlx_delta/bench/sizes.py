@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mlx_delta.arch.registry import parse_config
 from mlx_delta.config import ModelConfig
 from mlx_delta.errors import ArgumentError
 
@@ -31,4 +32,4 @@ def config_of(size: str, layers: int | None = None) -> ModelConfig:
         if not 1 <= layers <= whole:
             raise ArgumentError(f"layers: expected 1 to {whole} for the {size}, found {layers}")
         text["num_hidden_layers"] = layers
-    return ModelConfig.from_dict({"model_type": "qwen3_5", "text_config": text}, f"configs.json: {size}")
+    return parse_config({"model_type": "qwen3_5", "text_config": text}, f"configs.json: {size}")

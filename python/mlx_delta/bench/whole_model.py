@@ -17,7 +17,7 @@ from mlx_delta.engine.prefill import prefill
 from mlx_delta.engine.sample import Sampler, SamplingParams
 from mlx_delta.errors import RedTests
 from mlx_delta.model.cache import Cache, DeltaState, KeyValues, in_huge_pages
-from mlx_delta.model.qwen3_5 import Network
+from mlx_delta.model.network import Network
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from zipfile import BadZipFile
 import mlx.core as mx
 import numpy as np
 
+from mlx_delta.checkpoint.atomic import atomic_file
 from mlx_delta.conversion.imatrix_file import Calibration
-from mlx_delta.conversion.write import atomic_file
 from mlx_delta.errors import CheckpointError
 from mlx_delta.language_model import LanguageModel
 from mlx_delta.ops.matrix import Matrix

@@ -7,7 +7,7 @@ two matrices of a layer that add to the residual stream also what the stream its
 makes up for what those before it lost, as far as that can be told from its inputs.
 
 One layer's weights are in memory at a time, and two activations a token. What a matrix reads within a layer is computed
-again for each of the layer's four parts rather than kept. A tied embedding is converted before anything that it
+again for each of the layer's stages rather than kept. A tied embedding is converted before anything that it
 multiplies is known, so as lm_head it gets nothing.
 """
 
@@ -20,25 +20,19 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlx_delta import ops
+from mlx_delta.arch.checkpoint import open_checkpoint
+from mlx_delta.arch.registry import architecture_of
 from mlx_delta.calibrate.chunks import CONTEXT, read_chunks
-from mlx_delta.checkpoint.source import open_source
 from mlx_delta.config import ModelConfig, Quantization
 from mlx_delta.conversion.moments import ORDER_BLOCK, Feedback, Moments
 from mlx_delta.errors import CheckpointError
-from mlx_delta.loading import source_tokenizer
-from mlx_delta.model.cache import empty_state
-from mlx_delta.model.layers import Window
-from mlx_delta.model.qwen3_5 import layer_from_weights, layer_matrices
+from mlx_delta.loading import checkpoint_tokenizer
+from mlx_delta.model.layers import normed
+from mlx_delta.model.network import EMBEDDING, HEAD, LAYERS, NORM
 from mlx_delta.ops.embedding import embedding
 from mlx_delta.ops.matrix import Matrix
 
 CHUNKS = 128  # of 512 tokens
-_ROOT = "language_model."
-_EMBEDDING, _NORM, _HEAD = f"{_ROOT}model.embed_tokens", f"{_ROOT}model.norm", f"{_ROOT}lm_head"
-_LAYERS = f"{_ROOT}model.layers."
-_PARTS = 4  # of a layer, whose matrices read the same
-_TO_STREAM = (".out_proj", ".o_proj", ".down_proj")  # the matrices that add to the residual stream
-_LAST = ".down_proj"
 _STATE = mx.bfloat16  # between layers; within them activations are float32
 
 
@@ -54,18 +48,18 @@ def layer_calibration(
 
     Raises: ArgumentError; TextError naming the file; OSError.
     """
-    checkpoint = open_source(Path(source))
+    checkpoint = open_checkpoint(Path(source))
     return LayerCalibration(
-        checkpoint.config, read_chunks(texts, source_tokenizer(checkpoint), context, max_chunks), progress
+        checkpoint.config, read_chunks(texts, checkpoint_tokenizer(checkpoint), context, max_chunks), progress
     )
 
 
 class LayerCalibration:
     """A run of ``chunks`` (of equal length, each from an empty cache) through a model that comes in parts.
 
-    For each part, in the order of the model, ``begin``; then for each of its tensors, in the order of
-    ``expected_shapes``, ``feedback`` and ``became``. progress: called with the chunks done, of all parts of all layers,
-    and in all.
+    For each part, in the order of the model, ``begin``; then for each of its tensors, in the order of the
+    architecture's shapes, ``feedback`` and ``became``. progress: called with the chunks done, of all stages of all
+    layers, and in all.
     """
 
     def __init__(
@@ -83,7 +77,7 @@ class LayerCalibration:
         self._layer: _Layer | None = None
         self._widths: Mapping[str, Quantization] = {}
         self._found: tuple[Sequence[str], Feedback] | None = None  # and the matrices that share it
-        self._done, self._total = 0, len(self._chunks) * _PARTS * config.text.num_layers
+        self._done = 0
         self._progress = progress
 
     def begin(self, part: str, arrays: Mapping[str, mx.array], widths: Mapping[str, Quantization]) -> None:
@@ -92,12 +86,12 @@ class LayerCalibration:
         widths: what its matrices are going to be, those that are quantized.
         """
         self._widths = widths
-        if part.startswith(_LAYERS):
-            index = int(part.removeprefix(_LAYERS).partition(".")[0])
+        if part.startswith(f"{LAYERS}."):
+            index = int(part.removeprefix(f"{LAYERS}.").partition(".")[0])
             self._layer = _Layer(self._config, index, arrays, widths)
-        elif part == f"{_EMBEDDING}.weight":
+        elif part == f"{EMBEDDING}.weight":
             self._original = self._embedded(Matrix.plain(arrays[part]))
-        elif part == f"{_NORM}.weight":
+        elif part == f"{NORM}.weight":
             self._norm = arrays[part].astype(mx.float32)
 
     def feedback(self, module: str) -> Feedback | None:
@@ -108,7 +102,7 @@ class LayerCalibration:
         if self._found is not None and module in self._found[0]:
             return self._found[1]
         self._found = None  # its memory is needed
-        if module == _HEAD:
+        if module == HEAD:
             moments = self._head()
             sharing: Sequence[str] = [module]
         elif self._layer is not None and module in self._layer.matrices:
@@ -123,17 +117,17 @@ class LayerCalibration:
 
     def became(self, module: str, arrays: Mapping[str, mx.array]) -> None:
         """What was made of ``module``: its weight by name, with scales and biases where it is quantized."""
-        if module == _EMBEDDING:
+        if module == EMBEDDING:
             self._quantized = self._embedded(_matrix(module, arrays, self._widths.get(module)))
         elif self._layer is not None and module in self._layer.matrices:
             self._layer.replace(module, arrays)
-            if not module.endswith(_TO_STREAM):
+            if not self._layer.adds(module):
                 return
             self._found = None
             for at, x in enumerate(self._quantized):
                 self._quantized[at] = self._layer.added(module, x)
                 mx.eval(self._quantized[at])
-            if module.endswith(_LAST):
+            if self._layer.is_last(module):
                 self._layer = None
 
     def _embedded(self, table: Matrix) -> list[mx.array]:
@@ -144,7 +138,7 @@ class LayerCalibration:
     def _measured(self, layer: _Layer, module: str) -> Moments:
         """Of what ``module`` reads. Where it adds to the stream, the original's goes on."""
         rows, columns = layer.matrices[module].rows, layer.matrices[module].cols
-        to_stream = module.endswith(_TO_STREAM)
+        to_stream = layer.adds(module)
         moments = Moments(columns, rows if to_stream else None)
         for at, (original, quantized) in enumerate(zip(self._original, self._quantized, strict=True)):
             read, wanted = layer.reads(module, quantized, quantized=True), layer.reads(module, original)
@@ -158,52 +152,59 @@ class LayerCalibration:
             _add(moments, read, lack)
             self._done += 1
             if self._progress is not None:
-                self._progress(self._done, self._total)
+                self._progress(self._done, len(self._chunks) * layer.stages * self._config.text.num_layers)
         return moments
 
     def _head(self) -> Moments:
         moments, eps = Moments(self._config.text.hidden_size), self._config.text.rms_norm_eps
         while self._original:
-            wanted, read = (_normed(states.pop(), self._norm, eps) for states in (self._original, self._quantized))
+            wanted, read = (normed(states.pop(), self._norm, eps) for states in (self._original, self._quantized))
             _add(moments, read, wanted - read)
         return moments
 
 
 class _Layer:
-    """A layer as it was, and as it is becoming."""
+    """A layer as it was, and as it is becoming. Modules go by their full names."""
 
     def __init__(
         self, config: ModelConfig, index: int, arrays: Mapping[str, mx.array], widths: Mapping[str, Quantization]
     ) -> None:
         self._config, self._index = replace(config, quantization=widths), index
         self._arrays = dict(arrays)
-        self._original = layer_from_weights(replace(config, quantization={}), arrays, index)
+        self._prefix = f"{LAYERS}.{index}."
+        self._build = architecture_of(config).layer
+        self._original = self._build(replace(config, quantization={}), arrays, index).stages()
         self._quantized = self._original
-        self.matrices = dict(layer_matrices(index, self._original))
+        self.stages = len(self._original)
+        self._stage_of = {
+            f"{self._prefix}{name}": at for at, stage in enumerate(self._original) for name in stage.matrices
+        }
+        self.matrices = {
+            f"{self._prefix}{name}": matrix for stage in self._original for name, matrix in stage.matrices.items()
+        }
 
     def sharing(self, module: str) -> Sequence[str]:
         """The matrices that read what ``module`` does."""
-        *mixer, output, gate, up, down = self.matrices
-        return next(part for part in (mixer, [output], [gate, up], [down]) if module in part)
+        return [name for name, at in self._stage_of.items() if at == self._stage_of[module]]
+
+    def adds(self, module: str) -> bool:
+        """Whether it adds to the residual stream."""
+        return self._original[self._stage_of[module]].adds
+
+    def is_last(self, module: str) -> bool:
+        return self._stage_of[module] == self.stages - 1
 
     def replace(self, module: str, arrays: Mapping[str, mx.array]) -> None:
         self._arrays.update(arrays)
-        self._quantized = layer_from_weights(self._config, self._arrays, self._index)
+        self._quantized = self._build(self._config, self._arrays, self._index).stages()
 
     def reads(self, module: str, x: mx.array, quantized: bool = False) -> mx.array:
-        """What ``module`` reads, float32 [1, T, K], from the residual stream x where its part of the layer begins."""
-        layer, eps = self._quantized if quantized else self._original, self._config.text.rms_norm_eps
-        x = x.astype(mx.float32)
-        *_, output, gate, up, down = self.matrices
-        if module == output:
-            return layer.mix(x, empty_state(self._config.text.layer_types[self._index]), Window(0))
-        if module == down:
-            return layer.mlp.activations(x, eps)
-        return _normed(x, layer.mlp.norm if module in (gate, up) else layer.norm, eps)
+        """What ``module`` reads, float32 [1, T, K], from the residual stream x where its stage of the layer begins."""
+        return (self._quantized if quantized else self._original)[self._stage_of[module]].reads(x)
 
     def added(self, module: str, x: mx.array) -> mx.array:
         """The residual stream x of the quantized model after ``module`` has added to it."""
-        matrix = dict(layer_matrices(self._index, self._quantized))[module]
+        matrix = self._quantized[self._stage_of[module]].matrices[module.removeprefix(self._prefix)]
         y = ops.qmm(self.reads(module, x, quantized=True), (matrix,), residual=x.astype(mx.float32))
         return y.astype(_STATE)
 
@@ -213,10 +214,6 @@ def _matrix(module: str, arrays: Mapping[str, mx.array], width: Quantization | N
     if width is None:
         return Matrix.plain(weight)
     return Matrix.affine(weight, arrays[f"{module}.scales"], arrays[f"{module}.biases"], width.bits, width.group_size)
-
-
-def _normed(x: mx.array, norm: mx.array, eps: float) -> mx.array:
-    return mx.fast.rms_norm(x.astype(mx.float32), norm, eps)
 
 
 def _add(moments: Moments, read: mx.array, lack: mx.array) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlx_delta.arch.registry import architecture_of
 from mlx_delta.config import Quantization
 from mlx_delta.conversion.awq import clean_importance, weighted_error
 from mlx_delta.conversion.fit import fit
@@ -26,13 +27,12 @@ from mlx_delta.errors import ArgumentError
 from mlx_delta.language_model import LanguageModel
 from mlx_delta.model.cache import Cache
 from mlx_delta.model.layers import Window
-from mlx_delta.model.qwen3_5 import Network
+from mlx_delta.model.network import EMBEDDING, Network
 from mlx_delta.ops.matrix import Matrix
 
 CHUNKS = 4
 _BITS = 3  # coarse enough to stand out, fine enough for the square
 _POSITIONS = 1024  # of all chunks, whose predictions are compared: the vocabulary is a quarter of a million wide
-_KEPT = ("in_proj_a", "in_proj_b")  # too small to matter, and they steer the recurrence
 
 
 def measure_sensitivity(
@@ -49,7 +49,7 @@ def measure_sensitivity(
     Raises: ArgumentError when the model is quantized.
     """
     network, tokens = model.network, mx.array([list(chunk) for chunk in chunks])
-    targets = list(_targets(network))
+    targets = list(_targets(network, architecture_of(model.config).recipes.fixed))
     quantized = next((name for name, matrix in targets if matrix.bits), None)
     if quantized is not None:
         raise ArgumentError(f"model: expected an unquantized one, found {model.path} with {quantized} quantized")
@@ -77,11 +77,11 @@ def measure_sensitivity(
     return result
 
 
-def _targets(network: Network) -> Iterator[tuple[str, Matrix]]:
+def _targets(network: Network, fixed: tuple[str, ...]) -> Iterator[tuple[str, Matrix]]:
     """The matrices to choose a width for: all that a token reads, and the embedding."""
     if network.lm_head is not network.embed_tokens:
-        yield "language_model.model.embed_tokens", network.embed_tokens
-    yield from ((name, matrix) for name, matrix in network.matrices() if not name.endswith(_KEPT))
+        yield EMBEDDING, network.embed_tokens
+    yield from ((name, matrix) for name, matrix in network.matrices() if not name.endswith(fixed))
 
 
 def _quantized(matrix: Matrix, importance: np.ndarray, group_size: int) -> Matrix:

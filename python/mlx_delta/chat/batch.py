@@ -16,7 +16,7 @@ from mlx_delta.engine.prefill import prefill
 from mlx_delta.engine.sample import Sampler
 from mlx_delta.errors import ArgumentError
 from mlx_delta.model.cache import Cache
-from mlx_delta.model.qwen3_5 import Network
+from mlx_delta.model.network import Network
 from mlx_delta.text.tokenizer import Tokenizer
 
 

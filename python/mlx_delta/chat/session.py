@@ -16,7 +16,7 @@ from mlx_delta.chat.request import Prompt
 from mlx_delta.chat.result import Usage
 from mlx_delta.chat.settings import ChatSettings
 from mlx_delta.chat.stream import ChatStream
-from mlx_delta.model.qwen3_5 import Network
+from mlx_delta.model.network import Network
 from mlx_delta.text.tokenizer import Tokenizer
 
 

@@ -14,7 +14,7 @@ from mlx_delta.chat.settings import ChatSettings
 from mlx_delta.engine.decode import Steps, run
 from mlx_delta.engine.prefill import prefill
 from mlx_delta.engine.sample import Sampler
-from mlx_delta.model.qwen3_5 import Network
+from mlx_delta.model.network import Network
 from mlx_delta.text.tokenizer import Tokenizer
 
 

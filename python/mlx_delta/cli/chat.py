@@ -44,12 +44,12 @@ def chat(
 
     echo "Why is the sky blue?" | mlx-delta chat --model qwen3.5-9b-3bit
     """
+    from mlx_delta.arch.registry import read_config
     from mlx_delta.chat.functions import load_functions
     from mlx_delta.chat.settings import ChatSettings
     from mlx_delta.cli.chat_terminal import ChatTerminal
     from mlx_delta.cli.chat_turns import Conversation
     from mlx_delta.cli.chat_view import PlainView
-    from mlx_delta.config import ModelConfig
     from mlx_delta.hub.path import is_named, model_path
     from mlx_delta.loading import load_model
 
@@ -58,7 +58,7 @@ def chat(
     options["json_schema"] = read_json(json_schema, UsageError) if json_schema else None
     ChatSettings(**options)  # says what is wrong before anything is loaded
     if not is_named(model):
-        ModelConfig.from_dir(model_path(model))
+        read_config(model_path(model))
     piped = not sys.stdin.isatty()
     question = _piped_question() if piped else ""
     directory = model_path(model)

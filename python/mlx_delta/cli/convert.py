@@ -161,13 +161,13 @@ def _sensitivity(
     source: Path, text: Sequence[Path], imatrix: Path | None, file: Path | None, group_size: int, bar: Bar
 ) -> dict[str, dict[int, float]] | None:
     """What ``file`` has, or what running the model on ``text`` tells, kept in ``file``; None without either."""
+    from mlx_delta.arch.checkpoint import open_checkpoint
     from mlx_delta.calibrate.chunks import read_chunks
     from mlx_delta.calibrate.sensitivity import CHUNKS, measure_sensitivity
-    from mlx_delta.checkpoint.source import open_source
+    from mlx_delta.checkpoint.atomic import atomic_file, check_output_file
     from mlx_delta.conversion.auto import read_sensitivity, write_sensitivity
     from mlx_delta.conversion.imatrix import read_imatrix
-    from mlx_delta.conversion.write import atomic_file, check_output_file
-    from mlx_delta.loading import load_source
+    from mlx_delta.loading import load_checkpoint
 
     if file is not None and file.is_file():
         return read_sensitivity(file)
@@ -175,7 +175,7 @@ def _sensitivity(
         return None
     if file is not None:
         check_output_file(file, force=False)
-    model = load_source(open_source(source), "float32")
+    model = load_checkpoint(open_checkpoint(source), "float32")
     chunks = read_chunks(text, model.tokenizer, max_chunks=CHUNKS)
     importance = {} if imatrix is None else read_imatrix(imatrix, model.config)
     task = bar.add_task("measuring", total=None, counts="")

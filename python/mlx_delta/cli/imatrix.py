@@ -44,8 +44,8 @@ def imatrix(
     """
     from mlx_delta.calibrate.chunks import read_chunks
     from mlx_delta.calibrate.importance import measure_importance
+    from mlx_delta.checkpoint.atomic import atomic_file, check_output_file
     from mlx_delta.conversion.imatrix import FORMATS, write_imatrix
-    from mlx_delta.conversion.write import atomic_file, check_output_file
     from mlx_delta.hub.path import model_path
     from mlx_delta.loading import check_dtype, load_model
     from mlx_delta.progress import Bars, of

@@ -12,9 +12,10 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mlx_delta.arch.base import Architecture
 from mlx_delta.checkpoint.tensors import Tensor
 from mlx_delta.config import Quantization
 from mlx_delta.conversion.recipe import WIDTHS, Recipe, TensorPlan, plan
@@ -34,14 +35,16 @@ class _Option:
     kld: float
 
 
-def auto(tensors: Iterable[Tensor], sensitivity: Sensitivity, target: float, group_size: int) -> Recipe:
+def auto(
+    tensors: Iterable[Tensor], sensitivity: Sensitivity, target: float, group_size: int, architecture: Architecture
+) -> Recipe:
     """The widths that fit ``target`` bits a weight of the text model, scales and biases included.
 
     Modules that ``sensitivity`` leaves out stay whole.
     Raises: ArgumentError when it has modules that are no matrices of ``tensors``, or ``target`` is out of reach.
     """
     text = [tensor for tensor in tensors if tensor.name.startswith("language_model.")]
-    whole = {each.module: each for each in plan(text, Recipe((), None))}
+    whole = {each.module: each for each in plan(text, Recipe((), None), architecture)}
     wrong = next((module for module in sensitivity if module not in whole or len(whole[module].shape) != 2), None)
     if wrong is not None:
         raise ArgumentError(f"sensitivity: expected matrices of this model, found {wrong}")
@@ -76,7 +79,7 @@ def _hull(whole: TensorPlan, klds: Mapping[int, float], group_size: int) -> list
     options = []
     for bits, kld in sorted(klds.items()):
         width = Quantization(bits, group_size)
-        nbytes = TensorPlan(whole.name, whole.shape, whole.dtype, width).nbytes
+        nbytes = replace(whole, quantization=width).nbytes
         options.append(_Option(width, nbytes, kld))
     options.append(_Option(None, whole.nbytes, 0.0))
     hull: list[_Option] = []

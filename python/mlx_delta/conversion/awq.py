@@ -10,9 +10,8 @@ is rms(x)^2; the ratio is searched on a grid by the error that quantization make
 and 0, which is s = 1, wins where nothing gains. Scaling a matrix's rows does not change its relative error (groups lie
 along K), so the folds of one layer are independent of each other.
 
-Two producers have fewer channels than their readers have columns, and s is shared among those that read one channel:
-v_proj's rows go to o_proj through attention, which mixes positions but not channels, once for each query head of a
-key/value head (the output gate is elementwise, so it does not matter); the gated norm's weight is one for all heads.
+Where a producer has fewer channels than its readers have columns, s is shared among those that read one channel. Which
+folds there are is the architecture's: ``arch.base.Fold``.
 Source: Lin et al., AWQ: Activation-aware Weight Quantization, arXiv 2306.00978.
 """
 
@@ -24,22 +23,11 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
+from mlx_delta.arch.base import Fold
 from mlx_delta.config import Quantization
 from mlx_delta.conversion.fit import fit_error
 from mlx_delta.conversion.imatrix import Importance
 
-# Producer -> the matrices that read its output, within a layer. Those that stay bfloat16 are scaled too.
-FOLDS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
-    (
-        "input_layernorm",
-        ("linear_attn.in_proj_qkv", "linear_attn.in_proj_z", "linear_attn.in_proj_a", "linear_attn.in_proj_b"),
-    ),
-    ("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
-    ("mlp.up_proj", ("mlp.down_proj",)),
-    ("self_attn.v_proj", ("self_attn.o_proj",)),
-    ("linear_attn.norm", ("linear_attn.out_proj",)),
-)
 _RATIOS = tuple(i / 10 for i in range(11))
 _MAX_SCALE = 64.0  # keeps folded norms and columns well inside bfloat16, whatever the imatrix says
 _SAMPLE_ROWS = 128  # rows that the search looks at, evenly spaced: with a thousand columns or more, enough to choose by
@@ -142,6 +130,7 @@ def fold_layer(
     arrays: Mapping[str, mx.array],
     widths: Mapping[str, Quantization | None],
     importance: Importance,
+    folds: Sequence[Fold],
     ratio: float | None = None,
 ) -> FoldedLayer:
     """Fold one layer (``prefix`` "language_model.model.layers.0."); ``ratio`` None searches each fold's own.
@@ -149,14 +138,19 @@ def fold_layer(
     A fold is left out where it would gain nothing: no consumer is quantized, or the importance of none is known.
     """
     result = FoldedLayer(dict(arrays), dict(importance), {}, [])
-    for producer_module, consumer_modules in FOLDS:
-        producer = f"{prefix}{producer_module}.weight"
-        consumers = [name for name in (f"{prefix}{m}.weight" for m in consumer_modules) if name in arrays]
+
+    def weight(module: str) -> mx.array:
+        return result.arrays[f"{prefix}{module}.weight"]
+
+    for fold in folds:
+        producer = f"{prefix}{fold.producer}.weight"
+        consumers = [name for name in (f"{prefix}{m}.weight" for m in fold.consumers) if name in arrays]
         known = [importance[m] for m in (name.removesuffix(".weight") for name in consumers) if m in importance]
         quantized = [(arrays[name], width) for name in consumers if (width := widths[name]) is not None]
         if not known or not quantized:
             continue
-        channels = _channels(prefix, producer_module, result.arrays, arrays[consumers[0]].shape[1])
+        columns = arrays[consumers[0]].shape[1]
+        channels = None if fold.channels is None else fold.channels(weight, columns)
         ratios = _RATIOS if ratio is None else (ratio,)
         # Matrices that read the same vector have the same importance, so the first speaks for all.
         scales, chosen, plain_error, error = search_scales(quantized, known[0], channels, ratios)
@@ -169,19 +163,6 @@ def fold_layer(
             result.scales[module] = s
         result.gains.append(FoldGain(producer.removesuffix(".weight"), chosen, plain_error, error))
     return result
-
-
-def _channels(prefix: str, producer: str, arrays: Mapping[str, mx.array], columns: int) -> np.ndarray | None:
-    """The producer's channel behind each column of its readers; None: one each."""
-    size = arrays[f"{prefix}{producer}.weight"].shape[0]
-    column = np.arange(columns)
-    if producer == "linear_attn.norm":
-        return column % size
-    if producer == "self_attn.v_proj":
-        dim = arrays[f"{prefix}self_attn.q_norm.weight"].size
-        head = column // dim // (columns // size)  # consecutive query heads share a key/value head
-        return head * dim + column % dim
-    return None
 
 
 def _sample(weight: mx.array) -> mx.array:

@@ -12,21 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from mlx_delta.checkpoint.gguf_names import (
-    canonical_from_gguf,
-    gguf_from_canonical,
-    grouped_from_tiled,
-    tiled_from_grouped,
-)
-from mlx_delta.checkpoint.names import canonical_name
-from mlx_delta.checkpoint.tensors import expected_shapes
+from mlx_delta.arch.registry import architecture_of
 from mlx_delta.config import ModelConfig, Quantization
 from mlx_delta.conversion.imatrix_file import Calibration, read_means, write_dat, write_gguf
 from mlx_delta.errors import ImatrixError
 
 Importance = Mapping[str, np.ndarray]
 FORMATS = {"gguf": write_gguf, "dat": write_dat}
-_OUT_PROJ = "linear_attn.out_proj.weight"  # its inputs are value heads, which llama.cpp keeps in its own order
 
 
 def read_imatrix(path: Path, config: ModelConfig) -> dict[str, np.ndarray]:
@@ -35,15 +27,15 @@ def read_imatrix(path: Path, config: ModelConfig) -> dict[str, np.ndarray]:
     Tensors may go by llama.cpp's names, Hugging Face's under any prefix, or MLX's.
     Raises: ImatrixError when the file is missing, is of neither format, or names no tensor of this model.
     """
-    means = read_means(path)
-    known, result = expected_shapes(config), {}
+    means, architecture = read_means(path), architecture_of(config)
+    known, gguf, result = architecture.text_shapes(config), architecture.gguf, {}
     for name, values in means.items():
-        from_gguf = canonical_from_gguf(name, config.text.num_layers)
-        canonical = from_gguf or canonical_name(name)
+        stored = None if gguf is None else gguf.canonical_name(name, config.text.num_layers)
+        canonical = stored or architecture.canonical_name(name)
         if canonical not in known:
             continue
-        if from_gguf and canonical.endswith(_OUT_PROJ) and values.size == config.text.value_dim:
-            values = grouped_from_tiled(values, config.text)
+        if gguf is not None and stored is not None:
+            values = gguf.inputs_from(stored, values, config.text)
         result[canonical.removesuffix(".weight")] = values
     if not result:
         found = ", ".join(sorted(means)[:3]) or "no tensors"
@@ -53,12 +45,13 @@ def read_imatrix(path: Path, config: ModelConfig) -> dict[str, np.ndarray]:
 
 def write_imatrix(path: Path, run: Calibration, config: ModelConfig, form: str) -> None:
     """Write what a run measured, its sums by canonical module name, as llama.cpp writes it: "gguf" or "dat"."""
-    sums = {}
-    for module, values in run.sums.items():
-        name = f"{module}.weight"
-        sums[gguf_from_canonical(name)] = (
-            tiled_from_grouped(values, config.text) if name.endswith(_OUT_PROJ) else values
-        )
+    gguf = architecture_of(config).gguf
+    if gguf is None:
+        raise ImatrixError(f"{path}: expected a model that llama.cpp has names for, found {config.model_type}")
+    sums = {
+        gguf.stored_name(f"{module}.weight"): gguf.inputs_to(f"{module}.weight", values, config.text)
+        for module, values in run.sums.items()
+    }
     FORMATS[form](path, Calibration(sums, run.chunks, run.chunk_size, run.datasets))
 
 

@@ -14,18 +14,26 @@ from typing import Protocol
 import mlx.core as mx
 import numpy as np
 
-from mlx_delta.checkpoint.components import COMPONENTS, component
-from mlx_delta.checkpoint.names import canonical_tensors
-from mlx_delta.checkpoint.source import Source, open_source
-from mlx_delta.checkpoint.tensors import Tensor, check_tensors, expected_shapes, mtp_shapes
+from mlx_delta.arch.base import Architecture, Fold
+from mlx_delta.arch.checkpoint import Checkpoint, open_checkpoint
+from mlx_delta.checkpoint.atomic import atomic_directory, write_file
+from mlx_delta.checkpoint.safetensors import file_size, write_safetensors
+from mlx_delta.checkpoint.tensors import Tensor
 from mlx_delta.config import Quantization
 from mlx_delta.conversion.auto import Sensitivity, auto
 from mlx_delta.conversion.awq import FoldGain, clean_importance, fold_layer
 from mlx_delta.conversion.imatrix import Importance, check_importance, measured_channels, read_imatrix
 from mlx_delta.conversion.moments import Feedback
 from mlx_delta.conversion.quantize import encode
-from mlx_delta.conversion.recipe import Recipe, TensorPlan, choose, plan, quantization_section, with_overrides
-from mlx_delta.conversion.write import atomic_directory, file_size, write_file, write_safetensors
+from mlx_delta.conversion.recipe import (
+    Recipe,
+    TensorPlan,
+    check_recipe,
+    choose,
+    plan,
+    quantization_section,
+    with_overrides,
+)
 from mlx_delta.errors import ArgumentError, ConvertError, OutputError
 
 _MODEL = "model.safetensors"
@@ -137,39 +145,51 @@ def convert(
     Raises: MlxDeltaError (ArgumentError, CheckpointError, ConfigError, ConvertError, ImatrixError, OutputError) naming
     the file, tensor or argument; OSError when the disk fails.
     """
-    chosen = _choose(quantize, recipe, bits, group_size, imatrix, overrides, target_bpw, calibration)
+    _check(quantize, recipe, bits, group_size, imatrix, overrides, target_bpw, calibration)
     if calibration is not None and not fit:
         raise ArgumentError("calibration: expected the fit with it, found fit=False")
     weighed = imatrix is not None and calibration is None
     options = _Options(_awq_ratio(weighed and awq, awq_ratio), weighed and awq, fit, calibration)
-    checkpoint = open_source(Path(source))
+    checkpoint = open_checkpoint(Path(source))
+    architecture = checkpoint.architecture
     tensors = _wanted(checkpoint, keep_mtp)
+    chosen = Recipe((), None)
     if recipe == "auto":
-        chosen = _auto(tensors, sensitivity, target_bpw, group_size)
+        chosen = _auto(tensors, sensitivity, target_bpw, group_size, architecture)
+    elif quantize:
+        chosen = choose(recipe, bits, group_size, architecture.recipes)
     if overrides is not None:
-        matrices = (name for name, tensor in tensors.items() if len(tensor.shape) == 2 and component(name) != "vision")
+        matrices = (
+            name for name, tensor in tensors.items() if len(tensor.shape) == 2 and not name.startswith("vision_tower.")
+        )
         chosen = with_overrides(chosen, Path(overrides), (name.removesuffix(".weight") for name in matrices))
-    plans = plan(tensors.values(), chosen)
+    plans = plan(tensors.values(), chosen, architecture)
     importance, warnings = _importance(imatrix, checkpoint, plans)
     entries = [entry for each in plans for entry in each.entries]
     folds: list[FoldGain] = []
+    labels = architecture.components.labels
     if dry_run:
-        return _report(Path(out), plans, 0, folds, warnings)
+        return _report(Path(out), plans, labels, 0, folds, warnings)
 
     with atomic_directory(Path(out), checkpoint.path, force) as directory:
         _check_space(directory, file_size(entries))
-        arrays = _arrays(tensors, plans, importance, options, folds)
+        arrays = _arrays(tensors, plans, importance, options, architecture.folds, folds)
         write_safetensors(directory / _MODEL, entries, _reported(arrays, plans, progress))
         written = (directory / _MODEL).stat().st_size
         for name, content in checkpoint.side_files().items():
             write_file(directory / name, content)
         # Last: a directory without config.json is no model to anyone.
         write_file(directory / "config.json", _config(checkpoint, plans, chosen))
-    return _report(Path(out), plans, written, folds, warnings)
+    return _report(Path(out), plans, labels, written, folds, warnings)
 
 
 def _report(
-    out: Path, plans: Sequence[TensorPlan], written: int, folds: Sequence[FoldGain], warnings: tuple[str, ...]
+    out: Path,
+    plans: Sequence[TensorPlan],
+    labels: Sequence[str],
+    written: int,
+    folds: Sequence[FoldGain],
+    warnings: tuple[str, ...],
 ) -> ConvertReport:
     entries = [entry for each in plans for entry in each.entries]
     return ConvertReport(
@@ -178,7 +198,7 @@ def _report(
         bytes_written=written,
         bytes_predicted=file_size(entries),
         bits_per_weight=_bits_per_weight(plans),
-        components=_summary(plans),
+        components=_summary(plans, labels),
         folds=tuple(folds),
         warnings=warnings,
     )
@@ -191,7 +211,7 @@ def _check_space(directory: Path, nbytes: int) -> None:
         raise OutputError(f"{directory.parent}: expected {nbytes} free bytes for {_MODEL}, found {free}")
 
 
-def _choose(
+def _check(
     quantize: bool,
     recipe: str | None,
     bits: int | None,
@@ -200,7 +220,7 @@ def _choose(
     overrides: Path | str | None,
     target: float | None,
     calibration: Calibration | None,
-) -> Recipe:
+) -> None:
     given: dict[str, object] = {"recipe": recipe, "bits": bits, "imatrix": imatrix}
     given |= {"overrides": overrides, "target_bpw": target}
     if not quantize:
@@ -209,24 +229,29 @@ def _choose(
                 raise ArgumentError(f"{name}: expected it with quantize, found {value} and quantize=False")
         if calibration is not None:
             raise ArgumentError("calibration: expected it with quantize, found quantize=False")
-        return Recipe((), None)
+        return
     if target is not None and recipe != "auto":
         raise ArgumentError(f"target_bpw: expected the recipe auto with it, found {recipe or 'no recipe'}")
-    chosen = choose(recipe, bits, group_size)
+    check_recipe(recipe, bits, group_size)
     if recipe == "unsloth" and imatrix is None and calibration is None:
         raise ArgumentError(
             "imatrix: expected one for the recipe unsloth (`mlx-delta imatrix` or llama.cpp's llama-imatrix make it), "
             "or a calibration, found neither"
         )
-    return chosen
 
 
-def _auto(tensors: Mapping[str, Tensor], sensitivity: Sensitivity | None, target: float | None, group: int) -> Recipe:
+def _auto(
+    tensors: Mapping[str, Tensor],
+    sensitivity: Sensitivity | None,
+    target: float | None,
+    group: int,
+    architecture: Architecture,
+) -> Recipe:
     if target is None:
         raise ArgumentError("target_bpw: expected bits a weight of the text model for the recipe auto, found none")
     if sensitivity is None:
         raise ArgumentError("sensitivity: expected the matrices', measured, for the recipe auto, found none")
-    return auto(tensors.values(), sensitivity, target, group)
+    return auto(tensors.values(), sensitivity, target, group, architecture)
 
 
 def _awq_ratio(awq: bool, ratio: float | None) -> float | None:
@@ -239,23 +264,22 @@ def _awq_ratio(awq: bool, ratio: float | None) -> float | None:
     return ratio
 
 
-def _wanted(checkpoint: Source, keep_mtp: bool) -> dict[str, Tensor]:
-    """The checked tensors to convert: the text model's in its own order, the vision tower's by name, the MTP head's."""
-    tensors = canonical_tensors(checkpoint)
+def _wanted(checkpoint: Checkpoint, keep_mtp: bool) -> dict[str, Tensor]:
+    """The tensors to convert: the text model's in its own order, the vision tower's by name, the MTP head's."""
+    tensors = checkpoint.tensors
     quantized = [name for name in tensors if name.endswith(".scales")]
     if quantized or checkpoint.config.quantization:
         found = quantized[0] if quantized else "a quantization section in config.json"
         raise ConvertError(f"{checkpoint.path}: expected an unquantized checkpoint, found {found}")
-    mtp = mtp_shapes(checkpoint.config) if keep_mtp else {}
+    mtp = checkpoint.mtp_shapes() if keep_mtp else {}
     if keep_mtp and not mtp:
         raise ArgumentError(f"keep_mtp: expected mtp_num_hidden_layers in the config of {checkpoint.path}, found none")
-    check_tensors(tensors, checkpoint.config, checkpoint.path, keep_mtp)
     vision = sorted(name for name in tensors if name.startswith("vision_tower."))
-    return {name: tensors[name] for name in (*expected_shapes(checkpoint.config), *vision, *mtp)}
+    return {name: tensors[name] for name in (*checkpoint.shapes, *vision, *mtp)}
 
 
 def _importance(
-    imatrix: Path | str | None, checkpoint: Source, plans: Sequence[TensorPlan]
+    imatrix: Path | str | None, checkpoint: Checkpoint, plans: Sequence[TensorPlan]
 ) -> tuple[Importance, tuple[str, ...]]:
     if imatrix is None:
         return {}, ()
@@ -273,9 +297,10 @@ def _arrays(
     plans: Sequence[TensorPlan],
     importance: Importance,
     options: _Options,
-    folds: list[FoldGain],
+    folds: Sequence[Fold],
+    gains: list[FoldGain],
 ) -> Iterator[tuple[str, mx.array]]:
-    """Every output array in the order of ``plans``; what the folds gained is appended to ``folds``.
+    """Every output array in the order of ``plans``; what the folds gained is appended to ``gains``.
 
     Folds and calibration tie the tensors of a layer together, so with them a layer is in memory; else one tensor.
     """
@@ -287,9 +312,10 @@ def _arrays(
             widths = {p.module: p.quantization for p in members if p.quantization is not None}
             calibration.begin(prefix, arrays, widths)
         if options.awq and prefix != members[0].name:
-            folded = fold_layer(prefix, arrays, {p.name: p.quantization for p in members}, known, options.awq_ratio)
+            wide = {p.name: p.quantization for p in members}
+            folded = fold_layer(prefix, arrays, wide, known, folds, options.awq_ratio)
             arrays, known = folded.arrays, folded.importance
-            folds += folded.gains
+            gains += folded.gains
         for each in members:
             values = known.get(each.module)
             cleaned = None if values is None else clean_importance(values)
@@ -346,7 +372,7 @@ def _reported(
             progress(Progress(name, count, total_tensors, nbytes, total_nbytes))
 
 
-def _config(checkpoint: Source, plans: Sequence[TensorPlan], recipe: Recipe) -> bytes:
+def _config(checkpoint: Checkpoint, plans: Sequence[TensorPlan], recipe: Recipe) -> bytes:
     """The original config.json, with the widths under both names that loaders look for."""
     config = dict(checkpoint.config.raw)
     if recipe.base is not None:
@@ -359,11 +385,11 @@ def _bits_per_weight(plans: Sequence[TensorPlan]) -> float:
     return 8 * sum(p.nbytes for p in text) / sum(math.prod(p.shape) for p in text)
 
 
-def _summary(plans: Sequence[TensorPlan]) -> tuple[ComponentSummary, ...]:
+def _summary(plans: Sequence[TensorPlan], labels: Sequence[str]) -> tuple[ComponentSummary, ...]:
     rows: dict[tuple[int, str], list[TensorPlan]] = {}
     for each in plans:
-        rows.setdefault((COMPONENTS.index(each.component), each.width_label), []).append(each)
+        rows.setdefault((labels.index(each.component), each.width_label), []).append(each)
     return tuple(
-        ComponentSummary(COMPONENTS[index], bits, sum(len(p.entries) for p in row), sum(p.nbytes for p in row))
+        ComponentSummary(labels[index], bits, sum(len(p.entries) for p in row), sum(p.nbytes for p in row))
         for (index, bits), row in sorted(rows.items())
     )

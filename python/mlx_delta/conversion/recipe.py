@@ -14,17 +14,16 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlx_delta.checkpoint.components import component
+from mlx_delta.arch.base import Architecture, Recipes
+from mlx_delta.checkpoint.safetensors import Entry
 from mlx_delta.checkpoint.tensors import Tensor
 from mlx_delta.config import Quantization
-from mlx_delta.conversion.write import Entry
 from mlx_delta.errors import ArgumentError, ConvertError
 from mlx_delta.json_files import read_json
 
 WIDTHS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
 RECIPES = ("unsloth", "auto")
-_KEPT_DTYPE = (".A_log", ".dt_bias")
 
 
 @dataclass(frozen=True)
@@ -40,20 +39,17 @@ class Recipe:
 
 @dataclass(frozen=True)
 class TensorPlan:
-    """What becomes of one canonical tensor: ``quantization`` None keeps it, in ``dtype``."""
+    """What becomes of one canonical tensor: quantization None keeps it, in ``dtype``. component: its row in tables."""
 
     name: str
     shape: tuple[int, ...]
     dtype: mx.Dtype
     quantization: Quantization | None
+    component: str
 
     @property
     def module(self) -> str:
         return self.name.removesuffix(".weight")
-
-    @property
-    def component(self) -> str:
-        return component(self.name)
 
     @property
     def width_label(self) -> str:
@@ -78,54 +74,45 @@ class TensorPlan:
         return sum(entry.nbytes for entry in self.entries)
 
 
-def unsloth(bits: int, group_size: int) -> Recipe:
-    """gate/up N, down N+1, embedding, q/k/v and in_proj_qkv/z N+2, lm_head N+3; the rest bfloat16.
-
-    What feeds the recurrent and attention states gets more bits than the MLPs, and what leaves them stays whole.
-    """
-
-    def at(extra: int) -> Quantization:
-        return Quantization(next((width for width in WIDTHS if width >= bits + extra), WIDTHS[-1]), group_size)
-
-    rules = (
-        ("language_model.*.mlp.gate_proj", at(0)),
-        ("language_model.*.mlp.up_proj", at(0)),
-        ("language_model.*.mlp.down_proj", at(1)),
-        ("language_model.*.self_attn.[qkv]_proj", at(2)),
-        ("language_model.*.linear_attn.in_proj_qkv", at(2)),
-        ("language_model.*.linear_attn.in_proj_z", at(2)),
-        ("language_model.model.embed_tokens", at(2)),
-        ("language_model.lm_head", at(3)),
-    )
-    return Recipe(rules, at(0))
-
-
-def uniform(bits: int, group_size: int) -> Recipe:
-    """Every linear layer and the embedding of the language model at one width, as mlx-lm does by default."""
-    width = Quantization(bits, group_size)
-    modules = ("lm_head", "model.embed_tokens", "model.layers.*_proj", "model.layers.*.in_proj_*")
-    return Recipe(tuple((f"language_model.{module}", width) for module in modules), width)
-
-
-def choose(recipe: str | None, bits: int | None, group_size: int) -> Recipe:
-    """The recipe of that name (None: uniform) at base ``bits`` (None: 3 for unsloth, 4 for uniform).
-
-    "auto" has no base, and no rules before the model is known: ``auto.auto`` makes them.
-    Raises: ArgumentError for an unknown name, width or group size.
-    """
+def check_recipe(recipe: str | None, bits: int | None, group_size: int) -> None:
+    """``choose`` can make this recipe. Raises: ArgumentError for an unknown name, width or group size."""
     if recipe is not None and recipe not in RECIPES:
         raise ArgumentError(f"recipe: expected {' or '.join(RECIPES)}, found {recipe}")
     if bits is not None and bits not in WIDTHS:
         raise ArgumentError(f"bits: expected one of {', '.join(map(str, WIDTHS))}, found {bits}")
     if group_size not in GROUP_SIZES:
         raise ArgumentError(f"group_size: expected one of {', '.join(map(str, GROUP_SIZES))}, found {group_size}")
+    if recipe == "auto" and bits is not None:
+        raise ArgumentError(f"bits: expected target_bpw instead for the recipe auto, found {bits}")
+
+
+def choose(recipe: str | None, bits: int | None, group_size: int, recipes: Recipes) -> Recipe:
+    """The recipe of that name (None: uniform) at base ``bits`` (None: 3 for unsloth, 4 for uniform).
+
+    "auto" has no base, and no rules before the model is known: ``auto.auto`` makes them. recipes: the architecture's.
+    Raises: ArgumentError for an unknown name, width or group size.
+    """
+    check_recipe(recipe, bits, group_size)
     if recipe == "auto":
-        if bits is not None:
-            raise ArgumentError(f"bits: expected target_bpw instead for the recipe auto, found {bits}")
         return Recipe((), None)
     if recipe is None:
-        return uniform(bits or 4, group_size)
-    return unsloth(bits or 3, group_size)
+        return uniform(bits or 4, group_size, recipes)
+    return unsloth(bits or 3, group_size, recipes)
+
+
+def unsloth(bits: int, group_size: int, recipes: Recipes) -> Recipe:
+    """Unsloth's mix: each kind of matrix so many bits over the base, or the next width that there is."""
+
+    def at(extra: int) -> Quantization:
+        return Quantization(next((width for width in WIDTHS if width >= bits + extra), WIDTHS[-1]), group_size)
+
+    return Recipe(tuple((pattern, at(extra)) for pattern, extra in recipes.unsloth), at(0))
+
+
+def uniform(bits: int, group_size: int, recipes: Recipes) -> Recipe:
+    """Every linear layer and the embedding of the language model at one width, as mlx-lm does by default."""
+    width = Quantization(bits, group_size)
+    return Recipe(tuple((pattern, width) for pattern in recipes.linear), width)
 
 
 def with_overrides(recipe: Recipe, file: Path, modules: Iterable[str]) -> Recipe:
@@ -162,22 +149,23 @@ def _override(value: object, group_size: int, origin: str) -> Quantization | Non
     return found
 
 
-def plan(tensors: Iterable[Tensor], recipe: Recipe) -> tuple[TensorPlan, ...]:
+def plan(tensors: Iterable[Tensor], recipe: Recipe, architecture: Architecture) -> tuple[TensorPlan, ...]:
     """What becomes of each tensor, in their order. Only the language model's matrices are quantized.
 
     Raises: ConvertError naming a tensor whose K is no multiple of the group size.
     """
-    return tuple(_plan_one(tensor, recipe) for tensor in tensors)
+    return tuple(_plan_one(tensor, recipe, architecture) for tensor in tensors)
 
 
-def _plan_one(tensor: Tensor, recipe: Recipe) -> TensorPlan:
+def _plan_one(tensor: Tensor, recipe: Recipe, architecture: Architecture) -> TensorPlan:
     width = recipe.width(tensor.name.removesuffix(".weight")) if len(tensor.shape) == 2 else None
     if width is not None and tensor.shape[1] % width.group_size:
         raise ConvertError(
             f"{tensor.name}: expected a multiple of the group size {width.group_size} along K, found {tensor.shape[1]}"
         )
-    keep = tensor.name.endswith(_KEPT_DTYPE) or not mx.issubdtype(tensor.dtype, mx.floating)
-    return TensorPlan(tensor.name, tensor.shape, tensor.dtype if keep else mx.bfloat16, width)
+    keep = tensor.name.endswith(architecture.recipes.kept) or not mx.issubdtype(tensor.dtype, mx.floating)
+    dtype = tensor.dtype if keep else mx.bfloat16
+    return TensorPlan(tensor.name, tensor.shape, dtype, width, architecture.components.of(tensor.name))
 
 
 def quantization_section(plans: Iterable[TensorPlan], base: Quantization) -> dict[str, object]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from mlx_delta.engine.sample import Allowed, Sampler
 from mlx_delta.model.cache import Cache
-from mlx_delta.model.qwen3_5 import Network
+from mlx_delta.model.network import Network
 
 
 @dataclass(frozen=True)

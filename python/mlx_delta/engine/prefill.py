@@ -6,7 +6,7 @@ import mlx.core as mx
 
 from mlx_delta.errors import ArgumentError
 from mlx_delta.model.cache import Cache
-from mlx_delta.model.qwen3_5 import Network
+from mlx_delta.model.network import Network
 
 CHUNK = 512  # tokens: enough rows to be bound by arithmetic, few enough that activations stay small
 

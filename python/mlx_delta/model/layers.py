@@ -1,5 +1,7 @@
 """The two kinds of layer and the MLP, as the few fused ops that they are: x [B, T, hidden] -> x, cache advanced.
 
+A layer is a mixer and what comes after it, a ``FeedForward``: ``Mlp``, or what another architecture has.
+
     gated-delta layer   qmm -> delta_mixer -> qmm, MLP          (prefill: conv1d, gated_delta, gated_norm)
     attention layer     qmm -> attention_prepare -> attention -> qmm, MLP
     MLP                 qmm (gate and up, SwiGLU) -> qmm (down)
@@ -9,7 +11,9 @@ RMSNorm is a prologue and the residual an epilogue of qmm.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import mlx.core as mx
 
@@ -17,6 +21,7 @@ from mlx_delta import ops
 from mlx_delta._core import DECODE_TOKENS
 from mlx_delta.config import TextConfig
 from mlx_delta.model.cache import DeltaState, KeyValues, LayerState
+from mlx_delta.model.weights import Weights
 from mlx_delta.ops import Matrix
 
 
@@ -32,6 +37,27 @@ class Window:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """Matrices of a layer, by their names within it, that read the same.
+
+    reads: what, float32, of the residual stream x [B, T, hidden] of sequences from their beginning, as it enters this
+    stage. adds: whether their product is added to the stream.
+    """
+
+    matrices: Mapping[str, Matrix]
+    reads: Callable[[mx.array], mx.array]
+    adds: bool = False
+
+
+class FeedForward(Protocol):
+    """What follows the mixer of a layer: x [B, T, hidden] -> x, its residual added."""
+
+    def __call__(self, x: mx.array, eps: float) -> mx.array: ...
+
+    def stages(self, eps: float) -> list[Stage]: ...
+
+
+@dataclass(frozen=True)
 class Mlp:
     """x + down(silu(gate(h)) * up(h)), h = RMSNorm(x)."""
 
@@ -40,12 +66,28 @@ class Mlp:
     up: Matrix
     down: Matrix
 
+    @classmethod
+    def from_weights(cls, w: Weights) -> Mlp:
+        """w: a layer's."""
+        return cls(
+            norm=w.parameter("post_attention_layernorm.weight"),
+            gate=w.matrix("mlp.gate_proj"),
+            up=w.matrix("mlp.up_proj"),
+            down=w.matrix("mlp.down_proj"),
+        )
+
     def __call__(self, x: mx.array, eps: float) -> mx.array:
         return ops.qmm(self.activations(x, eps), (self.down,), residual=x)
 
     def activations(self, x: mx.array, eps: float) -> mx.array:
         """What down reads."""
         return ops.qmm(x, (self.gate, self.up), norm=self.norm, eps=eps, activation="swiglu")
+
+    def stages(self, eps: float) -> list[Stage]:
+        return [
+            Stage({"mlp.gate_proj": self.gate, "mlp.up_proj": self.up}, lambda x: normed(x, self.norm, eps)),
+            Stage({"mlp.down_proj": self.down}, lambda x: self.activations(x.astype(mx.float32), eps), adds=True),
+        ]
 
 
 @dataclass(frozen=True)
@@ -60,11 +102,39 @@ class DeltaLayer:
     dt_bias: mx.array
     gated_norm: mx.array
     out_proj: Matrix
-    mlp: Mlp
+    feed_forward: FeedForward
+
+    @classmethod
+    def from_weights(cls, w: Weights, feed_forward: FeedForward) -> DeltaLayer:
+        """w: a layer's."""
+        text, delta = w.config.text, w.under("linear_attn")
+        qkv, z, b, a = (delta.matrix(f"in_proj_{name}") for name in ("qkv", "z", "b", "a"))
+        return cls(
+            config=text,
+            norm=w.parameter("input_layernorm.weight"),
+            in_proj=(qkv, z, b, a),
+            conv=delta.parameter("conv1d.weight").reshape(text.conv_dim, -1),
+            A_log=delta.parameter("A_log"),
+            dt_bias=delta.parameter("dt_bias"),
+            gated_norm=delta.parameter("norm.weight"),
+            out_proj=delta.matrix("out_proj"),
+            feed_forward=feed_forward,
+        )
 
     def __call__(self, x: mx.array, state: LayerState, window: Window) -> mx.array:
         x = ops.qmm(self.mix(x, state, window), (self.out_proj,), residual=x)
-        return self.mlp(x, self.config.rms_norm_eps)
+        return self.feed_forward(x, self.config.rms_norm_eps)
+
+    def stages(self) -> list[Stage]:
+        eps, names = self.config.rms_norm_eps, (f"linear_attn.in_proj_{name}" for name in ("qkv", "z", "b", "a"))
+        return [
+            Stage(dict(zip(names, self.in_proj, strict=True)), lambda x: normed(x, self.norm, eps)),
+            Stage({"linear_attn.out_proj": self.out_proj}, lambda x: self._mixed(x, DeltaState()), adds=True),
+            *self.feed_forward.stages(eps),
+        ]
+
+    def _mixed(self, x: mx.array, state: LayerState) -> mx.array:
+        return self.mix(x.astype(mx.float32), state, Window(0))
 
     def mix(self, x: mx.array, state: LayerState, window: Window) -> mx.array:
         """What out_proj reads."""
@@ -124,11 +194,37 @@ class AttentionLayer:
     q_norm: mx.array
     k_norm: mx.array
     o_proj: Matrix
-    mlp: Mlp
+    feed_forward: FeedForward
+
+    @classmethod
+    def from_weights(cls, w: Weights, feed_forward: FeedForward) -> AttentionLayer:
+        """w: a layer's."""
+        attention = w.under("self_attn")
+        q, k, v = (attention.matrix(f"{name}_proj") for name in "qkv")
+        return cls(
+            config=w.config.text,
+            norm=w.parameter("input_layernorm.weight"),
+            qkv_proj=(q, k, v),
+            q_norm=attention.parameter("q_norm.weight"),
+            k_norm=attention.parameter("k_norm.weight"),
+            o_proj=attention.matrix("o_proj"),
+            feed_forward=feed_forward,
+        )
 
     def __call__(self, x: mx.array, cache: LayerState, window: Window) -> mx.array:
         x = ops.qmm(self.mix(x, cache, window), (self.o_proj,), residual=x)
-        return self.mlp(x, self.config.rms_norm_eps)
+        return self.feed_forward(x, self.config.rms_norm_eps)
+
+    def stages(self) -> list[Stage]:
+        eps, names = self.config.rms_norm_eps, (f"self_attn.{name}_proj" for name in "qkv")
+        return [
+            Stage(dict(zip(names, self.qkv_proj, strict=True)), lambda x: normed(x, self.norm, eps)),
+            Stage({"self_attn.o_proj": self.o_proj}, lambda x: self._mixed(x, KeyValues()), adds=True),
+            *self.feed_forward.stages(eps),
+        ]
+
+    def _mixed(self, x: mx.array, cache: LayerState) -> mx.array:
+        return self.mix(x.astype(mx.float32), cache, Window(0))
 
     def mix(self, x: mx.array, cache: LayerState, window: Window) -> mx.array:
         """What o_proj reads."""
@@ -154,3 +250,24 @@ class AttentionLayer:
         return ops.attention(
             q, projection, cache.keys, cache.values, length=length, scale=c.head_dim**-0.5, start=window.start
         )
+
+
+Layer = DeltaLayer | AttentionLayer
+
+
+def hybrid_layer(w: Weights, index: int, feed_forward: Callable[[Weights], FeedForward]) -> Layer:
+    """The layer of that number, of a text model that mixes both kinds. w: those of all layers, by number."""
+    weights = w.under(str(index))
+    kind = AttentionLayer if w.config.text.layer_types[index] == "full_attention" else DeltaLayer
+    return kind.from_weights(weights, feed_forward(weights))
+
+
+def matrices(layer: Layer) -> Iterator[tuple[str, Matrix]]:
+    """Every matrix of a layer, by its name within it."""
+    for stage in layer.stages():
+        yield from stage.matrices.items()
+
+
+def normed(x: mx.array, norm: mx.array, eps: float) -> mx.array:
+    """RMSNorm in float32, as qmm does it before it multiplies."""
+    return mx.fast.rms_norm(x.astype(mx.float32), norm, eps)

@@ -11,7 +11,7 @@ from mlx_delta.engine.prefill import prefill
 from mlx_delta.engine.sample import Sampler, SamplingParams
 from mlx_delta.errors import ArgumentError
 from mlx_delta.model.cache import Cache
-from mlx_delta.model.qwen3_5 import Network
+from mlx_delta.model.network import Network
 from mlx_delta.text.detokenize import Detokenizer
 from mlx_delta.text.stop import StopStrings
 from mlx_delta.text.tokenizer import Tokenizer

@@ -17,6 +17,7 @@ from gguf.quants import dequantize
 from typer.testing import CliRunner
 
 from mlx_delta import _core, ops
+from mlx_delta.arch.qwen3_5.gguf_names import canonical_from_gguf, gguf_from_canonical
 from mlx_delta.bench.cases import CASES, cases_of
 from mlx_delta.bench.checks import check, check_ops
 from mlx_delta.bench.kernels import Row, Summary, steps, summarize
@@ -24,7 +25,6 @@ from mlx_delta.bench.random_model import random_network, recipe_plans, write_mod
 from mlx_delta.bench.sizes import CONFIGS
 from mlx_delta.bench.timing import Time, last_level_cache, working_set
 from mlx_delta.bench.whole_model import filled_cache
-from mlx_delta.checkpoint.gguf_names import canonical_from_gguf, gguf_from_canonical
 from mlx_delta.cli.main import app
 from mlx_delta.engine.prefill import prefill
 from mlx_delta.errors import RedTests

@@ -13,13 +13,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from mlx_delta.arch.checkpoint import open_checkpoint
+from mlx_delta.arch.qwen3_5 import QWEN3_5
 from mlx_delta.calibrate import sensitivity
 from mlx_delta.calibrate.chunks import read_chunks
 from mlx_delta.calibrate.importance import measure_importance
 from mlx_delta.calibrate.layers import LayerCalibration, layer_calibration
-from mlx_delta.checkpoint.names import canonical_tensors
-from mlx_delta.checkpoint.source import open_source
-from mlx_delta.checkpoint.tensors import expected_shapes
 from mlx_delta.cli.main import app
 from mlx_delta.conversion.moments import damping
 from mlx_delta.conversion.pipeline import convert
@@ -54,9 +53,9 @@ def test_what_matrices_read(tiny: Path, text: Path) -> None:
     a model in which nothing was quantized lacks nothing."""
     model = load_model(tiny, "float32")
     run = measure_importance(model, read_chunks([text], model.tokenizer, 64, 2))
-    config, tensors = model.config, canonical_tensors(open_source(tiny))
+    config, tensors = model.config, open_checkpoint(tiny).tensors
     ours, found = calibration(tiny, text), set()
-    names = list(expected_shapes(config))
+    names = list(QWEN3_5.text_shapes(config))
     parts = [names[0], *(f"language_model.model.layers.{i}." for i in range(config.text.num_layers)), *names[-2:]]
     for part in parts:
         arrays = {name: tensors[name].load() for name in names if name.startswith(part)}
@@ -83,7 +82,7 @@ def test_what_was_lost_is_made_up_for(tiny: Path, text: Path) -> None:
 
     Against what is kept of it where nothing is restored.
     """
-    config, tensors = open_source(tiny).config, canonical_tensors(open_source(tiny))
+    config, tensors = open_checkpoint(tiny).config, open_checkpoint(tiny).tensors
     prefix = "language_model.model.layers.0."
     embedding, down = "language_model.model.embed_tokens.weight", f"{prefix}mlp.down_proj"
     lost = []
@@ -91,7 +90,7 @@ def test_what_was_lost_is_made_up_for(tiny: Path, text: Path) -> None:
         run = layer_calibration(tiny, [text], context=256, max_chunks=8)
         run.begin(embedding, {embedding: tensors[embedding].load()}, {})
         run.became(embedding.removesuffix(".weight"), {embedding: tensors[embedding].load()})
-        arrays = {name: tensors[name].load() for name in expected_shapes(config) if name.startswith(prefix)}
+        arrays = {name: tensors[name].load() for name in QWEN3_5.text_shapes(config) if name.startswith(prefix)}
         run.begin(prefix, arrays, {})
         for name, array in arrays.items():
             module = name.removesuffix(".weight")
@@ -154,7 +153,7 @@ def test_interrupted_run_leaves_nothing(tiny: Path, text: Path, tmp_path: Path) 
 
 def test_inputs_that_are_not_finite_are_named(tiny: Path, text: Path, tmp_path: Path) -> None:
     """Weights that overflow the activations: layer 3's MLP is multiplied by 1e38."""
-    source = open_source(tiny)
+    source = open_checkpoint(tiny).source
     (tmp_path / "in").mkdir()
     for name, content in source.side_files().items():
         (tmp_path / "in" / name).write_bytes(content)

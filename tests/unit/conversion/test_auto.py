@@ -10,6 +10,7 @@ import mlx.core as mx
 import pytest
 from typer.testing import CliRunner
 
+from mlx_delta.arch.qwen3_5 import QWEN3_5
 from mlx_delta.calibrate.chunks import read_chunks
 from mlx_delta.calibrate.sensitivity import measure_sensitivity
 from mlx_delta.checkpoint.tensors import Tensor
@@ -42,7 +43,7 @@ def test_the_widths_are_the_best_of_their_size() -> None:
         return 16 if width is None else width.bits + 0.5
 
     for target in (3.5, 3.9, 4.5, 5.5, 6.5, 9.7):
-        chosen = auto(matrices(), KLDS, target, 64)
+        chosen = auto(matrices(), KLDS, target, 64, QWEN3_5)
         widths = [chosen.width(m) for m in KLDS]
         spent = sum(map(size, widths))
         assert spent <= 3 * target + 1e-9
@@ -52,16 +53,16 @@ def test_the_widths_are_the_best_of_their_size() -> None:
             if sum(nbytes for nbytes, _ in other) <= spent:
                 cost = sum(KLDS[m][bits] if bits else 0 for m, (_, bits) in zip(KLDS, other, strict=True))
                 assert cost >= kld - 1e-12, (target, other)
-    assert auto(matrices(), KLDS, 4.5, 64).width(C) == Quantization(3, 64)
+    assert auto(matrices(), KLDS, 4.5, 64, QWEN3_5).width(C) == Quantization(3, 64)
 
 
 def test_sizes_out_of_reach() -> None:
     with pytest.raises(ArgumentError, match=r"target_bpw: expected at least 3\.5, found 3\.4"):
-        auto(matrices(), KLDS, 3.4, 64)
+        auto(matrices(), KLDS, 3.4, 64, QWEN3_5)
     with pytest.raises(ArgumentError, match="target_bpw: expected a size that needs quantization, found 16"):
-        auto(matrices(), KLDS, 16, 64)
+        auto(matrices(), KLDS, 16, 64, QWEN3_5)
     with pytest.raises(ArgumentError, match=r"sensitivity: expected matrices of this model, found x\.y"):
-        auto(matrices(), {**KLDS, "x.y": {3: 0.1}}, 4, 64)
+        auto(matrices(), {**KLDS, "x.y": {3: 0.1}}, 4, 64, QWEN3_5)
 
 
 @pytest.fixture(scope="module")

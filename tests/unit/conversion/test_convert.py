@@ -17,13 +17,14 @@ import pytest
 from mlx_lm.utils import load_model
 from typer.testing import CliRunner
 
-from mlx_delta.checkpoint.names import canonical_tensors
-from mlx_delta.checkpoint.source import open_source, read_header
-from mlx_delta.checkpoint.tensors import check_tensors, expected_shapes
+from mlx_delta.arch.checkpoint import open_checkpoint
+from mlx_delta.arch.qwen3_5 import QWEN3_5
+from mlx_delta.arch.registry import read_config
+from mlx_delta.checkpoint.safetensors import read_header
 from mlx_delta.cli.main import app
-from mlx_delta.config import ModelConfig, Quantization
+from mlx_delta.config import Quantization
 from mlx_delta.conversion.pipeline import ConvertReport, Progress, convert
-from mlx_delta.conversion.recipe import choose, component
+from mlx_delta.conversion.recipe import choose
 from mlx_delta.errors import ArgumentError, CheckpointError, ConvertError, OutputError, OutputExistsError
 from support import GOLDEN, TINY
 
@@ -56,10 +57,10 @@ def bf16(tmp_path_factory: pytest.TempPathFactory) -> ConvertReport:
 
 def dequantized(path: Path) -> dict[str, mx.array]:
     """The text tensors of a converted directory in float32, every matrix whole."""
-    config, arrays = ModelConfig.from_dir(path), mx.load(str(path / "model.safetensors"))
+    config, arrays = read_config(path), mx.load(str(path / "model.safetensors"))
     assert isinstance(arrays, dict)
     result = {}
-    for name in expected_shapes(config):
+    for name in QWEN3_5.text_shapes(config):
         module, array = name.removesuffix(".weight"), arrays[name]
         if array.dtype != mx.uint32:
             array = array.astype(mx.float32)
@@ -77,9 +78,9 @@ def relative(found: mx.array, expected: mx.array) -> float:
 
 
 def test_every_tensor_has_the_recipe_s_bits(unsloth: ConvertReport) -> None:
-    config, found = ModelConfig.from_dir(unsloth.path), read_header(unsloth.path / "model.safetensors")
+    config, found = read_config(unsloth.path), read_header(unsloth.path / "model.safetensors")
     predicted = 0
-    for name, shape in expected_shapes(config).items():
+    for name, shape in QWEN3_5.text_shapes(config).items():
         module = name.removesuffix(".weight")
         bits = UNSLOTH.get(module.rpartition(".")[2])
         if bits is None:
@@ -103,9 +104,7 @@ def test_every_tensor_has_the_recipe_s_bits(unsloth: ConvertReport) -> None:
 
 
 def test_output_is_a_checkpoint_of_ours(unsloth: ConvertReport) -> None:
-    source = open_source(unsloth.path)
-    tensors = canonical_tensors(source)
-    check_tensors(tensors, source.config, source.path)
+    tensors = open_checkpoint(unsloth.path).tensors
     assert all(tensor.name == tensor.source_name for tensor in tensors.values())
     for name in (
         "tokenizer.json",
@@ -144,7 +143,7 @@ def test_bf16_conversion_gives_the_golden_logits(bf16: ConvertReport) -> None:
 def test_mtp_head_is_kept_when_asked_for(tmp_path: Path) -> None:
     """Whole, its norms final; mlx-lm, which knows none, still loads the model; a head that is not there is an error."""
     report = convert(TINY, tmp_path / "out", bits=4, keep_mtp=True)
-    source, found = open_source(TINY), mx.load(str(report.path / "model.safetensors"))
+    source, found = open_checkpoint(TINY).source, mx.load(str(report.path / "model.safetensors"))
     assert isinstance(found, dict)
     stored = [name for name in source.tensors if name.startswith("mtp.")]
     assert {name for name in found if name.startswith("mtp.")} == set(stored)
@@ -178,14 +177,14 @@ def test_folds_lower_the_error(unsloth: ConvertReport) -> None:
 
 def test_widths_are_rounded_up() -> None:
     module = "language_model.model.layers.0.mlp.{}_proj"
-    recipe = choose("unsloth", 5, 64)
+    recipe = choose("unsloth", 5, 64, QWEN3_5.recipes)
     widths = [recipe.width(name) for name in (module.format("up"), module.format("down"), "language_model.lm_head")]
     assert [width and width.bits for width in widths] == [5, 6, 8]
-    found = choose("unsloth", 6, 64).width(module.format("down"))
+    found = choose("unsloth", 6, 64, QWEN3_5.recipes).width(module.format("down"))
     assert found is not None
     assert found.bits == 8
     assert recipe.width("vision_tower.blocks.0.mlp.up_proj") is None
-    assert component("language_model.model.layers.0.linear_attn.norm.weight") == "norms"
+    assert QWEN3_5.components.of("language_model.model.layers.0.linear_attn.norm.weight") == "norms"
 
 
 def test_arguments_are_checked(tmp_path: Path) -> None:
@@ -217,7 +216,7 @@ def edited(path: Path, text: dict[str, int], widths: dict[str, int], without: tu
     config = json.loads((TINY / "config.json").read_text())
     config["text_config"] |= text
     (path / "config.json").write_text(json.dumps(config))
-    source = open_source(TINY)
+    source = open_checkpoint(TINY).source
     arrays = {name: source.load(name) for name in source.tensors if not name.startswith(without or "\0")}
     for name in arrays:
         if ".mlp.down_proj" in name:
@@ -229,7 +228,7 @@ def edited(path: Path, text: dict[str, int], widths: dict[str, int], without: tu
 
 
 def test_nan_is_named_and_nothing_is_left(tmp_path: Path) -> None:
-    source = open_source(TINY)
+    source = open_checkpoint(TINY).source
     arrays = {name: source.load(name) for name in source.tensors}
     name = "model.language_model.layers.5.mlp.down_proj.weight"
     arrays[name] = mx.where(mx.arange(640) == 3, mx.nan, arrays[name])

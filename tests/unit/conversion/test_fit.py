@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from mlx_delta import _core
-from mlx_delta.checkpoint.names import canonical_tensors
-from mlx_delta.checkpoint.source import open_source
-from mlx_delta.config import ModelConfig, Quantization
+from mlx_delta.arch.checkpoint import open_checkpoint
+from mlx_delta.arch.registry import read_config
+from mlx_delta.config import Quantization
 from mlx_delta.conversion.awq import clean_importance
 from mlx_delta.conversion.fit import fit, fit_error, fit_reference, pack, to_bfloat16
 from mlx_delta.conversion.imatrix import read_imatrix
@@ -42,8 +42,8 @@ def test_packing_is_mlx_s(bits: int) -> None:
 @pytest.mark.parametrize("bits", WIDTHS)
 def test_error_falls_on_every_matrix(bits: int) -> None:
     """Every third quantizable matrix of the tiny model, weighted by its importance; in all, by a sixth or more."""
-    config = ModelConfig.from_dir(TINY)
-    tensors, importance = canonical_tensors(open_source(TINY)), read_imatrix(TINY / "imatrix.gguf", config)
+    config = read_config(TINY)
+    tensors, importance = open_checkpoint(TINY).tensors, read_imatrix(TINY / "imatrix.gguf", config)
     ours = theirs = 0.0
     for module in sorted(importance)[bits % 3 :: 3]:
         group = (32, 64, 128)[len(module) % 3]

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 from gguf import GGUFWriter
 
-from mlx_delta.checkpoint.names import canonical_tensors
-from mlx_delta.checkpoint.source import open_source
-from mlx_delta.checkpoint.tensors import expected_shapes
-from mlx_delta.config import ModelConfig, Quantization
+from mlx_delta.arch.checkpoint import open_checkpoint
+from mlx_delta.arch.qwen3_5 import QWEN3_5
+from mlx_delta.arch.registry import read_config
+from mlx_delta.config import Quantization
 from mlx_delta.conversion.awq import (
-    FOLDS,
     apply_fold,
     channel_scales,
     clean_importance,
@@ -25,10 +24,9 @@ from mlx_delta.conversion.awq import (
 from mlx_delta.conversion.imatrix import check_importance, read_imatrix
 from mlx_delta.errors import ImatrixError
 from mlx_delta.model.cache import Cache
-from mlx_delta.model.qwen3_5 import Network
 from support import GOLDEN, TINY
 
-CONFIG = ModelConfig.from_dir(TINY)
+CONFIG = read_config(TINY)
 FIRST_READERS = ("q_proj.weight", "in_proj_qkv.weight", "gate_proj.weight", "o_proj.weight", "out_proj.weight")
 LAYER = "language_model.model.layers.0."
 
@@ -137,8 +135,8 @@ def test_fold_keeps_the_product() -> None:
 @pytest.mark.parametrize("ratio", [None, 0.7])
 def test_folded_model_equals_the_original(ratio: float | None) -> None:
     """All six kinds of fold at once, by a random importance over four orders of magnitude, unquantized in float32."""
-    tensors = canonical_tensors(open_source(TINY))
-    arrays = {name: tensors[name].load().astype(mx.float32) for name in expected_shapes(CONFIG)}
+    tensors = open_checkpoint(TINY).tensors
+    arrays = {name: tensors[name].load().astype(mx.float32) for name in QWEN3_5.text_shapes(CONFIG)}
     rng = np.random.default_rng(0)
     importance = {name.removesuffix(".weight"): wide(rng, array.shape[-1]) for name, array in arrays.items()}
     folded, producers = dict(arrays), set()
@@ -146,19 +144,19 @@ def test_folded_model_equals_the_original(ratio: float | None) -> None:
         prefix = f"language_model.model.layers.{layer}."
         members = {name: array for name, array in arrays.items() if name.startswith(prefix)}
         widths = {name: Quantization(2, 64) if array.ndim == 2 else None for name, array in members.items()}
-        found = fold_layer(prefix, members, widths, importance, ratio)
+        found = fold_layer(prefix, members, widths, importance, QWEN3_5.folds, ratio)
         folded |= found.arrays
         producers |= {gain.producer.removeprefix(prefix) for gain in found.gains if gain.ratio > 0}
         for name in (n for n in members if ratio is not None and n.endswith(FIRST_READERS)):
             s = np.median(np.array(found.arrays[name] / members[name]), axis=0)  # they read x / s now
             module = name.removesuffix(".weight")
             assert np.allclose(found.importance[module] * s**2, clean_importance(importance[module]), rtol=1e-2), name
-    assert producers == {module for module, _ in FOLDS}
+    assert producers == {fold.producer for fold in QWEN3_5.folds}
     if ratio is not None:  # the search may find that a fold gains nothing
         assert not [n for n in arrays if n.endswith("_proj.weight") and mx.array_equal(folded[n], arrays[n])]
     ids = mx.array(CONFIG.text.vocab_size * np.arange(40) // 41)[None]
     logits = [
-        Network.from_weights(CONFIG, weights, mx.float32)(ids, Cache.empty(CONFIG.text)) for weights in (arrays, folded)
+        QWEN3_5.network(CONFIG, weights, mx.float32)(ids, Cache.empty(CONFIG.text)) for weights in (arrays, folded)
     ]
     assert relative(logits[1], logits[0]) < 3e-6
 
@@ -169,7 +167,7 @@ def wide(rng: np.random.Generator, count: int) -> np.ndarray:
 
 def test_search_never_loses() -> None:
     """On the tiny model the searched folds lower the importance-weighted error of whole matrices; ties go to s = 1."""
-    tensors, importance = canonical_tensors(open_source(TINY)), read_imatrix(TINY / "imatrix.gguf", CONFIG)
+    tensors, importance = open_checkpoint(TINY).tensors, read_imatrix(TINY / "imatrix.gguf", CONFIG)
     width = Quantization(4, 64)
     before = after = 0.0
     for layer in range(CONFIG.text.num_layers):

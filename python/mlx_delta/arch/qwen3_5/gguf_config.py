@@ -1,4 +1,4 @@
-"""GGUF metadata as a Qwen3.5 config. Keys: llama.cpp ``gguf-py/gguf/constants.py``, under the prefix ``qwen35.``."""
+"""GGUF metadata as a config.json of Qwen3.5. Keys, after the architecture's name: llama.cpp ``gguf/constants.py``."""
 
 from __future__ import annotations
 
@@ -8,31 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gguf import GGUFReader
-
-from mlx_delta.checkpoint.gguf_tokenizer import token_ids
-from mlx_delta.config import ModelConfig
+from mlx_delta.arch.qwen3_5.gguf_tokenizer import token_ids
 from mlx_delta.errors import CheckpointError
 
-ARCHITECTURE = "qwen35"
 Metadata = Mapping[str, Any]
-
-
-def read_metadata(reader: GGUFReader, path: Path) -> dict[str, Any]:
-    """Every key with its value. Raises: CheckpointError for another architecture, or one part of a split file."""
-    metadata = {}
-    for name, field in reader.fields.items():
-        try:
-            metadata[name] = field.contents()
-        except UnicodeDecodeError as error:
-            raise CheckpointError(f"{path}: {name}: expected UTF-8, found {error.object[:40]!r}") from error
-    found = metadata.get("general.architecture")
-    if found != ARCHITECTURE:
-        raise CheckpointError(f"{path}: general.architecture: expected {ARCHITECTURE}, found {found}")
-    parts = metadata.get("split.count", 1)
-    if parts not in (0, 1):
-        raise CheckpointError(f"{path}: split.count: expected a whole file, found 1 of {parts} parts")
-    return metadata
 
 
 class _Keys:
@@ -40,10 +19,11 @@ class _Keys:
 
     def __init__(self, metadata: Metadata, path: Path) -> None:
         self._metadata = metadata
+        self.prefix = metadata["general.architecture"]
         self._path = path
 
     def get(self, key: str) -> Any:
-        return self._metadata.get(f"{ARCHITECTURE}.{key}")
+        return self._metadata.get(f"{self.prefix}.{key}")
 
     def integer(self, key: str, missing: int | None = None) -> int:
         """A positive integer, or the largest of one a layer: Ollama writes 0 key/value heads of the linear layers."""
@@ -57,7 +37,7 @@ class _Keys:
         return float(f"{self._checked(key, self.get(key), 'a positive number', int, float):.7g}")
 
     def _checked(self, key: str, value: Any, expected: str, *kinds: type) -> Any:
-        name = f"{ARCHITECTURE}.{key}"
+        name = f"{self.prefix}.{key}"
         if value is None:
             raise CheckpointError(f"{self._path}: expected the key {name}, found nothing")
         if type(value) not in kinds or not 0 < value < math.inf:
@@ -65,12 +45,12 @@ class _Keys:
         return value
 
 
-def model_config(metadata: Metadata, shapes: Mapping[str, tuple[int, ...]], path: Path) -> ModelConfig:
+def config_from_gguf(metadata: Metadata, shapes: Mapping[str, tuple[int, ...]], path: Path) -> dict[str, Any]:
     """The config.json that the checkpoint had, as far as its text model goes.
 
     ``shapes``, by GGUF name, give the vocabulary, padding rows included, whether the embeddings are tied, and which
     layers are of which kind: files differ in the keys that say so, and some have none.
-    Raises: CheckpointError naming a key that is missing or makes no sense; ConfigError for what does not fit together.
+    Raises: CheckpointError naming a key that is missing or makes no sense.
     """
     keys = _Keys(metadata, path)
     if len(shapes.get("token_embd.weight", ())) != 2:
@@ -113,13 +93,12 @@ def model_config(metadata: Metadata, shapes: Mapping[str, tuple[int, ...]], path
         "mtp_num_hidden_layers": mtp,
         "eos_token_id": eos[0] if eos else None,
     }
-    raw = {
+    return {
         "architectures": ["Qwen3_5ForConditionalGeneration"],
         "model_type": "qwen3_5",
         "text_config": text,
         "tie_word_embeddings": tied,
     }
-    return ModelConfig.from_dict(raw, str(path))
 
 
 def _layers(keys: _Keys, shapes: Mapping[str, tuple[int, ...]], path: Path) -> tuple[list[str], int]:
@@ -142,7 +121,7 @@ def _layers(keys: _Keys, shapes: Mapping[str, tuple[int, ...]], path: Path) -> t
     beyond = [i for i in sorted(blocks) if i >= count]
     if count < 1 or first not in (None, count) or (beyond and first is None):
         seen = f"tensors of blk.{beyond[-1]}" if first is None else f"its MTP head in blk.{first}"
-        what = f"{path}: {ARCHITECTURE}.block_count: expected the layers of its tensors"
+        what = f"{path}: {keys.prefix}.block_count: expected the layers of its tensors"
         raise CheckpointError(f"{what}, found {count} (without the MTP head) and {seen}")
     return [_layer_type(i, blocks.get(i, set()), keys) for i in range(count)], len(beyond)
 
@@ -165,9 +144,9 @@ def _sections(keys: _Keys, path: Path) -> list[int]:
         if isinstance(value, list) and len(value) >= 3 and all(type(n) is int and n >= 0 for n in value):
             return value[:3]
         if value is not None:
-            what = f"{path}: {ARCHITECTURE}.{key}: expected three counts"
+            what = f"{path}: {keys.prefix}.{key}: expected three counts"
             raise CheckpointError(f"{what}, found {value!r:.80}")
-    raise CheckpointError(f"{path}: expected the key {ARCHITECTURE}.rope.dimension_sections, found nothing")
+    raise CheckpointError(f"{path}: expected the key {keys.prefix}.rope.dimension_sections, found nothing")
 
 
 def _rope_type(keys: _Keys) -> Any:

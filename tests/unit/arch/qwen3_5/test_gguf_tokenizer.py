@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from gguf import TokenType
 
-from mlx_delta.checkpoint.gguf_tokenizer import tokenizer_files
+from mlx_delta.arch.qwen3_5.gguf_tokenizer import tokenizer_files
 from mlx_delta.errors import CheckpointError
 from mlx_delta.text.tokenizer import Tokenizer
 from support import TINY

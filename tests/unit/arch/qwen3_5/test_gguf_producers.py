@@ -13,10 +13,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_delta.checkpoint.names import canonical_tensors
-from mlx_delta.checkpoint.source import Source, open_source
-from mlx_delta.checkpoint.tensors import check_tensors
-from mlx_delta.config import ModelConfig
+from mlx_delta.arch.checkpoint import Checkpoint, open_checkpoint
+from mlx_delta.arch.registry import read_config
 from mlx_delta.errors import CheckpointError, ConfigError
 from support import TINY, gguf_files
 from support.gguf_files import write_gguf
@@ -41,17 +39,16 @@ def is_mtp(name: str) -> bool:
     return name.startswith("blk.8.")
 
 
-def checked(path: Path) -> Source:
-    """A source whose files are all looked at."""
-    source = open_source(path)
+def checked(path: Path) -> Checkpoint:
+    """A checkpoint whose files are all looked at."""
+    source = open_checkpoint(path)
     source.side_files()
-    check_tensors(canonical_tensors(source), source.config, source.path)
     return source
 
 
-def is_the_original(source: Source, skip: tuple[str, ...] = ("vision_tower.", "mtp.")) -> bool:
+def is_the_original(checkpoint: Checkpoint, skip: tuple[str, ...] = ("vision_tower.", "mtp.")) -> bool:
     """The same text model as examples/tiny, tensor for tensor."""
-    expected, found = canonical_tensors(open_source(TINY)), canonical_tensors(source)
+    expected, found = open_checkpoint(TINY).tensors, checkpoint.tensors
     names = {name for name in expected if not name.startswith(skip)}
     return names == {name for name in found if not name.startswith(skip)} and all(
         mx.array_equal(found[name].load(), expected[name].load()) for name in names
@@ -65,8 +62,8 @@ def test_ollama(rename: str, extra: dict[str, np.ndarray], tmp_path: Path) -> No
     def renamed(name: str) -> str | None:
         return None if is_mtp(name) else name.replace("ssm_dt.bias", rename)
 
-    source = open_source(write_gguf(tmp_path / "t.gguf", edit=OLLAMA, rename=renamed, extra=extra))
-    assert source.config.text == ModelConfig.from_dir(TINY).text
+    source = open_checkpoint(write_gguf(tmp_path / "t.gguf", edit=OLLAMA, rename=renamed, extra=extra))
+    assert source.config.text == read_config(TINY).text
     assert is_the_original(source)
 
 
@@ -74,8 +71,8 @@ def test_value_heads_in_their_original_order(tmp_path: Path, monkeypatch: pytest
     """Ollama's key says so; without it, llama.cpp's order is meant."""
     monkeypatch.setattr(gguf_files, "ORDER", list(range(gguf_files.HEADS)))
     path = write_gguf(tmp_path / "t.gguf", edit={"qwen35.ssm.v_head_reordered": False})
-    assert is_the_original(open_source(path))
-    assert not is_the_original(open_source(write_gguf(path)))
+    assert is_the_original(open_checkpoint(path))
+    assert not is_the_original(open_checkpoint(write_gguf(path)))
 
 
 @pytest.mark.parametrize(
@@ -94,15 +91,15 @@ def test_value_heads_in_their_original_order(tmp_path: Path, monkeypatch: pytest
 )
 def test_keys_that_files_differ_in(edit: dict[str, Any], tmp_path: Path) -> None:
     """The tensors say which layers are of which kind, and which block is the MTP head's."""
-    source = open_source(write_gguf(tmp_path / "t.gguf", edit=edit))
-    assert source.config.text == ModelConfig.from_dir(TINY).text
+    source = open_checkpoint(write_gguf(tmp_path / "t.gguf", edit=edit))
+    assert source.config.text == read_config(TINY).text
     assert source.config.raw["text_config"]["mtp_num_hidden_layers"] == 1
     assert is_the_original(source)
 
 
 def test_a_head_that_was_taken_out_with_its_key_left(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "t.gguf", rename=lambda name: None if is_mtp(name) else name)
-    assert open_source(path).config.raw["text_config"]["mtp_num_hidden_layers"] == 0
+    assert open_checkpoint(path).config.raw["text_config"]["mtp_num_hidden_layers"] == 0
 
 
 def test_a_convolution_with_its_axis_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +110,7 @@ def test_a_convolution_with_its_axis_of_one(tmp_path: Path, monkeypatch: pytest.
         return tiled(short, array)[:, None] if short == "ssm_conv1d.weight" else tiled(short, array)
 
     monkeypatch.setattr(gguf_files, "tiled", kept)
-    assert is_the_original(open_source(write_gguf(tmp_path / "t.gguf")))
+    assert is_the_original(open_checkpoint(write_gguf(tmp_path / "t.gguf")))
 
 
 @pytest.mark.parametrize(
@@ -150,16 +147,16 @@ def test_unknown_tensors_and_types(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"expected tensors of a Qwen3\.5 text model, found blk\.0\.ffn_up\.scale"
     ):
-        open_source(write_gguf(tmp_path / "t.gguf", extra=scale))
+        open_checkpoint(write_gguf(tmp_path / "t.gguf", extra=scale))
     both = {"blk.0.ssm_dt": np.ones(4, np.float32)}
     with pytest.raises(CheckpointError, match=r"expected one .*layers\.0\.linear_attn\.dt_bias, found blk\.0\.ssm_dt"):
-        open_source(write_gguf(tmp_path / "t.gguf", extra=both))
+        open_checkpoint(write_gguf(tmp_path / "t.gguf", extra=both))
     path = write_gguf(tmp_path / "t.gguf", rename=lambda name: None if name == "output_norm.weight" else name)
     whole = {"output_norm.weight": np.ones(256, np.int32)}
     with pytest.raises(
         CheckpointError, match=r"output_norm\.weight: expected a type that the package gguf reads, found I32"
     ):
-        open_source(write_gguf(path, rename=lambda n: None if n == "output_norm.weight" else n, extra=whole))
+        open_checkpoint(write_gguf(path, rename=lambda n: None if n == "output_norm.weight" else n, extra=whole))
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +176,7 @@ def test_the_other_byte_order(tmp_path: Path) -> None:
     writer.write_tensors_to_file()
     writer.close()
     with pytest.raises(CheckpointError, match=r"big\.gguf: expected a little-endian GGUF file, found a big-endian one"):
-        open_source(path)
+        open_checkpoint(path)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +196,7 @@ def test_the_other_byte_order(tmp_path: Path) -> None:
 def test_other_files(start: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "t.gguf").write_bytes(start)
     with pytest.raises(CheckpointError, match=rf"t\.gguf: {message}"):
-        open_source(tmp_path / "t.gguf")
+        open_checkpoint(tmp_path / "t.gguf")
 
 
 def test_a_file_cut_anywhere_is_truncated(whole: Path, tmp_path: Path) -> None:
@@ -213,7 +210,7 @@ def test_a_file_cut_anywhere_is_truncated(whole: Path, tmp_path: Path) -> None:
         with pytest.raises(
             CheckpointError, match=rf"cut\.gguf: truncated: expected at least \d+ bytes, found {length}"
         ):
-            open_source(cut)
+            open_checkpoint(cut)
 
 
 def test_flipped_bytes_raise_nothing_else(whole: Path, tmp_path: Path) -> None:
@@ -241,4 +238,4 @@ def test_a_projector_beside_the_model_is_passed_over(whole: Path, tmp_path: Path
     shutil.copy(whole, tmp_path / "model-Q8_0.gguf")
     for name in ("mmproj-model-f16.gguf", "model.mmproj-Q8_0.gguf", "model-F16-MMPROJ.gguf"):
         (tmp_path / name).write_bytes(b"GGUF")
-    assert open_source(tmp_path).path.name == "model-Q8_0.gguf"
+    assert open_checkpoint(tmp_path).path.name == "model-Q8_0.gguf"

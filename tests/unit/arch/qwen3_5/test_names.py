@@ -12,16 +12,17 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_delta.checkpoint.gguf_names import (
+from mlx_delta.arch.checkpoint import open_checkpoint
+from mlx_delta.arch.qwen3_5 import QWEN3_5
+from mlx_delta.arch.qwen3_5.gguf_names import (
     canonical_from_gguf,
     gguf_from_canonical,
     grouped_from_tiled,
     tiled_from_grouped,
 )
-from mlx_delta.checkpoint.names import canonical_tensors
-from mlx_delta.checkpoint.source import open_source
-from mlx_delta.checkpoint.tensors import check_tensors, expected_shapes
-from mlx_delta.config import ModelConfig
+from mlx_delta.arch.qwen3_5.names import canonical_tensors
+from mlx_delta.arch.registry import read_config
+from mlx_delta.checkpoint.safetensors import SafetensorsSource
 from mlx_delta.errors import CheckpointError
 from support import TINY
 
@@ -32,7 +33,7 @@ Arrays = dict[str, mx.array]
 @pytest.fixture(scope="module")
 def stored() -> Arrays:
     """The tiny checkpoint's tensors as they are stored, under the official names."""
-    source = open_source(TINY)
+    source = open_checkpoint(TINY).source
     return {name: source.load(name) for name in source.tensors}
 
 
@@ -46,7 +47,7 @@ def write(path: Path, arrays: Arrays, edit: Callable[[dict[str, object]], None] 
 
 
 def canonical(path: Path) -> Arrays:
-    return {name: tensor.load() for name, tensor in canonical_tensors(open_source(path)).items()}
+    return {name: tensor.load() for name, tensor in open_checkpoint(path).tensors.items()}
 
 
 def renamed(arrays: Arrays, old: str, new: str) -> Arrays:
@@ -54,8 +55,7 @@ def renamed(arrays: Arrays, old: str, new: str) -> Arrays:
 
 
 def test_official_names_and_values(stored: Arrays) -> None:
-    tensors = canonical_tensors(open_source(TINY))
-    check_tensors(tensors, ModelConfig.from_dir(TINY), TINY)
+    tensors = open_checkpoint(TINY).tensors
     for tensor in tensors.values():
         array = tensor.load()
         assert (tuple(array.shape), array.dtype) == (tensor.shape, tensor.dtype), tensor.name
@@ -111,7 +111,10 @@ def test_four_channels_are_not_ambiguous(tmp_path: Path) -> None:
             "model.layers.0.linear_attn.conv1d.weight": mx.ones(shape),
             "model.norm.weight": mx.zeros(256),
         }
-        found = canonical(write(tmp_path / str(shift), arrays, shrink))
+        path = write(tmp_path / str(shift), arrays, shrink)
+        config = read_config(path)
+        tensors = canonical_tensors(SafetensorsSource(path), config, QWEN3_5.text_shapes(config))
+        found = {name: tensor.load() for name, tensor in tensors.items()}
         assert found["language_model.model.layers.0.linear_attn.conv1d.weight"].shape == (4, 4, 1)
         assert mx.all(found["language_model.model.norm.weight"] == shift)
 
@@ -122,10 +125,8 @@ def test_tied_head_is_dropped(stored: Arrays, tmp_path: Path) -> None:
         assert isinstance(text, dict)
         config["tie_word_embeddings"] = text["tie_word_embeddings"] = True
 
-    source = open_source(write(tmp_path / "tied", stored, tie))
-    tensors = canonical_tensors(source)
+    tensors = open_checkpoint(write(tmp_path / "tied", stored, tie)).tensors
     assert "language_model.lm_head.weight" not in tensors
-    check_tensors(tensors, source.config, source.path)
 
 
 def test_wrong_tensors_are_named(stored: Arrays, tmp_path: Path) -> None:
@@ -139,9 +140,8 @@ def test_wrong_tensors_are_named(stored: Arrays, tmp_path: Path) -> None:
         canonical(write(tmp_path / "extra", stored | {f"{official}layers.8.mlp.up_proj.weight": mx.zeros(1)}))
     wrong = stored | {f"{official}layers.3.mlp.up_proj.weight": mx.zeros((640, 255))}
     del wrong[f"{official}norm.weight"]
-    source = open_source(write(tmp_path / "wrong", wrong))
     with pytest.raises(CheckpointError) as error:
-        check_tensors(canonical_tensors(source), source.config, source.path)
+        open_checkpoint(write(tmp_path / "wrong", wrong))
     assert "layers.3.mlp.up_proj.weight: expected [640, 256], found [640, 255]" in str(error.value)
     assert "language_model.model.norm.weight: expected [256], found nothing" in str(error.value)
 
@@ -155,28 +155,28 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     with (path / shard).open("r+b") as stream:
         stream.truncate(1_000_000)
     with pytest.raises(CheckpointError, match=rf"{shard}: truncated: expected 15217928 bytes .* found 1000000"):
-        open_source(path)
+        open_checkpoint(path)
     path = copy("header")
     (path / shard).write_bytes(b"\x10\0\0\0\0\0\0\0" + b"not json" * 2)
     with pytest.raises(CheckpointError, match=rf"{shard}: header: expected JSON, found"):
-        open_source(path)
+        open_checkpoint(path)
     path = copy("offsets")
     header = json.dumps({"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}).encode()
     (path / shard).write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     with pytest.raises(CheckpointError, match=rf"{shard}: x: expected 8 bytes for F32 \[2\]"):
-        open_source(path)
+        open_checkpoint(path)
     path = copy("missing")
     (path / shard).unlink()
     with pytest.raises(CheckpointError, match=rf"expected the shard {shard}"):
-        open_source(path)
+        open_checkpoint(path)
     path = copy("misplaced")
     (path / shard).write_bytes((path / "model-00002-of-00002.safetensors").read_bytes())
     with pytest.raises(CheckpointError, match=rf"{shard}: expected the tensor "):
-        open_source(path)
+        open_checkpoint(path)
 
 
 def test_gguf_names_cover_the_model() -> None:
-    config = ModelConfig.from_dir(TINY)
+    config = read_config(TINY)
     blocks = [
         f"blk.{i}.{part}"
         for i in range(8)
@@ -184,7 +184,7 @@ def test_gguf_names_cover_the_model() -> None:
     ]
     names = [canonical_from_gguf(name, 8) for name in blocks]
     assert names[3] == "language_model.model.layers.0.linear_attn.out_proj.weight"
-    known = expected_shapes(config)
+    known = QWEN3_5.text_shapes(config)
     assert sum(name in known for name in names) == 8 + 6 + 6 + 6 + 2 + 8
     assert canonical_from_gguf("output.weight", 8) == "language_model.lm_head.weight"
     assert canonical_from_gguf("blk.8.attn_q.weight", 8) == "mtp.layers.0.self_attn.q_proj.weight"
@@ -196,7 +196,7 @@ def test_gguf_names_cover_the_model() -> None:
 
 def test_tiled_heads_become_grouped() -> None:
     """Value head j * Hk + hk of GGUF is head hk * Hv / Hk + j here; the tiny model has Hk = 2, Hv = 4, Dv = 128."""
-    text = ModelConfig.from_dir(TINY).text
+    text = read_config(TINY).text
     heads = np.arange(4).repeat(128)
     assert grouped_from_tiled(heads, text)[::128].tolist() == [0, 2, 1, 3]
     six = replace(text, linear_num_value_heads=6)  # a ratio of 3, where the two orders are not each other's inverse

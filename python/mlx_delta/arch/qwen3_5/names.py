@@ -26,7 +26,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_delta.checkpoint.source import Source, TensorInfo
-from mlx_delta.checkpoint.tensors import Tensor, base_name, expected_shapes
+from mlx_delta.checkpoint.tensors import Shapes, Tensor, base_name
 from mlx_delta.config import ModelConfig
 from mlx_delta.errors import CheckpointError
 
@@ -52,25 +52,24 @@ _CONV = re.compile(r"language_model\.model\.layers\.\d+\.linear_attn\.conv1d\.we
 _PATCHES = "vision_tower.patch_embed.proj.weight"
 
 
-def canonical_tensors(source: Source) -> dict[str, Tensor]:
+def canonical_tensors(source: Source, config: ModelConfig, shapes: Shapes) -> dict[str, Tensor]:
     """Every tensor of ``source`` under its canonical name, loading lazily to its canonical value.
 
-    ``lm_head`` is left out where the config ties it to the embedding.
+    shapes: those of the text model. ``lm_head`` is left out where the config ties it to the embedding.
     Raises: CheckpointError for a name that is no tensor of this model, for two names of one tensor, and for
     convolutions of an unknown or mixed layout.
     """
-    known = expected_shapes(source.config)
-    shift = _needs_shift(source)
+    shift = _needs_shift(source, config)
     result: dict[str, Tensor] = {}
     for source_name, info in source.tensors.items():
         prefix, name = _canonical_name(source_name, source.path)
-        if source.config.text.tie_word_embeddings and name.startswith("language_model.lm_head."):
+        if config.text.tie_word_embeddings and name.startswith("language_model.lm_head."):
             continue
-        if name.startswith("language_model.") and base_name(name) not in known:
+        if name.startswith("language_model.") and base_name(name) not in shapes:
             raise CheckpointError(f"{info.file}: expected a tensor of this config's model, found {source_name}")
         if name in result:
             raise CheckpointError(f"{info.file}: expected one {name}, found {result[name].source_name}, {source_name}")
-        result[name] = _tensor(source, name, source_name, info, shift[prefix])
+        result[name] = _tensor(source, config, name, source_name, info, shift[prefix])
     return result
 
 
@@ -93,14 +92,14 @@ def _canonical_name(source_name: str, origin: Path) -> tuple[str, str]:
     raise CheckpointError(f"{origin}: expected tensors named {expected}, found {source_name}")
 
 
-def _needs_shift(source: Source) -> dict[str, bool]:
+def _needs_shift(source: Source, config: ModelConfig) -> dict[str, bool]:
     """Source prefix -> its norms are zero-centred. The layout of the convolutions overrules the prefix."""
     names = [(*_canonical_name(name, source.path), info) for name, info in source.tensors.items()]
     text = {prefix for prefix, name, _ in names if name.startswith("language_model.model.")}
     shift = {prefix: prefix in _HUGGING_FACE for prefix, _ in _PREFIXES}
     for family in text:
         layouts = {
-            _is_unconverted(source.config, name, info)
+            _is_unconverted(config, name, info)
             for prefix, name, info in names
             if prefix == family and _CONV.fullmatch(name)
         }
@@ -125,16 +124,18 @@ def _is_unconverted(config: ModelConfig, name: str, info: TensorInfo) -> bool:
     return info.shape[2] == kernel
 
 
-def _tensor(source: Source, name: str, source_name: str, info: TensorInfo, shifted: bool) -> Tensor:
+def _tensor(
+    source: Source, config: ModelConfig, name: str, source_name: str, info: TensorInfo, shifted: bool
+) -> Tensor:
     def load() -> mx.array:
         return source.load(source_name)
 
     if shifted and _SHIFTED_NORM.fullmatch(name):
         return Tensor(name, source_name, info.shape, mx.float32, lambda: load().astype(mx.float32) + 1)
     if _CONV.fullmatch(name):
-        shape = (info.shape[0], source.config.text.linear_conv_kernel_dim, 1)
+        shape = (info.shape[0], config.text.linear_conv_kernel_dim, 1)
         return Tensor(name, source_name, shape, info.dtype, lambda: load().reshape(shape))
-    if name == _PATCHES and _is_channel_first(source.config.raw, info.shape, source_name):
+    if name == _PATCHES and _is_channel_first(config.raw, info.shape, source_name):
         out, channels, *patch = info.shape
         return Tensor(name, source_name, (out, *patch, channels), info.dtype, lambda: load().transpose(0, 2, 3, 4, 1))
     return Tensor(name, source_name, info.shape, info.dtype, load)

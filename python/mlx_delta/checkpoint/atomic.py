@@ -1,66 +1,19 @@
-"""Output that appears whole or not at all: a safetensors file written as a stream, in a new directory; one file."""
+"""Output that appears whole or not at all: a directory, or one file."""
 
 from __future__ import annotations
 
 import glob
-import json
-import math
 import os
 import shutil
-import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-import mlx.core as mx
-
-from mlx_delta.checkpoint.source import SAFETENSORS_DTYPES
-from mlx_delta.errors import ConvertError, OutputError, OutputExistsError
-
-_CODES = {dtype: code for code, dtype in SAFETENSORS_DTYPES.items()}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One tensor to be written."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: mx.Dtype
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.size
-
-
-def file_size(entries: Sequence[Entry]) -> int:
-    """The bytes that ``write_safetensors`` writes: header and data."""
-    return len(_header(entries)) + sum(entry.nbytes for entry in entries)
-
-
-def write_safetensors(file: Path, entries: Sequence[Entry], arrays: Iterable[tuple[str, mx.array]]) -> None:
-    """Write ``arrays`` as they come; they must come as ``entries`` announces them.
-
-    The header is known from ``entries``, so only the array at hand is in memory. The file is on disk on return.
-    Raises: ConvertError naming a tensor that is not the announced one; OSError naming the file.
-    """
-    with _named_errors(file), file.open("xb") as stream:
-        stream.write(_header(entries))
-        expected = iter(entries)
-        for name, array in arrays:
-            entry = next(expected, None)
-            if entry != Entry(name, tuple(array.shape), array.dtype):
-                raise ConvertError(f"{file}: expected {entry}, found {name} {array.shape} {array.dtype}")
-            stream.write(_raw_bytes(array))
-        if (left := next(expected, None)) is not None:
-            raise ConvertError(f"{file}: expected {left}, found the end")
-        stream.flush()
-        os.fsync(stream.fileno())
+from mlx_delta.errors import OutputError, OutputExistsError
 
 
 @contextmanager
-def _named_errors(file: Path) -> Iterator[None]:
+def named_errors(file: Path) -> Iterator[None]:
     """A full disk is reported without a name: the file written to is put in."""
     try:
         yield
@@ -72,27 +25,10 @@ def _named_errors(file: Path) -> Iterator[None]:
 
 def write_file(file: Path, data: bytes) -> None:
     """Write a whole small file; it is on disk on return."""
-    with _named_errors(file), file.open("xb") as stream:
+    with named_errors(file), file.open("xb") as stream:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def _header(entries: Sequence[Entry]) -> bytes:
-    header: dict[str, object] = {"__metadata__": {"format": "mlx"}}
-    end = 0
-    for entry in entries:
-        begin, end = end, end + entry.nbytes
-        header[entry.name] = {"dtype": _CODES[entry.dtype], "shape": entry.shape, "data_offsets": (begin, end)}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data starts at a multiple of 8, so that a mapped file is aligned
-    return struct.pack("<Q", len(text)) + text
-
-
-def _raw_bytes(array: mx.array) -> memoryview:
-    """The array's bytes, row-major and little-endian, without a copy. (bfloat16 has no buffer format of its own.)"""
-    flat = mx.contiguous(array).reshape(-1).view(mx.uint8)
-    return memoryview(flat)  # type: ignore[arg-type]  # mlx's stubs do not declare the buffer it has
 
 
 @contextmanager
@@ -104,7 +40,7 @@ def atomic_file(file: Path, force: bool = False) -> Iterator[Path]:
     check_output_file(file, force)
     partial = _sibling(file, "partial")
     try:
-        with _named_errors(file):
+        with named_errors(file):
             yield partial
             with partial.open("rb") as stream:
                 os.fsync(stream.fileno())

@@ -11,10 +11,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_delta.checkpoint.names import canonical_tensors
-from mlx_delta.checkpoint.source import open_source
-from mlx_delta.checkpoint.tensors import check_tensors
-from mlx_delta.config import ModelConfig
+from mlx_delta.arch.checkpoint import open_checkpoint
+from mlx_delta.arch.registry import read_config
 from mlx_delta.conversion.pipeline import convert
 from mlx_delta.errors import CheckpointError, ConfigError
 from mlx_delta.text.tokenizer import Tokenizer
@@ -50,7 +48,7 @@ def test_gguf_and_safetensors_convert_to_the_same_bits(bf16: Path, tmp_path: Pat
 
 def test_config_and_tokenizer_are_rebuilt(bf16: Path, tmp_path: Path) -> None:
     convert(bf16, tmp_path / "out", bits=4)
-    assert ModelConfig.from_dir(tmp_path / "out").text == ModelConfig.from_dir(TINY).text
+    assert read_config(tmp_path / "out").text == read_config(TINY).text
     found, original = Tokenizer.from_dir(tmp_path / "out"), Tokenizer.from_dir(TINY)
     assert json.loads((tmp_path / "out" / "tokenizer.json").read_text()) == json.loads(
         (TINY / "tokenizer.json").read_text()
@@ -68,20 +66,19 @@ def test_tokenizer_beside_the_file_is_taken(bf16: Path, tmp_path: Path) -> None:
     shutil.copy(bf16, tmp_path / "in")
     for name in ("tokenizer.json", "vocab.json"):
         shutil.copy(TINY / name, tmp_path / "in")
-    files = open_source(tmp_path / "in").side_files()
+    files = open_checkpoint(tmp_path / "in").side_files()
     assert sorted(files) == ["tokenizer.json", "vocab.json"]
     assert files["tokenizer.json"] == (TINY / "tokenizer.json").read_bytes()
     shutil.copy(bf16, tmp_path / "in" / "other.gguf")
     with pytest.raises(CheckpointError, match=r"expected one \.gguf file, found other\.gguf, tiny\.gguf"):
-        open_source(tmp_path / "in")
+        open_checkpoint(tmp_path / "in")
 
 
 @pytest.mark.parametrize(("kind", "error"), [("F32", 0), ("F16", 1e-3), ("Q8_0", 1e-2), ("Q4_0", 0.12)])
 def test_every_type_is_dequantized(kind: str, error: float, tmp_path: Path) -> None:
     """Against the original, head order included: a wrong order is an error of 1.4."""
-    source = open_source(write_gguf(tmp_path / "t.gguf", kind))
-    check_tensors(canonical_tensors(source), source.config, source.path)
-    expected = canonical_tensors(open_source(TINY))
+    source = open_checkpoint(write_gguf(tmp_path / "t.gguf", kind)).source
+    expected = open_checkpoint(TINY).tensors
     for name in source.tensors:
         a, b = (np.array(array.astype(mx.float32)) for array in (source.load(name), expected[name].load()))
         assert np.linalg.norm(a - b) <= error * np.linalg.norm(b), name
@@ -97,7 +94,7 @@ def test_parameters_that_were_float32_stay_so(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(
         gguf_files, "stored", lambda: changed | {name.format("A_log"): a_log, name.format("dt_bias"): dt_bias}
     )
-    source = open_source(write_gguf(tmp_path / "t.gguf"))
+    source = open_checkpoint(write_gguf(tmp_path / "t.gguf")).source
     found = source.load("language_model.model.layers.0.linear_attn.A_log")
     assert found.dtype == mx.float32
     assert np.allclose(np.array(found), a_log, rtol=2e-7)
@@ -105,9 +102,7 @@ def test_parameters_that_were_float32_stay_so(tmp_path: Path, monkeypatch: pytes
 
 
 def test_tied_embeddings(tmp_path: Path) -> None:
-    source = open_source(write_gguf(tmp_path / "t.gguf", tied=True))
-    assert source.config.text.tie_word_embeddings
-    check_tensors(canonical_tensors(source), source.config, source.path)
+    assert open_checkpoint(write_gguf(tmp_path / "t.gguf", tied=True)).config.text.tie_word_embeddings
 
 
 @pytest.mark.parametrize(
@@ -133,9 +128,9 @@ def test_damaged_files(bf16: Path, tmp_path: Path) -> None:
         shutil.copy(bf16, cut)
         os.truncate(cut, size)
         with pytest.raises(CheckpointError, match=r"cut\.gguf"):
-            open_source(cut)
+            open_checkpoint(cut)
     other = Path(shutil.copy(TINY / "imatrix.gguf", tmp_path / "imatrix.gguf"))
     with pytest.raises(CheckpointError, match=r"general\.architecture: expected qwen35, found None"):
-        open_source(other)
+        open_checkpoint(other)
     with pytest.raises(ConfigError, match="expected a model directory, found nothing"):
-        open_source(tmp_path / "absent.gguf")
+        open_checkpoint(tmp_path / "absent.gguf")

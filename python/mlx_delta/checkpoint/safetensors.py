@@ -1,0 +1,197 @@
+"""safetensors files: read one tensor at a time, and written as a stream."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_delta.checkpoint.atomic import named_errors
+from mlx_delta.checkpoint.source import INDEX, TensorInfo, files_beside
+from mlx_delta.errors import CheckpointError, ConvertError
+from mlx_delta.json_files import parse_json, read_json
+
+DTYPES: Mapping[str, mx.Dtype] = {
+    "BF16": mx.bfloat16,
+    "F16": mx.float16,
+    "F32": mx.float32,
+    "BOOL": mx.bool_,
+    "U8": mx.uint8,
+    "I8": mx.int8,
+    "U16": mx.uint16,
+    "I16": mx.int16,
+    "U32": mx.uint32,
+    "I32": mx.int32,
+    "U64": mx.uint64,
+    "I64": mx.int64,
+}
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
+_MAX_HEADER = 100_000_000  # the limit of the safetensors library
+
+
+class SafetensorsSource:
+    """A directory with one or more safetensors files.
+
+    The index, where there is one, says which file holds which tensor; otherwise every ``model*.safetensors`` counts.
+
+    Raises: CheckpointError naming the file (and tensor) for a missing, truncated or inconsistent one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tensors = _indexed(path / INDEX) if (path / INDEX).is_file() else _unindexed(path)
+        self._unread: dict[Path, dict[str, mx.array]] = {}
+
+    def load(self, name: str) -> mx.array:
+        """The tensor ``name``, lazily: its bytes are read at evaluation, and freed with the returned array.
+
+        Raises: CheckpointError when the checkpoint has no such tensor.
+        """
+        if name not in self.tensors:
+            raise CheckpointError(f"{self.path}: expected a tensor {name}, found nothing")
+        file = self.tensors[name].file
+        # An array handed out is forgotten here: evaluated, it would otherwise stay in memory as long as the source.
+        if name not in self._unread.get(file, {}):
+            self._unread[file] = _load_file(file)
+        return self._unread[file].pop(name)
+
+    def side_files(self) -> dict[str, bytes]:
+        """Tokenizer, template and the like: file name -> content."""
+        return files_beside(self.path)
+
+
+def read_header(file: Path) -> dict[str, TensorInfo]:
+    """The tensors of one safetensors file, its size checked against what the header promises.
+
+    Format: 8 bytes little-endian header length, JSON {name: {dtype, shape, data_offsets}}, then the data.
+    Raises: CheckpointError naming the file, and the tensor where it is one tensor's fault.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        prefix = stream.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        if not 0 < length <= min(_MAX_HEADER, size - 8):
+            raise CheckpointError(f"{file}: expected a safetensors header, found a file of {size} bytes without one")
+        header = parse_json(stream.read(length), f"{file}: header", CheckpointError)
+    tensors = {name: _tensor_info(file, name, entry) for name, entry in header.items() if name != "__metadata__"}
+    expected = 8 + length + max((header[name]["data_offsets"][1] for name in tensors), default=0)
+    if size != expected:
+        state = "truncated" if size < expected else "too long"
+        raise CheckpointError(f"{file}: {state}: expected {expected} bytes by its header, found {size}")
+    return tensors
+
+
+def _tensor_info(file: Path, name: str, entry: Any) -> TensorInfo:
+    try:
+        code, shape = entry["dtype"], tuple(int(n) for n in entry["shape"])
+        begin, end = (int(n) for n in entry["data_offsets"])
+    except (TypeError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{file}: {name}: expected dtype, shape and data_offsets, found {entry!r:.80}") from error
+    if code not in DTYPES:
+        known = ", ".join(DTYPES)
+        raise CheckpointError(f"{file}: {name}: dtype: expected one of {known}, found {code}")
+    dtype = DTYPES[code]
+    nbytes = math.prod(shape) * dtype.size
+    if begin < 0 or min(shape, default=0) < 0 or end - begin != nbytes:
+        raise CheckpointError(
+            f"{file}: {name}: expected {nbytes} bytes for {code} {list(shape)}, found offsets {begin} to {end}"
+        )
+    return TensorInfo(shape, dtype, nbytes, file)
+
+
+def _indexed(index: Path) -> dict[str, TensorInfo]:
+    wanted = read_json(index, CheckpointError).get("weight_map")
+    if not isinstance(wanted, dict) or not all(isinstance(shard, str) for shard in wanted.values()):
+        raise CheckpointError(f"{index}: weight_map: expected an object of names to files, found {wanted!r:.80}")
+    headers: dict[str, dict[str, TensorInfo]] = {}
+    for shard in sorted(set(wanted.values())):
+        file = index.parent / shard
+        if Path(shard).name != shard or not file.is_file():
+            raise CheckpointError(f"{index}: expected the shard {shard} beside it, found no such file")
+        headers[shard] = read_header(file)
+    for name, shard in wanted.items():
+        if name not in headers[shard]:
+            raise CheckpointError(f"{index.parent / shard}: expected the tensor {name} by {index.name}, found nothing")
+    return {name: headers[shard][name] for name, shard in wanted.items()}
+
+
+def _unindexed(path: Path) -> dict[str, TensorInfo]:
+    files = sorted(path.glob("model*.safetensors"))
+    if not files:
+        raise CheckpointError(f"{path}: expected model*.safetensors, found none")
+    tensors: dict[str, TensorInfo] = {}
+    for file in files:
+        for name, info in read_header(file).items():
+            if name in tensors:
+                raise CheckpointError(f"{file}: expected {name} once, found it in {tensors[name].file.name} too")
+            tensors[name] = info
+    return tensors
+
+
+def _load_file(file: Path) -> dict[str, mx.array]:
+    """Every array of ``file``, unread. MLX keeps the file open for as long as one of them is."""
+    arrays = mx.load(str(file), format="safetensors")
+    assert isinstance(arrays, dict)
+    return arrays
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor to be written."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: mx.Dtype
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.size
+
+
+def file_size(entries: Sequence[Entry]) -> int:
+    """The bytes that ``write_safetensors`` writes: header and data."""
+    return len(_header(entries)) + sum(entry.nbytes for entry in entries)
+
+
+def write_safetensors(file: Path, entries: Sequence[Entry], arrays: Iterable[tuple[str, mx.array]]) -> None:
+    """Write ``arrays`` as they come; they must come as ``entries`` announces them.
+
+    The header is known from ``entries``, so only the array at hand is in memory. The file is on disk on return.
+    Raises: ConvertError naming a tensor that is not the announced one; OSError naming the file.
+    """
+    with named_errors(file), file.open("xb") as stream:
+        stream.write(_header(entries))
+        expected = iter(entries)
+        for name, array in arrays:
+            entry = next(expected, None)
+            if entry != Entry(name, tuple(array.shape), array.dtype):
+                raise ConvertError(f"{file}: expected {entry}, found {name} {array.shape} {array.dtype}")
+            stream.write(_raw_bytes(array))
+        if (left := next(expected, None)) is not None:
+            raise ConvertError(f"{file}: expected {left}, found the end")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _header(entries: Sequence[Entry]) -> bytes:
+    header: dict[str, object] = {"__metadata__": {"format": "mlx"}}
+    end = 0
+    for entry in entries:
+        begin, end = end, end + entry.nbytes
+        header[entry.name] = {"dtype": _CODES[entry.dtype], "shape": entry.shape, "data_offsets": (begin, end)}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data starts at a multiple of 8, so that a mapped file is aligned
+    return struct.pack("<Q", len(text)) + text
+
+
+def _raw_bytes(array: mx.array) -> memoryview:
+    """The array's bytes, row-major and little-endian, without a copy. (bfloat16 has no buffer format of its own.)"""
+    flat = mx.contiguous(array).reshape(-1).view(mx.uint8)
+    return memoryview(flat)  # type: ignore[arg-type]  # mlx's stubs do not declare the buffer it has

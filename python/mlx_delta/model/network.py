@@ -1,0 +1,123 @@
+"""The whole text model, from canonical weights to logits.
+
+Weights come by their canonical (MLX) names; matrices stay as they are stored, quantized or plain, the embedding and
+lm_head too; small parameters become float32. ``dtype`` is that of the activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_delta import ops
+from mlx_delta.config import ModelConfig, TextConfig
+from mlx_delta.model.cache import Cache
+from mlx_delta.model.layers import Layer, Window, matrices
+from mlx_delta.model.weights import Weights
+from mlx_delta.ops import Matrix
+
+# Canonical names of modules.
+EMBEDDING, NORM, HEAD = "language_model.model.embed_tokens", "language_model.model.norm", "language_model.lm_head"
+LAYERS = "language_model.model.layers"  # each by its number: "language_model.model.layers.0"
+
+
+@dataclass(frozen=True)
+class Network:
+    """A text model. Stateless: all that changes is in the cache."""
+
+    config: TextConfig
+    dtype: mx.Dtype
+    embed_tokens: Matrix
+    layers: tuple[Layer, ...]
+    norm: mx.array
+    lm_head: Matrix
+
+    @classmethod
+    def from_weights(
+        cls,
+        config: ModelConfig,
+        weights: Mapping[str, mx.array],
+        dtype: mx.Dtype,
+        layer: Callable[[Weights, int], Layer],
+    ) -> Network:
+        """Build from canonical tensors, all of an architecture's shapes, quantized modules with their scales.
+
+        layer: the one of that number, from the tensors of all layers.
+        """
+        w = Weights(config, weights)
+        embed_tokens = w.matrix(EMBEDDING)
+        layers = w.under(LAYERS)
+        network = cls(
+            config=config.text,
+            dtype=dtype,
+            embed_tokens=embed_tokens,
+            layers=tuple(layer(layers, i) for i in range(config.text.num_layers)),
+            norm=w.parameter(f"{NORM}.weight"),
+            lm_head=embed_tokens if config.text.tie_word_embeddings else w.matrix(HEAD),
+        )
+        mx.eval(*_arrays(network))  # a lazy array can be evaluated in the thread alone that made it
+        return network
+
+    def hidden_states(self, tokens: mx.array, cache: Cache, mask: mx.array | None = None) -> Iterator[mx.array]:
+        """x [B, T, hidden] as it enters each layer and leaves the last; advances the cache.
+
+        mask: bool [B, T] of left-padded prompts: false before each sequence begins. A prompt may come in chunks.
+        """
+        if mask is not None:
+            padding = mx.sum(mx.logical_not(mask), axis=1).astype(mx.int32)
+            cache.start = padding if cache.start is None else cache.start + padding
+        positions = None
+        if cache.start is not None:  # its own, so that a padded sequence rotates by the very angles it has alone
+            positions = mx.maximum(mx.arange(cache.offset, cache.offset + tokens.shape[1]) - cache.start[:, None], 0)
+        window = Window(cache.offset, mask, cache.start, positions)
+        x = ops.embedding(tokens, self.embed_tokens, self.dtype)
+        yield x
+        for layer, state in zip(self.layers, cache.layers, strict=True):
+            x = layer(x, state, window)
+            yield x
+        cache.offset += tokens.shape[1]
+
+    def logits(self, x: mx.array) -> mx.array:
+        """x [.., hidden] -> [.., V]: the final norm and lm_head."""
+        return ops.qmm(x, (self.lm_head,), norm=self.norm, eps=self.config.rms_norm_eps)
+
+    def __call__(
+        self, tokens: mx.array, cache: Cache, *, mask: mx.array | None = None, last_only: bool = False
+    ) -> mx.array:
+        """tokens int [B, T] -> logits [B, T, V]; with ``last_only`` [B, 1, V], of the last token alone."""
+        x = mx.array(0)
+        for x in self.hidden_states(tokens, cache, mask):  # noqa: B007 - the last one is what is wanted
+            pass
+        return self.logits(x[:, -1:] if last_only else x)
+
+    def matrices(self) -> Iterator[tuple[str, Matrix]]:
+        """Every weight matrix that decoding a token reads whole, by its canonical module name."""
+        for index, layer in enumerate(self.layers):
+            yield from ((f"{LAYERS}.{index}.{name}", matrix) for name, matrix in matrices(layer))
+        yield EMBEDDING if self.lm_head is self.embed_tokens else HEAD, self.lm_head
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Weight bytes that decoding one token reads: every matrix once, one row of the embedding.
+
+        States and the KV cache come on top: they depend on the batch and the context.
+        """
+        row = self.embed_tokens.nbytes // self.embed_tokens.rows
+        return row + sum(matrix.nbytes for _, matrix in self.matrices())
+
+
+def _arrays(part: Any) -> Iterator[mx.array]:
+    """Every array of a network, or of a part of one."""
+    if isinstance(part, mx.array):
+        yield part
+    elif isinstance(part, tuple):
+        for each in part:
+            yield from _arrays(each)
+    elif isinstance(part, Matrix):
+        yield from (a for a in (part.weight, part.scales, part.biases) if a is not None)
+    elif is_dataclass(part) and not isinstance(part, type):
+        for each in fields(part):
+            yield from _arrays(getattr(part, each.name))
