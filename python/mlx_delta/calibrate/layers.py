@@ -20,7 +20,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlx_delta import ops
-from mlx_delta.arch.checkpoint import open_checkpoint
+from mlx_delta.arch.checkpoint import Checkpoint, open_checkpoint
 from mlx_delta.arch.registry import architecture_of
 from mlx_delta.calibrate.chunks import CONTEXT, read_chunks
 from mlx_delta.config import ModelConfig, Quantization
@@ -37,7 +37,7 @@ _STATE = mx.bfloat16  # between layers; within them activations are float32
 
 
 def layer_calibration(
-    source: Path | str,
+    source: Path | str | Checkpoint,
     texts: Sequence[Path],
     *,
     context: int = CONTEXT,
@@ -48,7 +48,7 @@ def layer_calibration(
 
     Raises: ArgumentError; TextError naming the file; OSError.
     """
-    checkpoint = open_checkpoint(Path(source))
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(Path(source))
     return LayerCalibration(
         checkpoint.config, read_chunks(texts, checkpoint_tokenizer(checkpoint), context, max_chunks), progress
     )

@@ -71,7 +71,7 @@ def atomic_directory(out: Path, source: Path, force: bool) -> Iterator[Path]:
     """
     out = out.resolve()
     _clean_up(out)
-    _check_output(out, source.resolve(), force)
+    check_output_directory(out, source, force)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = _sibling(out, "partial")
     partial.mkdir()
@@ -85,7 +85,9 @@ def atomic_directory(out: Path, source: Path, force: bool) -> Iterator[Path]:
     _sync_directory(out.parent)
 
 
-def _check_output(out: Path, source: Path, force: bool) -> None:
+def check_output_directory(out: Path, source: Path, force: bool) -> None:
+    """Before a long run: ``out`` can be made of ``source``. Raises: as ``atomic_directory``."""
+    out, source = out.resolve(), source.resolve()
     if out == source or out in source.parents or source in out.parents:
         raise OutputError(f"{out}: expected an output apart from the input, found the input {source}")
     if out.exists() and not force:

@@ -16,7 +16,9 @@ from mlx_delta.cli.errors import UsageError
 
 if TYPE_CHECKING:
     from mlx_delta.calibrate.layers import LayerCalibration
-    from mlx_delta.conversion.pipeline import ConvertReport, Progress
+    from mlx_delta.conversion.pipeline import Progress
+    from mlx_delta.conversion.prepare import Prepared
+    from mlx_delta.conversion.report import ConvertReport
 
 
 def convert(
@@ -113,13 +115,30 @@ def convert(
 
     mlx-delta convert -i Qwen3.5-9B -o qwen3.5-9b-3bit -q --q-recipe unsloth --imatrix-path imatrix.gguf
     """
-    from mlx_delta.conversion.pipeline import convert as run
+    from mlx_delta.conversion.arguments import Arguments
+    from mlx_delta.conversion.pipeline import run
+    from mlx_delta.conversion.prepare import prepare
     from mlx_delta.hub.path import model_path
 
     for name, value in (("--text", text), ("--sensitivity", sensitivity)):
         if value and recipe != "auto":
             raise UsageError(f"{name}: expected --q-recipe auto with it, found {recipe or 'no recipe'}")
-    checkpoint = model_path(source, gguf=True)
+    arguments = Arguments(
+        quantize=quantize,
+        recipe=recipe,
+        bits=bits,
+        group_size=group_size,
+        imatrix=imatrix,
+        awq=awq,
+        awq_ratio=awq_ratio,
+        fit=fit,
+        overrides=overrides,
+        target_bpw=target_bpw,
+        keep_mtp=keep_mtp,
+        calibrated=bool(calibration),
+        measured=bool(sensitivity or (recipe == "auto" and (text or calibration))),
+    )
+    prepared = prepare(model_path(source, gguf=True), out, arguments, force=force, dry_run=dry_run)
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[counts]}"), TimeElapsedColumn())
     with Bar(*columns, console=console) as bar:
@@ -129,61 +148,37 @@ def convert(
             counts = f"{step.tensors}/{step.total_tensors} tensors, {step.nbytes / 1e6:,.0f} MB"
             bar.update(task, completed=step.nbytes, total=step.total_nbytes, visible=True, counts=counts)
 
-        measured = None
-        if recipe == "auto":
-            measured = _sensitivity(checkpoint, text or calibration or [], imatrix, sensitivity, group_size, bar)
-        report = run(
-            checkpoint,
-            out,
-            quantize=quantize,
-            recipe=recipe,
-            bits=bits,
-            group_size=group_size,
-            imatrix=imatrix,
-            awq=awq,
-            awq_ratio=awq_ratio,
-            fit=fit,
-            overrides=overrides,
-            target_bpw=target_bpw,
-            sensitivity=measured,
-            calibration=_calibration(checkpoint, calibration, context, max_chunks, bar),
-            keep_mtp=keep_mtp,
-            dry_run=dry_run,
-            force=force,
-            progress=show,
-        )
+        calibrated = _calibration(prepared, calibration, context, max_chunks, bar)
+        measured = _sensitivity(prepared, text or calibration or [], sensitivity, bar) if recipe == "auto" else None
+        report = run(prepared, sensitivity=measured, calibration=calibrated, dry_run=dry_run, progress=show)
     for warning in report.warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     Console().print(_table(report))
 
 
-def _sensitivity(
-    source: Path, text: Sequence[Path], imatrix: Path | None, file: Path | None, group_size: int, bar: Bar
-) -> dict[str, dict[int, float]] | None:
-    """What ``file`` has, or what running the model on ``text`` tells, kept in ``file``; None without either."""
-    from mlx_delta.arch.checkpoint import open_checkpoint
+def _sensitivity(prepared: Prepared, text: Sequence[Path], file: Path | None, bar: Bar) -> dict[str, dict[int, float]]:
+    """What ``file`` has, or what running the model on ``text`` tells, kept in ``file``."""
     from mlx_delta.calibrate.chunks import read_chunks
     from mlx_delta.calibrate.sensitivity import CHUNKS, measure_sensitivity
     from mlx_delta.checkpoint.atomic import atomic_file, check_output_file
     from mlx_delta.conversion.auto import read_sensitivity, write_sensitivity
-    from mlx_delta.conversion.imatrix import read_imatrix
     from mlx_delta.loading import load_checkpoint
 
     if file is not None and file.is_file():
         return read_sensitivity(file)
     if not text:
-        return None
+        raise ArgumentError(f"{file}: expected what was measured, or --text to measure it on, found no such file")
     if file is not None:
         check_output_file(file, force=False)
-    model = load_checkpoint(open_checkpoint(source), "float32")
+    model = load_checkpoint(prepared.checkpoint, "float32")
     chunks = read_chunks(text, model.tokenizer, max_chunks=CHUNKS)
-    importance = {} if imatrix is None else read_imatrix(imatrix, model.config)
     task = bar.add_task("measuring", total=None, counts="")
 
     def show(done: int, total: int) -> None:
         bar.update(task, completed=done, total=total, counts=f"{done}/{total} matrices")
 
-    found = measure_sensitivity(model, chunks, importance, group_size, progress=show)
+    group_size = prepared.arguments.group_size
+    found = measure_sensitivity(model, chunks, prepared.importance, group_size, progress=show)
     if file is not None:
         with atomic_file(file) as partial:
             write_sensitivity(partial, found)
@@ -192,7 +187,7 @@ def _sensitivity(
 
 
 def _calibration(
-    source: Path, texts: Sequence[Path] | None, context: int, max_chunks: int, bar: Bar
+    prepared: Prepared, texts: Sequence[Path] | None, context: int, max_chunks: int, bar: Bar
 ) -> LayerCalibration | None:
     from mlx_delta.calibrate.layers import layer_calibration
 
@@ -203,7 +198,7 @@ def _calibration(
     def show(done: int, total: int) -> None:
         bar.update(task, completed=done, total=total, visible=True, counts=f"{done}/{total} chunks of a layer")
 
-    return layer_calibration(source, texts, context=context, max_chunks=max_chunks, progress=show)
+    return layer_calibration(prepared.checkpoint, texts, context=context, max_chunks=max_chunks, progress=show)
 
 
 def _table(report: ConvertReport) -> Table:

@@ -18,7 +18,7 @@ from pathlib import Path
 from mlx_delta.arch.base import Architecture
 from mlx_delta.checkpoint.tensors import Tensor
 from mlx_delta.config import Quantization
-from mlx_delta.conversion.recipe import WIDTHS, Recipe, TensorPlan, plan
+from mlx_delta.conversion.recipe import WIDTHS, Recipe, TensorPlan, plan, uniform
 from mlx_delta.errors import ArgumentError, ConvertError
 from mlx_delta.json_files import read_json
 
@@ -55,7 +55,7 @@ def auto(
     least = kept + sum(options[0].nbytes for options in hulls.values())
     left = int(target * weights / 8) - least
     if left < 0:
-        raise ArgumentError(f"target_bpw: expected at least {-(-least * 800 // weights) / 100}, found {target}")
+        raise _too_small(target, least, weights)
     while True:
         steps = [
             (_gain(options, chosen[module]), module)
@@ -70,8 +70,33 @@ def auto(
     widths = {module: hulls[module][index].width for module, index in chosen.items()}
     counts = Counter(width for width in widths.values() if width is not None)
     if not counts:
-        raise ArgumentError(f"target_bpw: expected a size that needs quantization, found {target}")
+        raise _too_large(target)
     return Recipe(tuple(widths.items()), counts.most_common(1)[0][0])
+
+
+def check_target(tensors: Iterable[Tensor], target: float, group_size: int, architecture: Architecture) -> None:
+    """Before anything is measured: some widths of the matrices that may be chosen have ``target`` bits a weight.
+
+    Raises: ArgumentError, with the least that there is; ConvertError naming a matrix that groups do not divide.
+    """
+    text = [tensor for tensor in tensors if tensor.name.startswith("language_model.")]
+    weights = sum(math.prod(tensor.shape) for tensor in text)
+    least = plan(text, uniform(min(WIDTHS), group_size, architecture.recipes), architecture)
+    whole = plan(text, Recipe((), None), architecture)
+    fixed = architecture.recipes.fixed
+    nbytes = sum((b if b.module.endswith(fixed) else a).nbytes for a, b in zip(least, whole, strict=True))
+    if int(target * weights / 8) < nbytes:
+        raise _too_small(target, nbytes, weights)
+    if int(target * weights / 8) >= sum(each.nbytes for each in whole):
+        raise _too_large(target)
+
+
+def _too_small(target: float, nbytes: int, weights: int) -> ArgumentError:
+    return ArgumentError(f"target_bpw: expected at least {-(-nbytes * 800 // weights) / 100}, found {target}")
+
+
+def _too_large(target: float) -> ArgumentError:
+    return ArgumentError(f"target_bpw: expected a size that needs quantization, found {target}")
 
 
 def _hull(whole: TensorPlan, klds: Mapping[int, float], group_size: int) -> list[_Option]:

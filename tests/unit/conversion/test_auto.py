@@ -126,7 +126,7 @@ def test_command_line(tiny: Path, golden: Path, tmp_path: Path) -> None:
         ([], "--target-bpw: expected bits a weight of the text model for the recipe auto"),
         (["--target-bpw", "4"], "--sensitivity: expected the matrices', measured, for the recipe auto"),
         (["--target-bpw", "4", "--q-bits", "3", *stored], "--q-bits: expected target_bpw instead"),
-        (["--q-recipe", "unsloth", *stored], "--sensitivity: expected --q-recipe auto with it, found unsloth"),
+        (["--q-recipe", "unsloth", *stored], "--sensitivity: expected the recipe auto with it, found unsloth"),
         (
             ["--target-bpw", "4", "--q-recipe", "unsloth"],
             "--target-bpw: expected the recipe auto with it, found unsloth",

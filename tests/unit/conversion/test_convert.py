@@ -23,8 +23,9 @@ from mlx_delta.arch.registry import read_config
 from mlx_delta.checkpoint.safetensors import read_header
 from mlx_delta.cli.main import app
 from mlx_delta.config import Quantization
-from mlx_delta.conversion.pipeline import ConvertReport, Progress, convert
+from mlx_delta.conversion.pipeline import Progress, convert
 from mlx_delta.conversion.recipe import choose
+from mlx_delta.conversion.report import ConvertReport
 from mlx_delta.errors import ArgumentError, CheckpointError, ConvertError, OutputError, OutputExistsError
 from support import GOLDEN, TINY
 
