@@ -32,7 +32,7 @@ class RopeConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The language model's dimensions."""
+    """The language model's dimensions. model_type: as ``ModelConfig`` has it."""
 
     hidden_size: int
     intermediate_size: int
@@ -50,6 +50,7 @@ class TextConfig:
     rope: RopeConfig
     tie_word_embeddings: bool
     eos_token_id: tuple[int, ...]
+    model_type: str = ""
 
     @property
     def num_layers(self) -> int:

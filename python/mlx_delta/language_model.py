@@ -78,7 +78,9 @@ class LanguageModel(ChatMethods):
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
         if ids:
             self._check_ids(ids)
-        thinking = ends_in_thoughts(prompt if isinstance(prompt, str) else self.tokenizer.decode(ids))
+        thinking = ends_in_thoughts(
+            prompt if isinstance(prompt, str) else self.tokenizer.decode(ids), self.tokenizer.markup
+        )
         return Generation(
             self.network,
             self.tokenizer,

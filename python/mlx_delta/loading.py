@@ -31,7 +31,8 @@ def load_model(path: str | Path, dtype: mx.Dtype | str | None = None) -> Languag
     """
     check_dtype(dtype)
     directory = model_path(path)
-    return _loaded(open_checkpoint(directory, gguf=False), Tokenizer.from_dir(directory), dtype)
+    checkpoint = open_checkpoint(directory, gguf=False)
+    return _loaded(checkpoint, Tokenizer.from_dir(directory, checkpoint.config.raw), dtype)
 
 
 def load_checkpoint(checkpoint: Checkpoint, dtype: mx.Dtype | str | None = None) -> LanguageModel:
@@ -44,7 +45,7 @@ def checkpoint_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     with TemporaryDirectory() as directory:
         for name, content in checkpoint.side_files().items():
             (Path(directory) / name).write_bytes(content)
-        return Tokenizer.from_dir(directory)
+        return Tokenizer.from_dir(directory, checkpoint.config.raw)
 
 
 def _loaded(checkpoint: Checkpoint, tokenizer: Tokenizer, dtype: mx.Dtype | str | None) -> LanguageModel:

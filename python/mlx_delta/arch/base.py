@@ -69,6 +69,28 @@ class Recipes:
 
 
 @dataclass(frozen=True)
+class Markup:
+    """How the family's chat templates, and its models, mark what is not text.
+
+    thoughts, call, response: the tags around them. call_head: how the call of the tool {name} begins. ends: the tokens
+    that end a turn, and a text: the models write them whatever a checkpoint's files name.
+    """
+
+    thoughts: tuple[str, str]
+    call: tuple[str, str]
+    response: tuple[str, str]
+    call_head: str
+    ends: tuple[str, ...]
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        return (*self.thoughts, *self.call, *self.response)
+
+
+Presets = Mapping[str, Mapping[str, float]]  # "thinking", "coding", "instruct" -> sampling options
+
+
+@dataclass(frozen=True)
 class GGUFFormat:
     """What a GGUF file of the architecture holds.
 
@@ -95,7 +117,8 @@ class Architecture:
     text_shapes, mtp_shapes: every tensor of the unquantized text model, and of its MTP head, by canonical name, in the
     order of a converted file. canonical_name: of a tensor's name in any naming; None in none. canonical_tensors: a
     source's tensors, under canonical names with canonical values; the shapes are the text model's. network: out of
-    canonical tensors, activations in a dtype. layer: one alone, by number. gguf: None where no GGUF file is read.
+    canonical tensors, activations in a dtype. layer: one alone, by number. presets: sampling as the model cards
+    recommend it. gguf: None where no GGUF file is read.
     """
 
     model_types: tuple[str, ...]
@@ -109,4 +132,6 @@ class Architecture:
     layer: Callable[[ModelConfig, Mapping[str, mx.array], int], Layer]
     recipes: Recipes
     folds: tuple[Fold, ...]
+    presets: Callable[[TextConfig], Presets]
+    markup: Markup
     gguf: GGUFFormat | None

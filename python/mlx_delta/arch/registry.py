@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mlx_delta.arch.base import Architecture
+from mlx_delta.arch.base import Architecture, Markup
 from mlx_delta.arch.qwen3_5 import QWEN3_5
-from mlx_delta.config import ModelConfig, quantization_of
+from mlx_delta.config import ModelConfig, TextConfig, quantization_of
 from mlx_delta.errors import CheckpointError, ConfigError
 from mlx_delta.json_files import read_json
 
@@ -23,8 +24,13 @@ def register(architecture: Architecture) -> None:
 register(QWEN3_5)
 
 
-def architecture_of(config: ModelConfig) -> Architecture:
+def architecture_of(config: ModelConfig | TextConfig) -> Architecture:
     return _known[config.model_type]
+
+
+def markup_of(model_type: object) -> Markup:
+    """That of the architecture of this model type; the first one's where there is none of the name."""
+    return _known[model_type if isinstance(model_type, str) and model_type in _known else next(iter(_known))].markup
 
 
 def parse_config(raw: Mapping[str, Any], origin: str = "config.json") -> ModelConfig:
@@ -35,7 +41,7 @@ def parse_config(raw: Mapping[str, Any], origin: str = "config.json") -> ModelCo
     model_type = raw.get("model_type")
     if not isinstance(model_type, str) or model_type not in _known:
         raise ConfigError(f"{origin}: model_type: expected one of {', '.join(_known)}, found {model_type!r}")
-    text = _known[model_type].text_config(raw, origin)
+    text = replace(_known[model_type].text_config(raw, origin), model_type=model_type)
     return ModelConfig(model_type, text, quantization_of(raw, origin), dict(raw))
 
 

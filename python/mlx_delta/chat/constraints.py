@@ -17,7 +17,6 @@ from mlx_delta.engine.sample import Allowed
 from mlx_delta.text.grammar import JsonGrammar
 from mlx_delta.text.tokenizer import Tokenizer
 
-_CLOSE = "</think>\n\n"
 _ON = "\n\n"  # the template's own way on from thoughts
 
 
@@ -69,13 +68,13 @@ class Constraint:
 class ThinkingBudget(Constraint):
     """Thoughts are ended after so many tokens, but for a call among them, which ends them by itself."""
 
-    def __init__(self, budget: int) -> None:
-        self._budget = budget
+    def __init__(self, budget: int, closing: str) -> None:
+        self._budget, self._close = budget, closing + _ON
 
     def texts(self, output: Output) -> list[str]:
         if not output.parser.thinking or output.thinking_tokens < self._budget:
             return []
-        return [_CLOSE if output.tail == "\n" else "\n" + _CLOSE]
+        return [self._close if output.tail == "\n" else "\n" + self._close]
 
 
 class NoCall(Constraint):
@@ -89,13 +88,13 @@ class NoCall(Constraint):
 
 
 class RequiredCall(Constraint):
-    """One of the tools ``names`` is called, once thoughts are over. single: and the answer ends with that call.
+    """One call begins by one of ``heads``, once thoughts are over. single: and the answer ends with that call.
 
     call, ends: ids that begin a call, and that end an answer.
     """
 
-    def __init__(self, names: Sequence[str], call: set[int], ends: set[int], *, single: bool) -> None:
-        self._heads = [f"<tool_call>\n<function={name}>\n" for name in names]
+    def __init__(self, heads: Sequence[str], call: set[int], ends: set[int], *, single: bool) -> None:
+        self._heads = heads
         self._call, self._ends, self._single = call, ends, single
 
     def texts(self, output: Output) -> list[str]:
@@ -210,18 +209,20 @@ class Constraints:
 
 
 def _constraints(tokenizer: Tokenizer, settings: ChatSettings) -> list[Constraint]:
-    opening, ends = tokenizer.token_id("<tool_call>"), set(tokenizer.eos_token_ids)
+    markup, ends = tokenizer.markup, set(tokenizer.eos_token_ids)
+    opening = tokenizer.token_id(markup.call[0])
     call = set() if opening is None else {opening}
     found: list[Constraint] = []
     if settings.thinking_budget is not None:
-        found.append(ThinkingBudget(settings.thinking_budget))
+        found.append(ThinkingBudget(settings.thinking_budget, markup.thoughts[1]))
     if settings.tool_choice == "none":
         found.append(NoCall(call))
     if settings.forced_names:
         single = settings.tool_choice != "required"
-        found.append(RequiredCall(settings.forced_names, call, ends, single=single))
+        heads = [markup.call_head.format(name=name) for name in settings.forced_names]
+        found.append(RequiredCall(heads, call, ends, single=single))
     if settings.schema is not None:
-        more = set(tokenizer.encode("\n</tool_call><tool_call>"))
+        more = set(tokenizer.encode("\n" + markup.call[1] + markup.call[0]))
         tools = bool(settings.tools) and settings.tool_choice != "none"
         found.append(Document(JsonGrammar(tokenizer, settings.schema), call, more, ends, tools=tools))
     return found

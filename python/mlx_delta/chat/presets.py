@@ -1,23 +1,16 @@
-"""Sampling parameters as the Qwen3.5 model cards recommend them, by mode and size of the model.
-
-The cards differ by size only without thinking: 0.8B and 2B take more randomness and a stronger presence penalty.
-"""
+"""Sampling parameters: what was given, over a preset of the architecture's, over what the checkpoint's files say."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from mlx_delta.arch.registry import architecture_of
 from mlx_delta.config import TextConfig
 from mlx_delta.engine.sample import SamplingParams
 from mlx_delta.errors import ArgumentError
 from mlx_delta.options import SAMPLING, GenerationOptions
 from mlx_delta.text.tokenizer import GenerationDefaults
-
-_SMALL = 2048  # hidden size up to which a model is one of the small ones (0.8B: 1024, 2B: 2048, 4B: 2560)
-_THINKING = {"temperature": 1.0, "top_p": 0.95, "top_k": 20, "min_p": 0.0, "presence_penalty": 1.5}
-_CODING = {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "min_p": 0.0, "presence_penalty": 0.0}
-_INSTRUCT = {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "min_p": 0.0, "presence_penalty": 1.5}
-_SMALL_INSTRUCT = {"temperature": 1.0, "top_p": 1.0, "top_k": 20, "min_p": 0.0, "presence_penalty": 2.0}
 
 PRESETS = ("auto", "thinking", "coding", "instruct", "checkpoint")
 
@@ -48,8 +41,7 @@ def sampling(
         preset = "checkpoint"
     if preset == "auto":
         preset = "thinking" if thinking else "instruct"
-    instruct = _SMALL_INSTRUCT if config.hidden_size <= _SMALL else _INSTRUCT
-    chosen = {"thinking": _THINKING, "coding": _CODING, "instruct": instruct, "checkpoint": {}}[preset]
+    chosen: Mapping[str, float] = {} if preset == "checkpoint" else architecture_of(config).presets(config)[preset]
     stored = {name: getattr(defaults, name) for name in SAMPLING} if defaults.do_sample else {}
     stored = {name: value for name, value in stored.items() if value is not None}
     return SamplingParams(**{**stored, **chosen, **explicit}, seed=seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mlx_delta.arch.base import Markup
 from mlx_delta.chat.messages import Message, prepare_messages
 from mlx_delta.chat.settings import ChatSettings as ChatSettings
 from mlx_delta.chat.template import render
@@ -49,11 +50,12 @@ class Prompt:
                 after = ""
             lasting = min(stable, common_prefix(ids, tokenizer.encode(after)))
         tail = text[len(closed) :] if text.startswith(closed) else text
-        return cls(ids, ends_in_thoughts(tail), stable, lasting)
+        return cls(ids, ends_in_thoughts(tail, tokenizer.markup), stable, lasting)
 
 
-def ends_in_thoughts(prompt: str) -> bool:
-    return prompt.rfind("<think>") > prompt.rfind("</think>")
+def ends_in_thoughts(prompt: str, markup: Markup) -> bool:
+    opening, closing = markup.thoughts
+    return prompt.rfind(opening) > prompt.rfind(closing)
 
 
 def template_of(tokenizer: Tokenizer) -> str:

@@ -14,6 +14,8 @@ from typing import Any
 
 import tokenizers
 
+from mlx_delta.arch.base import Markup
+from mlx_delta.arch.registry import markup_of
 from mlx_delta.errors import TokenizerError
 from mlx_delta.json_files import decode_utf8, read_json
 
@@ -41,9 +43,6 @@ def _unicode_to_byte() -> dict[str, int]:
 
 
 _BYTES = _unicode_to_byte()
-_ENDS = ("<|im_end|>", "<|endoftext|>")  # of a turn, and of a text: the model writes them whatever the files name
-# What an answer is read by; some files flag these as special, and skipped they would take the calls with them.
-_MARKUP = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 
 
 class Tokenizer:
@@ -52,27 +51,30 @@ class Tokenizer:
     vocab_size: highest known id + 1; logits rows from there on are padding and must never be sampled.
     eos_token_ids: ids that end an answer. special_ids: added tokens flagged special, which no text shows; the tags of
     thoughts and tool calls are never among them, whatever the file says.
-    chat_template: the checkpoint's Jinja source, or None. generation_defaults: what generation_config.json recommends.
+    markup: the architecture's. chat_template: the checkpoint's Jinja source, or None. generation_defaults: what
+    generation_config.json recommends.
     """
 
     def __init__(
         self,
         backend: tokenizers.Tokenizer,
+        markup: Markup,
         eos_token_ids: Sequence[int] = (),
         chat_template: str | None = None,
         generation_defaults: GenerationDefaults | None = None,
     ) -> None:
         self._backend = backend
+        self.markup = markup
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.eos_token_ids = tuple(eos_token_ids)
         added = backend.get_added_tokens_decoder()
-        self.special_ids = frozenset(i for i, t in added.items() if t.special and t.content not in _MARKUP)
+        self.special_ids = frozenset(i for i, t in added.items() if t.special and t.content not in markup.tags)
         self.chat_template = chat_template
         self.generation_defaults = generation_defaults or GenerationDefaults()
 
     @classmethod
-    def from_dir(cls, path: Path | str) -> Tokenizer:
-        """Read the tokenizer of the checkpoint in directory ``path``.
+    def from_dir(cls, path: Path | str, config: Mapping[str, Any] | None = None) -> Tokenizer:
+        """Read the tokenizer of the checkpoint in directory ``path``. config: its config.json, if it was read before.
 
         Raises: TokenizerError naming the file, what was expected and what was found.
         """
@@ -83,8 +85,10 @@ class Tokenizer:
         backend = _backend(file)
         settings, generation = _read(path / "tokenizer_config.json"), _read(path / "generation_config.json")
         defaults = _generation_defaults(generation, path / "generation_config.json")
-        eos = _eos_token_ids(backend, path, generation, settings)
-        return cls(backend, eos, _chat_template(path, settings), defaults)
+        config = _read(path / "config.json") if config is None else config
+        markup = markup_of(config.get("model_type"))
+        eos = _eos_token_ids(backend, path, generation, settings, config, markup.ends)
+        return cls(backend, markup, eos, _chat_template(path, settings), defaults)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text``; added tokens written out in it are parsed as tokens, and no others are added."""
@@ -163,7 +167,12 @@ _DEFAULTS: Mapping[str, tuple[str, Callable[[float], bool]]] = {
 
 
 def _eos_token_ids(
-    backend: tokenizers.Tokenizer, path: Path, generation: Mapping[str, Any], settings: Mapping[str, Any]
+    backend: tokenizers.Tokenizer,
+    path: Path,
+    generation: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    config: Mapping[str, Any],
+    ends: Sequence[str],
 ) -> tuple[int, ...]:
     """What all the files say, taken together, and the two tokens that this family's models end with.
 
@@ -171,7 +180,6 @@ def _eos_token_ids(
     and a chat answer ends in the tokenizer's eos_token <|im_end|>.
     Raises: TokenizerError naming the file for what is no id, or no token, of this tokenizer.
     """
-    config = _read(path / "config.json")
     text = config.get("text_config")
     found: list[int] = []
     for name, section in (
@@ -188,8 +196,8 @@ def _eos_token_ids(
             where = path / "tokenizer_config.json"
             raise TokenizerError(f"{where}: eos_token: expected a token of tokenizer.json, found {token!r:.80}")
         found.append(token_id)
-    ends = (backend.token_to_id(token) for token in _ENDS)
-    return tuple(dict.fromkeys([*found, *(token_id for token_id in ends if token_id is not None)]))
+    known = (backend.token_to_id(token) for token in ends)
+    return tuple(dict.fromkeys([*found, *(token_id for token_id in known if token_id is not None)]))
 
 
 def _ids(value: Any, file: Path, backend: tokenizers.Tokenizer) -> list[int]:

@@ -7,8 +7,10 @@ from mlx_delta.arch.qwen3_5.components import COMPONENTS
 from mlx_delta.arch.qwen3_5.config import text_config
 from mlx_delta.arch.qwen3_5.folds import FOLDS
 from mlx_delta.arch.qwen3_5.gguf import GGUF
+from mlx_delta.arch.qwen3_5.markup import MARKUP
 from mlx_delta.arch.qwen3_5.names import canonical_name, canonical_tensors
 from mlx_delta.arch.qwen3_5.network import layer, network
+from mlx_delta.arch.qwen3_5.presets import presets
 from mlx_delta.arch.qwen3_5.recipe import RECIPES
 from mlx_delta.arch.qwen3_5.shapes import mtp_shapes, text_shapes
 
@@ -24,5 +26,7 @@ QWEN3_5 = Architecture(
     layer=layer,
     recipes=RECIPES,
     folds=FOLDS,
+    presets=presets,
+    markup=MARKUP,
     gguf=GGUF,
 )

@@ -30,7 +30,7 @@ def text_config(raw: Mapping[str, Any], origin: str) -> TextConfig:
     """
     text = raw.get("text_config", raw)
     tied = bool(text.get("tie_word_embeddings", raw.get("tie_word_embeddings", False)))
-    dims = {name: _positive_int(text, name, origin) for name in _INTEGERS}
+    dims: dict[str, Any] = {name: _positive_int(text, name, origin) for name in _INTEGERS}
     for many, few in (
         ("linear_num_value_heads", "linear_num_key_heads"),
         ("num_attention_heads", "num_key_value_heads"),

@@ -11,6 +11,7 @@ from typing import Any
 from gguf import TokenType
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from mlx_delta.arch.qwen3_5.markup import MARKUP
 from mlx_delta.errors import CheckpointError
 
 # How text is cut before merging. Source: Qwen3.5's tokenizer.json; qwen2's knows no combining marks (\p{M}).
@@ -23,7 +24,7 @@ _SPLITS = {"qwen35": _SPLIT, "qwen2": _SPLIT.replace(r"[\p{L}\p{M}]+", r"\p{L}+"
 # which decoding shows.
 _NOT_SPECIAL = (
     *("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"),
-    *("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"),
+    *MARKUP.tags,
 )
 _SAMPLING = {"top_k": "top_k", "top_p": "top_p", "temp": "temperature", "min_p": "min_p"}
 _ENDS = ("eos", "eot", "eom")  # each "tokenizer.ggml.X_token_id": of an answer, of a turn, of a message

@@ -1,0 +1,13 @@
+"""How Qwen3.5 marks thoughts and tool calls; ``chat.parse`` reads them."""
+
+from __future__ import annotations
+
+from mlx_delta.arch.base import Markup
+
+MARKUP = Markup(
+    thoughts=("<think>", "</think>"),
+    call=("<tool_call>", "</tool_call>"),
+    response=("<tool_response>", "</tool_response>"),
+    call_head="<tool_call>\n<function={name}>\n",
+    ends=("<|im_end|>", "<|endoftext|>"),
+)
