@@ -12,8 +12,8 @@ from .chat.stream import ChatStream as ChatStream
 from .chat.tools import ToolCall as ToolCall
 from .chat.tools import create_tool_definition as create_tool_definition
 from .config import ModelConfig as ModelConfig
-from .conversion.pipeline import ConvertReport as ConvertReport
 from .conversion.pipeline import convert as convert
+from .conversion.report import ConvertReport as ConvertReport
 from .engine.sample import SamplingParams as SamplingParams
 from .errors import MlxDeltaError as MlxDeltaError
 from .evaluation import Evaluation as Evaluation

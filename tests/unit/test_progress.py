@@ -52,6 +52,16 @@ def test_bars_at_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert "measuring" in capsys.readouterr().err
 
 
+def test_a_conversion_is_not_silent_when_piped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(progress, "INTERVAL", 0.0)
+    arguments = ["convert", "-i", TINY, "-o", tmp_path / "out", "-q", "--calibrate", GOLDEN / "heldout.txt"]
+    done = CliRunner().invoke(app, [*map(str, arguments), "--context", "64", "--max-chunks", "2"])
+    assert done.exit_code == 0, done.output
+    assert "calibrating: 1/64 chunks of a layer, 2 %\n" in done.stderr
+    assert "converting: " in done.stderr
+    assert "converting" not in done.stdout
+
+
 def test_a_long_run_is_not_silent_when_piped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(progress, "INTERVAL", 0.0)
     arguments = ["imatrix", "-m", TINY, "-t", GOLDEN / "heldout.txt", "--context", "64", "--max-chunks", "2"]

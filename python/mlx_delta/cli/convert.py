@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bar
 from rich.table import Table
 
+from mlx_delta.cli.console import stdout, warn
 from mlx_delta.cli.errors import UsageError
+from mlx_delta.errors import ArgumentError
+from mlx_delta.progress import Bars, megabytes, of
 
 if TYPE_CHECKING:
     from mlx_delta.calibrate.layers import LayerCalibration
-    from mlx_delta.conversion.pipeline import Progress
     from mlx_delta.conversion.prepare import Prepared
     from mlx_delta.conversion.report import ConvertReport
 
@@ -120,9 +119,8 @@ def convert(
     from mlx_delta.conversion.prepare import prepare
     from mlx_delta.hub.path import model_path
 
-    for name, value in (("--text", text), ("--sensitivity", sensitivity)):
-        if value and recipe != "auto":
-            raise UsageError(f"{name}: expected --q-recipe auto with it, found {recipe or 'no recipe'}")
+    if text and recipe != "auto":
+        raise UsageError(f"--text: expected --q-recipe auto with it, found {recipe or 'no recipe'}")
     arguments = Arguments(
         quantize=quantize,
         recipe=recipe,
@@ -139,24 +137,25 @@ def convert(
         measured=bool(sensitivity or (recipe == "auto" and (text or calibration))),
     )
     prepared = prepare(model_path(source, gguf=True), out, arguments, force=force, dry_run=dry_run)
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[counts]}"), TimeElapsedColumn())
-    with Bar(*columns, console=console) as bar:
-        task = bar.add_task("converting", total=None, visible=False, counts="")
-
-        def show(step: Progress) -> None:
-            counts = f"{step.tensors}/{step.total_tensors} tensors, {step.nbytes / 1e6:,.0f} MB"
-            bar.update(task, completed=step.nbytes, total=step.total_nbytes, visible=True, counts=counts)
-
-        calibrated = _calibration(prepared, calibration, context, max_chunks, bar)
-        measured = _sensitivity(prepared, text or calibration or [], sensitivity, bar) if recipe == "auto" else None
-        report = run(prepared, sensitivity=measured, calibration=calibrated, dry_run=dry_run, progress=show)
+    with Bars() as bars:
+        show = bars.task("converting", megabytes)
+        calibrated = _calibration(prepared, calibration, context, max_chunks, bars)
+        measured = _sensitivity(prepared, text or calibration or [], sensitivity, bars) if recipe == "auto" else None
+        report = run(
+            prepared,
+            sensitivity=measured,
+            calibration=calibrated,
+            dry_run=dry_run,
+            progress=lambda step: show(step.nbytes, step.total_nbytes),
+        )
     for warning in report.warnings:
-        console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-    Console().print(_table(report))
+        warn(warning)
+    stdout().print(_table(report))
 
 
-def _sensitivity(prepared: Prepared, text: Sequence[Path], file: Path | None, bar: Bar) -> dict[str, dict[int, float]]:
+def _sensitivity(
+    prepared: Prepared, text: Sequence[Path], file: Path | None, bars: Bars
+) -> dict[str, dict[int, float]]:
     """What ``file`` has, or what running the model on ``text`` tells, kept in ``file``."""
     from mlx_delta.calibrate.chunks import read_chunks
     from mlx_delta.calibrate.sensitivity import CHUNKS, measure_sensitivity
@@ -172,32 +171,22 @@ def _sensitivity(prepared: Prepared, text: Sequence[Path], file: Path | None, ba
         check_output_file(file, force=False)
     model = load_checkpoint(prepared.checkpoint, "float32")
     chunks = read_chunks(text, model.tokenizer, max_chunks=CHUNKS)
-    task = bar.add_task("measuring", total=None, counts="")
-
-    def show(done: int, total: int) -> None:
-        bar.update(task, completed=done, total=total, counts=f"{done}/{total} matrices")
-
-    group_size = prepared.arguments.group_size
-    found = measure_sensitivity(model, chunks, prepared.importance, group_size, progress=show)
+    show = bars.task("measuring", of("matrices"))
+    found = measure_sensitivity(model, chunks, prepared.importance, prepared.arguments.group_size, progress=show)
     if file is not None:
         with atomic_file(file) as partial:
             write_sensitivity(partial, found)
-    bar.remove_task(task)
     return found
 
 
 def _calibration(
-    prepared: Prepared, texts: Sequence[Path] | None, context: int, max_chunks: int, bar: Bar
+    prepared: Prepared, texts: Sequence[Path] | None, context: int, max_chunks: int, bars: Bars
 ) -> LayerCalibration | None:
     from mlx_delta.calibrate.layers import layer_calibration
 
     if not texts:
         return None
-    task = bar.add_task("calibrating", total=None, visible=False, counts="")
-
-    def show(done: int, total: int) -> None:
-        bar.update(task, completed=done, total=total, visible=True, counts=f"{done}/{total} chunks of a layer")
-
+    show = bars.task("calibrating", of("chunks of a layer"))
     return layer_calibration(prepared.checkpoint, texts, context=context, max_chunks=max_chunks, progress=show)
 
 
