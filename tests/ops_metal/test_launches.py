@@ -57,7 +57,7 @@ def nine_b_in_small() -> Network:
         q_norm=mx.ones(64),
         k_norm=mx.ones(64),
         o_proj=whole(64, heads),
-        mlp=mlp,
+        feed_forward=mlp,
     )
     delta = DeltaLayer(
         config=config,
@@ -68,7 +68,7 @@ def nine_b_in_small() -> Network:
         dt_bias=mx.zeros(values),
         gated_norm=mx.ones(32),
         out_proj=whole(64, config.value_dim),
-        mlp=mlp,
+        feed_forward=mlp,
     )
     layers = tuple(delta if kind == "linear_attention" else attention for kind in config.layer_types)
     return Network(config, mx.bfloat16, affine(64, 5), layers, mx.ones(64), affine(64, 6))
