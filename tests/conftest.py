@@ -26,19 +26,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_setup() -> Generator[None]:
+def skip_unsupported() -> Generator[None]:
     try:
         yield
     except Unsupported as error:
         pytest.skip(str(error))
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call() -> Generator[None]:
-    try:
-        yield
-    except Unsupported as error:
-        pytest.skip(str(error))
+pytest_runtest_setup = pytest_runtest_call = skip_unsupported
 
 
 @pytest.fixture(scope="session", autouse=True)

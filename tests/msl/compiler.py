@@ -166,6 +166,21 @@ def build(code: str, *, instrumented: bool, excess_precision: bool, shim: Sequen
     return Binary(library, tuple(instrument.SourceLine(*site) for site in json.loads(lines.read_text())))
 
 
+def depends_on_excess_precision(code: str, shim: Sequence[Path] = ()) -> bool:
+    """Whether half_flags changes the LLVM IR of a rewritten kernel before the first pass of the optimiser."""
+    with tempfile.TemporaryDirectory(dir=cache_directory()) as folder:
+        kernel, ir = Path(folder) / "kernel.cpp", Path(folder) / "kernel.ll"
+        kernel.write_text(code)
+        includes = [f"-I{path}" for path in (*shim, SHIM)]
+        as_is = ["-O2", "-w", "-Xclang", "-disable-llvm-passes", "-S", "-emit-llvm"]
+        found = set()
+        for excess in (False, True):
+            flags = [*KERNEL, *half_flags(excess), *as_is, *includes]
+            check_run([*find_compiler().compile, *flags, str(kernel), "-o", str(ir)])
+            found.add(ir.read_bytes())
+    return len(found) > 1
+
+
 def diagnose(code: str, flags: Sequence[str]) -> list[Diagnostic]:
     """What clang warns of in a rewritten kernel, and in nothing of the shim."""
     with tempfile.TemporaryDirectory(dir=cache_directory()) as folder:

@@ -81,12 +81,17 @@ class Library:
         flat = source.flatten(text, [Path(i) for i in includes], replaced_headers, filename)
         self._source = source.parse(compiler.preprocess(flat))
         self._shim = tuple(shim)
+        self._rewritten: dict[str, str] = {}
         self._binaries: dict[tuple[object, ...], compiler.Binary] = {}
 
     @property
     def kernels(self) -> list[str]:
         """The names that can be launched."""
         return sorted(self._source.instances)
+
+    def instantiate(self, text: str) -> None:
+        """Adds explicit instantiations, which use no macro; for kernels that share all the rest of a long source."""
+        self._source.instances.update(source.instances_of(text))
 
     def launch(
         self,
@@ -177,6 +182,13 @@ class Library:
         """
         return compiler.diagnose(self._code([name] if name else self.kernels, constants or {}), flags)
 
+    def depends_on_excess_precision(self) -> bool:
+        """Whether clang, before it optimises, makes anything else of the kernels with ``excess_precision``.
+
+        If not, there is nothing in them that it could change, whatever the arguments.
+        """
+        return compiler.depends_on_excess_precision(self._code(self.kernels, {}), self._shim)
+
     def _binary(self, name: str, constants: Constants, instrumented: bool, excess: bool) -> compiler.Binary:
         key = (name, tuple(sorted((i, repr(value)) for i, value in constants.items())), instrumented, excess)
         if key not in self._binaries:
@@ -194,8 +206,10 @@ class Library:
             call = f"{self._source.instances[name]}({values});"
             entry = "msl_entry" if i == 0 else f"msl_entry_{i}"
             entries.append(f'extern "C" void {entry}(const msl::Argument* arguments) {{ (void)arguments; {call} }}')
-        text = source.rewrite(self._source, constants)
-        return "\n".join(["#include <metal_stdlib.h>", text, '#line 1 "entry points"', *entries, ""])
+        key = repr(sorted(constants.items()))
+        if key not in self._rewritten:
+            self._rewritten[key] = source.rewrite(self._source, constants)
+        return "\n".join(["#include <metal_stdlib.h>", self._rewritten[key], '#line 1 "entry points"', *entries, ""])
 
 
 def argument(kernel: str, parameter: source.Parameter) -> str:

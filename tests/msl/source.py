@@ -122,8 +122,7 @@ def parse(text: str) -> Source:
     queried = set(DEFINED_QUERY.findall(text))
     for type_, name, index in FUNCTION_CONSTANT.findall(text):
         source.constants.append(FunctionConstant(name, type_, int(index), name in queried))
-    for name, expression, function in INSTANCE.findall(text):
-        source.instances[re.sub(r'["\s]', "", name)] = expression or function
+    source.instances.update(instances_of(text))
     templates = {function_of(expression) for expression in source.instances.values()}
     body = INSTANCE.sub("", text)
     for match in KERNEL.finditer(body):
@@ -131,6 +130,12 @@ def parse(text: str) -> Source:
         if match[1] not in templates and not re.search(r"template\s*<[^{};()]*>\s*$", body[: match.start()]):
             source.instances[match[1]] = match[1]
     return source
+
+
+def instances_of(text: str) -> dict[str, str]:
+    """Explicit instantiations, as `Source.instances` has them."""
+    found = INSTANCE.findall(text)
+    return {re.sub(r'["\s]', "", name): expression or function for name, expression, function in found}
 
 
 def function_of(expression: str) -> str:

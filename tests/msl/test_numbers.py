@@ -42,6 +42,15 @@ def test_half_types_round_after_each_operation_or_once(dtype: str, excess: bool)
 
 
 @pytest.mark.parametrize("dtype", ["half", "bfloat"])
+def test_what_depends_on_excess_precision_is_seen_in_the_code(dtype: str) -> None:
+    assert Library(EXPRESSION.replace("TYPE", dtype)).depends_on_excess_precision()
+    in_float = "y[i] = TYPE(float(a[i]) * float(b[i]) + float(c[i]));"
+    text = EXPRESSION.replace("y[i] = a[i] * b[i] + c[i];", in_float)
+    assert in_float in text
+    assert not Library(text.replace("TYPE", dtype)).depends_on_excess_precision()
+
+
+@pytest.mark.parametrize("dtype", ["half", "bfloat"])
 def test_conversion_rounds_to_even(dtype: str) -> None:
     exact = rounded(np.abs(RNG.standard_normal(64)), dtype)
     step = np.spacing(exact.astype(np.float16)).astype(np.float32) if dtype == "half" else exact * 0 + 2.0**-7

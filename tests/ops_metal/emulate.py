@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from functools import cache
 from typing import Any
 
 import mlx.core as mx
@@ -11,16 +10,12 @@ import numpy as np
 
 from mlx_delta import _core
 from mlx_delta.bench.cases import Case
-from msl import Library, Output, Traffic
+from msl import Output, Traffic
+from support.launches import library
 
 LARGE = 2 << 20  # bytes: weights and states; a group's scale and bias are read by the two threads that share it
 CACHED = 128 << 10  # bytes: less is what all threadgroups read, activations and norms, and stays in caches
 _BITS = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32}
-
-
-@cache
-def library(source: str) -> Library:
-    return Library(source)
 
 
 def to_numpy(array: mx.array) -> np.ndarray:

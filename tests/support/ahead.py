@@ -11,10 +11,8 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from msl import CompileError, Library, SourceError, Unsupported
-from support.launches import specialisations
-
-HALF = (mx.float16, mx.bfloat16)
+from msl import CompileError, SourceError, Unsupported
+from support.launches import library, specialisations
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -26,13 +24,12 @@ def compile_ahead(request: pytest.FixtureRequest) -> Iterator[None]:
 
     def compile_one(name: str, source: str, options: dict[str, Any]) -> None:
         with suppress(CompileError, SourceError, Unsupported):
-            Library(source).compile(name, **options)
+            library(source).compile(name, **options)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for options in ({}, {"check": True}, {"excess_precision": True}):
+        for options in ({}, {"check": True}):
             for name, use in specialisations().items():
-                wanted = not options or use.dtype in (HALF if "excess_precision" in options else (mx.bfloat16,))
-                if wanted and not use.case.real:
+                if not use.case.real and (not options or use.dtype == mx.bfloat16):
                     pool.submit(compile_one, name, use.launch.source, options)
         yield
         pool.shutdown(cancel_futures=True)

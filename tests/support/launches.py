@@ -11,6 +11,7 @@ import numpy as np
 
 from mlx_delta import _core
 from mlx_delta.bench.cases import CASES, DTYPES, Case
+from msl import Library
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,19 @@ def specialisations() -> dict[str, Use]:
 def uses() -> Iterable[tuple[Case, mx.Dtype]]:
     real = [(case, mx.bfloat16) for case in CASES if case.real]
     return real + [(case, dtype) for dtype in reversed(DTYPES.values()) for case in CASES if not case.real]
+
+
+def library(source: str) -> Library:
+    """Where a launch's kernel is: one for all that differ in the instantiation alone, with which a source ends."""
+    text, instance = source.rsplit("\ntemplate", 1)
+    found = _library(text)
+    found.instantiate("template" + instance)
+    return found
+
+
+@cache
+def _library(text: str) -> Library:
+    return Library(text)
 
 
 def threads_of(launch: _core.Launch) -> int:
