@@ -1,12 +1,22 @@
-// Compiled once per instruction set: the table of its kernels.
+// Compiled once per instruction set: the table of its kernels. Where only qmm gains by the set, it has a qmm of its
+// own, and the other kernels are those of the set named MLX_DELTA_BASE.
 #include "cpu/kernels.h"
 
-namespace mlx_delta::cpu::MLX_DELTA_ISA {
+#if !defined(MLX_DELTA_BASE)
+#define MLX_DELTA_BASE MLX_DELTA_ISA
+#endif
 
+namespace mlx_delta::cpu::MLX_DELTA_BASE {
 int64_t multiply_add(int64_t);
 #define MLX_DELTA_KERNEL(kernel, Args) void kernel(DType, const Args&);
 #include "cpu/kernels.def"
 #undef MLX_DELTA_KERNEL
+}  // namespace mlx_delta::cpu::MLX_DELTA_BASE
+
+namespace mlx_delta::cpu::MLX_DELTA_ISA {
+
+using namespace MLX_DELTA_BASE;
+void qmm(DType, const QmmArgs&);  // hides the other's
 
 #define MLX_DELTA_STRING_OF(x) #x
 #define MLX_DELTA_STRING(x) MLX_DELTA_STRING_OF(x)

@@ -26,6 +26,8 @@ ISA_FLAGS = {
     "neondot": ["-DMLX_DELTA_ISA_NEON", "-mcpu=generic+dotprod"],
     "portable": [],
 }
+# As ISA_BASE of CMakeLists.txt: only qmm is compiled for the set, the other kernels are another's.
+BASE = {"neondot": "neon"}
 UNUSED = ["-Wno-unused-parameter", "-Wno-unused-variable"]  # what other instruction sets use
 
 
@@ -66,7 +68,9 @@ def program() -> Path:
     """run_calls with all tables of kernels, a static executable."""
     jobs = [(HERE / "run_calls.cpp", ())]
     for isa, options in ISA_FLAGS.items():
-        jobs += [(path, (f"-DMLX_DELTA_ISA={isa}", *options)) for path in sorted(CPU.glob("*.cpp"))]
+        own = [f"-DMLX_DELTA_ISA={isa}", *([f"-DMLX_DELTA_BASE={BASE[isa]}"] if isa in BASE else []), *options]
+        names = ("qmm.cpp", "table.cpp") if isa in BASE else sorted(path.name for path in CPU.glob("*.cpp"))
+        jobs += [(CPU / name, tuple(own)) for name in names]
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(lambda job: compiled(job[0], *job[1]), jobs))
     target = CACHE / f"run_calls-{hashlib.sha256(repr(objects).encode()).hexdigest()[:16]}"
