@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import mlx.core as mx
 import numpy as np
@@ -230,8 +230,19 @@ def _reported(
 
 
 def _config(checkpoint: Checkpoint, plans: Sequence[TensorPlan], recipe: Recipe) -> bytes:
-    """The original config.json, with the widths under both names that loaders look for."""
+    """The original config.json, with the widths under both names that loaders look for, and no head that is not there."""
     config = dict(checkpoint.config.raw)
+    if all(plan.component != "mtp" for plan in plans):
+        config = _without_mtp(config)
     if recipe.base is not None:
         config["quantization"] = config["quantization_config"] = quantization_section(plans, recipe.base)
     return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _without_mtp(config: dict[str, Any]) -> dict[str, Any]:
+    """What the config says of the MTP head, taken back: programs that read it would look for the head's tensors."""
+    none = {"mtp_num_hidden_layers": 0}
+    text = config.get("text_config")
+    if isinstance(text, Mapping) and text.get("mtp_num_hidden_layers"):
+        config = {**config, "text_config": {**text, **none}}
+    return {**config, **none} if config.get("mtp_num_hidden_layers") else config

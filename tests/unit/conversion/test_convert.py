@@ -141,7 +141,7 @@ def test_bf16_conversion_gives_the_golden_logits(bf16: ConvertReport) -> None:
     assert "quantization" not in json.loads((bf16.path / "config.json").read_text())
 
 
-def test_mtp_head_is_kept_when_asked_for(tmp_path: Path) -> None:
+def test_mtp_head_is_kept_when_asked_for(tmp_path: Path, bf16: ConvertReport) -> None:
     """Whole, its norms final; mlx-lm, which knows none, still loads the model; a head that is not there is an error."""
     report = convert(TINY, tmp_path / "out", bits=4, keep_mtp=True)
     source, found = open_checkpoint(TINY).source, mx.load(str(report.path / "model.safetensors"))
@@ -155,6 +155,10 @@ def test_mtp_head_is_kept_when_asked_for(tmp_path: Path) -> None:
     plain = convert(TINY, tmp_path / "plain", bits=4)
     assert plain.tensors == report.tensors - len(stored)
     assert plain.bits_per_weight == report.bits_per_weight
+    configs = [json.loads((each.path / "config.json").read_text()) for each in (report, plain)]
+    assert [config["text_config"]["mtp_num_hidden_layers"] for config in configs] == [1, 0]  # no head, none promised
+    with pytest.raises(ArgumentError, match=r"keep_mtp: expected mtp_num_hidden_layers in the config .* found none"):
+        convert(bf16.path, tmp_path / "again", keep_mtp=True)
     with pytest.raises(CheckpointError, match=r"mtp\.layers\.0\.self_attn\.q_proj\.weight: expected .* found nothing"):
         convert(edited(tmp_path / "in", {"intermediate_size": 640}, {"mlp": 640}, ("mtp.",)), tmp_path, keep_mtp=True)
 
