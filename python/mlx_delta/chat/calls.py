@@ -183,6 +183,8 @@ class CallReader:
         return None
 
     def _begin_value(self, tag: Tag) -> None:
+        if not self._tool.has(tag.name):
+            self._doubt(f"the tool has no parameter {tag.name!r}")
         self._value = Value(tag.name, self._size + len(tag.raw), self._tool.holds_text(tag.name))
 
     def _commit(self, end: int) -> None:
@@ -304,8 +306,6 @@ class CallReader:
             self._begin_value(tag)
             return None
         if kind == "parameter" and self._is_next(tag.name, value):
-            if not self._tool.has(tag.name):
-                self._doubt(f"the tool has no parameter {tag.name!r}")
             self._commit(closed.start)
             self._begin_value(tag)
             return None

@@ -230,7 +230,7 @@ def _reported(
 
 
 def _config(checkpoint: Checkpoint, plans: Sequence[TensorPlan], recipe: Recipe) -> bytes:
-    """The original config.json, with the widths under both names that loaders look for, and no head that is not there."""
+    """The original config.json: the widths under both names that loaders look for, no head that is not there."""
     config = dict(checkpoint.config.raw)
     if all(plan.component != "mtp" for plan in plans):
         config = _without_mtp(config)

@@ -181,6 +181,14 @@ FENCES = [
 ]  # fmt: skip
 
 
+def test_a_parameter_that_the_tool_has_not_is_told_wherever_it_stands() -> None:
+    unknown, known = "<parameter=path>\na\n</parameter>", "<parameter=file>\nb\n</parameter>"
+    told = ["save: the tool has no parameter 'path'"]
+    assert check(inside(unknown), "", "", [("save", {"path": "a"})]) == told
+    assert check(inside(f"{unknown}\n{known}"), "", "", [("save", {"path": "a", "file": "b"})]) == told
+    assert check(PING.replace("ping>\n", f"any>\n{unknown}\n"), "", "", [("any", {"path": "a"})]) == []  # any will do
+
+
 @pytest.mark.parametrize("fence", FENCES)
 @pytest.mark.parametrize("call", [PING, save("x"), "<function=ping>\n</function>", "<tool_call>x</tool_call>"])
 def test_fenced_calls_are_examples(fence: str, call: str) -> None:
