@@ -72,14 +72,18 @@ class Recipes:
 class Markup:
     """How the family's chat templates, and its models, mark what is not text.
 
-    thoughts, call, response: the tags around them. call_head: how the call of the tool {name} begins. ends: the tokens
-    that end a turn, and a text: the models write them whatever a checkpoint's files name.
+    thoughts, call, response: the tags around them. call_head, call_end: how the call of the tool {name} begins and how
+    a call ends; parameter_head, parameter_end: what is around the value of the parameter {name}. ends: the tokens that
+    end a turn, and a text: the models write them whatever a checkpoint's files name.
     """
 
     thoughts: tuple[str, str]
     call: tuple[str, str]
     response: tuple[str, str]
     call_head: str
+    call_end: str
+    parameter_head: str
+    parameter_end: str
     ends: tuple[str, ...]
 
     @property

@@ -1,4 +1,4 @@
-"""A value of a call under way: what is quoted in it, and where it ends when no tag says so (see ``calls``, rule 4)."""
+"""What calls are read into; and where a value of one ends when no tag says so (see ``calls``, rule 4)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,24 @@ from mlx_delta.chat.tools import Parameters
 
 _MISSPELT_END = re.compile(r"\s*</?param[^<>\n]{0,64}>?\s*\Z")
 _NEAR = 8  # characters: a tag is doubled where no more than white space of that length stands between
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A call. arguments: as written. doubts: where they are a guess. rest: what was read beyond its end."""
+
+    name: str
+    arguments: dict[str, str]
+    doubts: tuple[str, ...]
+    rest: str
+
+
+@dataclass(frozen=True)
+class Broken:
+    """No call: all of it is text. thoughts_end: what was read is thoughts up to a ``</think>`` there."""
+
+    fault: str
+    thoughts_end: int | None = None
 
 
 @dataclass

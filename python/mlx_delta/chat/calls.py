@@ -23,33 +23,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from mlx_delta.chat.call_values import Close, Mark, Value, guessed_values
+from mlx_delta.chat.call_values import Broken, Close, Ended, Mark, Value, guessed_values
 from mlx_delta.chat.tags import Tag
 from mlx_delta.chat.tools import Parameters
 
 _STRAY_ENDS = re.compile(r"(?:\s*</[\w:-]{1,40}>){0,4}")  # before the call's own </tool_call>, or where it is missing
 _STRAY_THEN_END = re.compile(_STRAY_ENDS.pattern + r"?\s*</(?:func|tool)[^<>\n]{0,64}>")
 _NO_FUNCTION = "expected '<function=NAME>'"
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A call. arguments: as written. doubts: where they are a guess. rest: what was read beyond its end."""
-
-    name: str
-    arguments: dict[str, str]
-    doubts: tuple[str, ...]
-    rest: str
-
-
-@dataclass(frozen=True)
-class Broken:
-    """No call: all of it is text. thoughts_end: what was read is thoughts up to a ``</think>`` there."""
-
-    fault: str
-    thoughts_end: int | None = None
 
 
 class CallReader:
@@ -85,6 +66,36 @@ class CallReader:
     def complete(self) -> bool:
         """Whether all of a call is there, unless its end turns out to be quoted."""
         return self._end is not None
+
+    @property
+    def may_end(self) -> bool:
+        """Whether a call is made of it where the output ends here."""
+        value = self._value
+        return self.complete or (value is not None and (value.guess or value.tail) is not None)
+
+    @property
+    def name(self) -> str:
+        """The tool's, once it is there."""
+        return self._name
+
+    @property
+    def between_values(self) -> bool:
+        """Whether no value is open: before the first, or behind a closing tag on a line of its own."""
+        if self._value is None:
+            return bool(self._name) and not self.complete
+        return self._value.closed is not None and self._value.closed.own_line and not self._gap
+
+    @property
+    def given(self) -> frozenset[str]:
+        """The parameters so far."""
+        return frozenset(self._given) | ({self._value.name} if self._value is not None else frozenset())
+
+    @property
+    def open_value(self) -> tuple[str, str] | None:
+        """The parameter whose value is being written, and that value so far."""
+        if self._value is None or self._value.closed is not None:
+            return None
+        return self._value.name, self.raw[self._value.start :] if not self._value.textual else ""
 
     def push(self, tag: Tag) -> Ended | Broken | None:
         """None: the tag was taken. Else it was not, and belongs to what follows."""

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from mlx_delta.chat.forced import ForcedCall
 from mlx_delta.chat.parse import OutputParser
 from mlx_delta.chat.settings import ChatSettings
-from mlx_delta.chat.tools import ToolCall
+from mlx_delta.chat.tools import ToolCall, parameter_schemas
 from mlx_delta.engine.sample import Allowed
+from mlx_delta.errors import ArgumentError
 from mlx_delta.text.grammar import JsonGrammar
 from mlx_delta.text.tokenizer import Tokenizer
 
@@ -25,7 +27,7 @@ class Output:
     """The answer so far, as constraints see it.
 
     tail: its last character as written. left_thoughts: the last token ended thoughts. call_due: a call must be made and
-    has not begun. call_begun: no document comes any more.
+    has not begun. call_begun: no document comes any more. written: text of the answer that the prompt ends with.
     """
 
     parser: OutputParser
@@ -34,6 +36,7 @@ class Output:
     left_thoughts: bool = False
     call_due: bool = False
     call_begun: bool = False
+    written: str = ""
     tool_calls: list[ToolCall] = field(default_factory=list)
 
 
@@ -48,6 +51,13 @@ class Constraint:
     def texts(self, output: Output) -> list[str]:
         """Texts of which the answer has to go on with one, beginning now; [] leaves it free. Asked outside of calls."""
         return []
+
+    def paths(self, output: Output) -> list[list[int]]:
+        """The same as tokens, asked inside of calls."""
+        return []
+
+    def begin(self, output: Output) -> None:
+        """One of the ``texts`` comes now."""
 
     def allowed(self, output: Output) -> Allowed | None:
         """What the next token has to be one of; None leaves it free."""
@@ -88,24 +98,36 @@ class NoCall(Constraint):
 
 
 class RequiredCall(Constraint):
-    """One call begins by one of ``heads``, once thoughts are over. single: and the answer ends with that call.
+    """A call by one of ``heads`` is made, once thoughts are over, and completed. single: and the answer ends with it.
 
-    call, ends: ids that begin a call, and that end an answer.
+    call, ends: ids that begin a call, and that end an answer. forced: how a call goes on.
     """
 
-    def __init__(self, heads: Sequence[str], call: set[int], ends: set[int], *, single: bool) -> None:
+    def __init__(
+        self, heads: Sequence[str], call: set[int], ends: set[int], forced: ForcedCall, *, single: bool
+    ) -> None:
         self._heads = heads
-        self._call, self._ends, self._single = call, ends, single
+        self._call, self._ends, self._forced, self._single = call, ends, forced, single
 
     def texts(self, output: Output) -> list[str]:
         if not output.call_due or output.parser.thinking:
             return []
+        return [(_ON if output.left_thoughts or output.written else "") + head for head in self._heads]
+
+    def begin(self, output: Output) -> None:
         output.call_due, output.call_begun = False, True
-        return [(_ON if output.left_thoughts else "") + head for head in self._heads]
+
+    def paths(self, output: Output) -> list[list[int]]:
+        reader = output.parser.reader
+        if reader is None or output.call_due or output.parser.called:
+            return []
+        return self._forced.paths(reader, output.tail)
 
     def banned(self, output: Output) -> set[int]:
         banned = self._call if output.call_due else set()  # not yet: thoughts end by their own tag first
-        return banned if output.parser.called else banned | self._ends
+        reader = output.parser.reader
+        complete = output.parser.called or (not output.call_due and reader is not None and reader.may_end)
+        return banned if complete else banned | self._ends
 
     def done(self, output: Output) -> bool:
         return self._single and output.parser.called
@@ -125,6 +147,14 @@ class Document(Constraint):
 
     def texts(self, output: Output) -> list[str]:
         return [_ON] if output.left_thoughts and not output.parser.thinking else []
+
+    def go_on(self, tokens: Sequence[int], written: str) -> None:
+        """Begin behind what is written. Raises: ArgumentError where no document begins so."""
+        self.verbatim = True
+        for token in tokens:
+            if not self._grammar.allowed()[token]:
+                raise ArgumentError(f"messages: expected the beginning of a JSON document, found {written!r:.80}")
+            self._grammar.push(token)
 
     def allowed(self, output: Output) -> Allowed | None:
         if output.parser.thinking or output.parser.calling:
@@ -161,7 +191,7 @@ class Constraints:
     def __init__(self, tokenizer: Tokenizer, settings: ChatSettings, output: Output) -> None:
         self._tokenizer = tokenizer
         self._output = output
-        self._all = _constraints(tokenizer, settings)
+        self._all = _constraints(tokenizer, settings, output.written)
         self._forced: list[list[int]] = []  # what the answer may go on with; [] leaves it free
         output.call_due = bool(settings.forced_names)
         self.begin()
@@ -197,18 +227,22 @@ class Constraints:
             one.push(token, self._output)
 
     def begin(self) -> None:
-        """Force what has to come next, if anything; never inside a call."""
+        """Force what has to come next, if anything."""
         output, parser = self._output, self._output.parser
-        if self._forced or parser.calling or (parser.drafted and not output.call_due):
+        if self._forced or (parser.drafted and not output.call_due):
+            return
+        if parser.calling:
+            self._forced = next((paths for paths in (one.paths(output) for one in self._all) if paths), [])
             return
         for one in self._all:
             texts = one.texts(output)
             if texts:
                 self._forced = [self._tokenizer.encode(text) for text in texts]
+                one.begin(output)
                 return
 
 
-def _constraints(tokenizer: Tokenizer, settings: ChatSettings) -> list[Constraint]:
+def _constraints(tokenizer: Tokenizer, settings: ChatSettings, written: str) -> list[Constraint]:
     markup, ends = tokenizer.markup, set(tokenizer.eos_token_ids)
     opening = tokenizer.token_id(markup.call[0])
     call = set() if opening is None else {opening}
@@ -220,9 +254,13 @@ def _constraints(tokenizer: Tokenizer, settings: ChatSettings) -> list[Constrain
     if settings.forced_names:
         single = settings.tool_choice != "required"
         heads = [markup.call_head.format(name=name) for name in settings.forced_names]
-        found.append(RequiredCall(heads, call, ends, single=single))
+        forced = ForcedCall(tokenizer, parameter_schemas(settings.tools or ()))
+        found.append(RequiredCall(heads, call, ends, forced, single=single))
     if settings.schema is not None:
         more = set(tokenizer.encode("\n" + markup.call[1] + markup.call[0]))
         tools = bool(settings.tools) and settings.tool_choice != "none"
-        found.append(Document(JsonGrammar(tokenizer, settings.schema), call, more, ends, tools=tools))
+        document = Document(JsonGrammar(tokenizer, settings.schema), call, more, ends, tools=tools)
+        if written:
+            document.go_on(tokenizer.encode(written), written)
+        found.append(document)
     return found

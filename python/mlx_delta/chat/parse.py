@@ -25,7 +25,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from mlx_delta.chat.calls import Broken, CallReader, Ended
+from mlx_delta.chat.call_values import Broken, Ended
+from mlx_delta.chat.calls import CallReader
 from mlx_delta.chat.tags import Fences, Lexer, Tag
 from mlx_delta.chat.tools import Parameters, ToolCall, coerce_arguments, parameter_schemas
 
@@ -156,6 +157,11 @@ class OutputParser:
         return self._reader is not None and not self._reader.complete
 
     @property
+    def reader(self) -> CallReader | None:
+        """The call under way, if any."""
+        return self._reader
+
+    @property
     def drafted(self) -> bool:
         """Whether a call just ended among thoughts: it is made if the output ends here."""
         complete = self._reader is not None and self._reader.complete
@@ -166,6 +172,12 @@ class OutputParser:
         """Whether a call is complete that is no draft, though it may be held back yet."""
         complete = self._reader is not None and self._reader.complete
         return self._draft.called if self._draft is not None else self._called or (complete and not self._thinking)
+
+    def go_on(self, written: str) -> None:
+        """Begin behind what is written already, and is not told again: inside its fence, or its call."""
+        self.push(written)
+        self._lexer.held = ""
+        self._streams = {kind: _Stream(kind and not written) for kind in (False, True)}
 
     def push(self, text: str) -> list[Event]:
         """The events that this piece completes."""

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import re
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from mlx_delta.chat.schema import ALL, Schema, type_of
 from mlx_delta.errors import ArgumentError
 
-_MAX_DEPTH = 16  # of references and alternatives followed in a schema; a cycle of references ends here
+_NUMBER = re.compile(r"[+-]?(?:\d{1,4000}\.?\d{0,4000}|\.\d{1,4000})(?:[eE][+-]?\d{1,5})?")
+_BRACKETS = re.compile(r"[\[\](){}]")
+_MAX_LITERAL = 1_000_000  # characters of a Python literal, whose syntax tree takes some 100 bytes each
+_MAX_DEPTH = 64  # of its brackets
 
 
 @dataclass(frozen=True)
@@ -38,16 +45,11 @@ class Parameters:
 
     @classmethod
     def of(cls, schema: Mapping[str, Any]) -> Parameters:
-        properties = schema.get("properties")
-        if not isinstance(properties, Mapping) or not properties:
-            return cls()
-        required = schema.get("required")
-        types = {name: set(_types(properties[name], schema, _MAX_DEPTH)) for name in properties}
-        return cls(
-            frozenset(properties),
-            frozenset(required if isinstance(required, Sequence) else ()),
-            frozenset(name for name in types if types[name] and types[name] <= _WORDLESS),
-        )
+        whole = Schema(schema)
+        names = whole.names()
+        parts = {name: whole.parameter(name) for name in names or ()}
+        wordless = (name for name, part in parts.items() if whole.enumerated(part) or whole.types(part) <= _WORDLESS)
+        return cls(names, whole.required(), frozenset(wordless))
 
 
 _WORDLESS = {"integer", "number", "boolean", "null"}
@@ -88,74 +90,104 @@ def parameter_schemas(tools: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[s
 def coerce_arguments(raw: Mapping[str, str], schema: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments as the model wrote them -> values of the types that the tool's JSON schema (an object's) gives them.
 
-    A parameter that may only be a string, or of which the schema says nothing, stays as written. Where other types are
-    allowed the text is read as JSON (and as Python's True, False and None, which templates print); text that is no
-    value of an allowed type stays as written. Types come from type, const, enum, anyOf, oneOf, allOf and local $ref.
+    A parameter that may only be a string, or of which the schema says nothing, stays as written. Else the text is read
+    in every way that gives one of the allowed types: as JSON, as Python's literals, as a number, true, false or null in
+    any case. The first reading that the schema takes counts; without any, the first of an allowed type (a number out
+    of range, say); else the text stays as written. See ``schema`` for what of JSON Schema is known.
     """
-    properties = schema.get("properties")
-    if not isinstance(properties, Mapping):
-        properties = {}
-    return {name: _coerce(text, set(_types(properties.get(name), schema, _MAX_DEPTH))) for name, text in raw.items()}
+    whole = Schema(schema)
+    read = {name: _coerce(text, whole, whole.parameter(name)) for name, text in raw.items()}
+    if not whole.valid(read):
+        for name, text in raw.items():  # another parameter may say that this one is text
+            other = {**read, name: text}
+            if whole.valid(other):
+                return other
+    return read
 
 
-def _types(schema: Any, root: Mapping[str, Any], depth: int) -> Iterator[str]:
-    """Names of the JSON types that ``schema`` allows; ``root`` is where its references point."""
-    if not isinstance(schema, Mapping) or depth == 0:
-        return
-    declared = schema.get("type")
-    if isinstance(declared, str):
-        yield declared
-    elif isinstance(declared, Sequence):
-        yield from (name for name in declared if isinstance(name, str))
-    elif "const" in schema:
-        yield _type_of(schema["const"])
-    elif isinstance(schema.get("enum"), Sequence):
-        yield from map(_type_of, schema["enum"])
-    else:
-        if "$ref" in schema:
-            yield from _types(_resolve(schema["$ref"], root), root, depth - 1)
-        for key in ("anyOf", "oneOf", "allOf"):
-            if isinstance(schema.get(key), Sequence):
-                for alternative in schema[key]:
-                    yield from _types(alternative, root, depth - 1)
+def _coerce(text: str, whole: Schema, schema: Any) -> Any:
+    if schema is None:
+        return text
+    types = whole.types(schema)
+    wanted = types if types != ALL else whole.implied(schema)
+    others = wanted - {"string"}
+    if not others and whole.valid(text, schema):
+        return text
+    every = _readings(text)
+    readings = [value for value in every if type_of(value) in others]
+    for value in [*readings, text, *every, text.strip()]:
+        if whole.valid(value, schema):
+            return value
+    return readings[0] if readings else text
 
 
-def _resolve(reference: Any, root: Mapping[str, Any]) -> Any:
-    """The schema that a local reference such as ``#/$defs/Unit`` points to, or None."""
-    found: Any = root
-    for part in str(reference).removeprefix("#").strip("/").split("/"):
-        found = found.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(found, Mapping) else None
+def _readings(text: str) -> list[Any]:
+    """The values that a text may mean, those of JSON first; 3.0 is 3.0, then 3."""
+    text = text.strip()
+    found: list[Any] = []
+    for read in (_json, _python, _constant, _number):
+        try:
+            value = read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        found.append(value)
+        if isinstance(value, float) and value.is_integer():
+            found.append(int(value))
     return found
 
 
-_PYTHON_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array", dict: "object"}
+def _json(text: str) -> Any:
+    """In the strict sense (no NaN, nothing infinite), but for line breaks in strings."""
+    return json.loads(text, parse_float=_finite, parse_constant=_refuse, strict=False)
 
 
-def _type_of(value: Any) -> str:
-    return _PYTHON_TYPES.get(type(value), "null")
+def _constant(text: str) -> Any:
+    constants = {"true": True, "false": False, "null": None, "none": None}
+    return constants[text.lower()] if text.lower() in constants else _refuse(text)
 
 
-def _coerce(text: str, types: set[str]) -> Any:
-    if not types - {"string"}:
-        return text
-    try:
-        value = _parse(text.strip())
-    except (ValueError, RecursionError):
-        return text
-    kind = _type_of(value)
-    if kind in types or (kind == "integer" and "number" in types):
-        return value
-    if kind == "number" and "integer" in types and value.is_integer():
-        return int(value)
-    return text
+def _number(text: str) -> float:
+    """``+1``, ``.5``."""
+    return _finite(text) if _NUMBER.fullmatch(text) else _refuse(text)
 
 
-def _parse(text: str) -> Any:
-    """JSON in the strict sense (no NaN, nothing infinite), or one of Python's three constants. Raises ValueError."""
-    constants = {"True": True, "False": False, "None": None}
-    if text in constants:
-        return constants[text]
-    return json.loads(text, parse_float=_finite, parse_constant=_refuse)
+def _python(text: str) -> Any:
+    """Python's literals; JSON's constants may stand among them."""
+    if len(text) > _MAX_LITERAL or _depth(text) > _MAX_DEPTH:
+        return _refuse(text)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of escapes that Python does not know
+        return _literal(ast.parse(text, mode="eval").body)
+
+
+def _literal(node: ast.AST) -> Any:
+    if isinstance(node, ast.Constant) and (node.value is None or isinstance(node.value, str | bool | int)):
+        return node.value
+    if isinstance(node, ast.Constant) and isinstance(node.value, float) and math.isfinite(node.value):
+        return node.value
+    if isinstance(node, ast.Name):
+        return _constant(node.id)
+    if isinstance(node, ast.List | ast.Tuple):
+        return [_literal(item) for item in node.elts]
+    if isinstance(node, ast.Dict) and None not in node.keys:
+        keys = [_literal(key) for key in node.keys if key is not None]
+        if not any(isinstance(key, list | dict) for key in keys):
+            keys = [key if isinstance(key, str) else json.dumps(key) for key in keys]
+            return dict(zip(keys, map(_literal, node.values), strict=True))
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
+        value = _literal(node.operand)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return -value if isinstance(node.op, ast.USub) else value
+    return _refuse(ast.dump(node)[:80])
+
+
+def _depth(text: str) -> int:
+    """How deep brackets nest, at most: Python's own parser has a stack."""
+    depth = deepest = 0
+    for bracket in _BRACKETS.findall(text):
+        depth += 1 if bracket in "([{" else -1
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _finite(text: str) -> float:
@@ -164,4 +196,4 @@ def _finite(text: str) -> float:
 
 
 def _refuse(text: str) -> NoReturn:
-    raise ValueError(f"expected a finite number, found {text}")
+    raise ValueError(f"expected a value of JSON, found {text:.80}")

@@ -9,5 +9,8 @@ MARKUP = Markup(
     call=("<tool_call>", "</tool_call>"),
     response=("<tool_response>", "</tool_response>"),
     call_head="<tool_call>\n<function={name}>\n",
+    call_end="</function>\n</tool_call>",
+    parameter_head="<parameter={name}>\n",
+    parameter_end="\n</parameter>\n",
     ends=("<|im_end|>", "<|endoftext|>"),
 )
