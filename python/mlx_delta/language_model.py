@@ -11,20 +11,19 @@ from typing_extensions import Unpack
 
 from mlx_delta.chat.api import ChatMethods
 from mlx_delta.chat.batch import chat_batch
-from mlx_delta.chat.messages import Message
-from mlx_delta.chat.request import ends_in_thoughts, template_of
+from mlx_delta.chat.messages import Message, check_texts
+from mlx_delta.chat.request import ends_in_thoughts, render_prompt
 from mlx_delta.chat.result import ChatResult
 from mlx_delta.chat.session import Session
 from mlx_delta.chat.settings import ChatSettings, GenerationSettings
 from mlx_delta.chat.stream import ChatStream
-from mlx_delta.chat.template import render
 from mlx_delta.config import ModelConfig
 from mlx_delta.errors import ArgumentError
 from mlx_delta.model.cache import Cache
 from mlx_delta.model.network import Network
 from mlx_delta.options import ChatOptions, GenerationOptions, takes
 from mlx_delta.text.generation import Generation
-from mlx_delta.text.tokenizer import Tokenizer
+from mlx_delta.text.tokenizer import Tokenizer, check_text
 
 
 class LanguageModel(ChatMethods):
@@ -75,6 +74,8 @@ class LanguageModel(ChatMethods):
         Raises: ArgumentError naming the argument; TypeError for an unknown one.
         """
         settings = GenerationSettings(**options)
+        if isinstance(prompt, str):
+            check_text(prompt, "prompt")
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
         if ids:
             self._check_ids(ids)
@@ -120,12 +121,14 @@ class LanguageModel(ChatMethods):
     ) -> str:
         """The prompt that the checkpoint's template makes of messages, strictly as the template has it.
 
-        Raises: TemplateError in the template's own words.
+        Raises: TemplateError in the template's own words; ArgumentError naming what is no text.
         """
-        return render(
-            template_of(self.tokenizer),
+        check_texts(messages, "messages")
+        check_texts(tools, "tools")
+        return render_prompt(
+            self.tokenizer,
             messages,
-            tools=tools,
+            tools,
             add_generation_prompt=add_generation_prompt,
             variables=template_variables,
         )

@@ -66,7 +66,7 @@ READERS: dict[str, tuple[Callable[[Path], object], type[ValueError]]] = {
         ConvertError,
     ),
     "sensitivity.json": (lambda path: read_sensitivity(path / "sensitivity.json"), ConvertError),
-    "chats.jsonl": (lambda path: read_text(path / "chats.jsonl", "{{ messages }}"), ValueError),
+    "chats.jsonl": (lambda path: read_text(path / "chats.jsonl", Tokenizer.from_dir(TINY)), ValueError),
     "schema.json": (lambda path: read_json(path / "schema.json", ValueError), ValueError),
 }
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
 
-from mlx_delta.chat.template import render
+from mlx_delta.chat.request import render_prompt
 from mlx_delta.errors import ArgumentError, MlxDeltaError, TextError
 from mlx_delta.json_files import decode_utf8, parse_json
 from mlx_delta.text.tokenizer import Tokenizer
@@ -34,13 +34,13 @@ def read_chunks(
 
 
 def _chunks(file: Path, tokenizer: Tokenizer, context: int) -> list[list[int]]:
-    ids = tokenizer.encode(read_text(file, tokenizer.chat_template))
+    ids = tokenizer.encode(read_text(file, tokenizer))
     if len(ids) < context:
         raise TextError(f"{file}: expected at least a chunk of {context} tokens, found {len(ids)}")
     return [ids[start : start + context] for start in range(0, len(ids) - context + 1, context)]
 
 
-def read_text(file: Path, chat_template: str | None = None) -> str:
+def read_text(file: Path, tokenizer: Tokenizer | None = None) -> str:
     """The text of ``file``, its conversations (.jsonl) rendered. Raises: TextError naming the file (and line)."""
     try:
         content = decode_utf8(file.read_bytes(), str(file), TextError)
@@ -50,18 +50,19 @@ def read_text(file: Path, chat_template: str | None = None) -> str:
     if file.suffix != ".jsonl":
         return content
     lines = enumerate(content.split("\n"), start=1)  # not splitlines: a string may hold U+2028 as it stands
-    return "".join(_rendered(line, chat_template, f"{file}:{number}") for number, line in lines if line.strip())
+    return "".join(_rendered(line, tokenizer, f"{file}:{number}") for number, line in lines if line.strip())
 
 
-def _rendered(line: str, chat_template: str | None, origin: str) -> str:
+def _rendered(line: str, tokenizer: Tokenizer | None, origin: str) -> str:
     entry = parse_json(line, origin, TextError)
     if isinstance(entry.get("text"), str):
         return entry["text"]
     if not isinstance(entry.get("messages"), list):
         raise TextError(f'{origin}: expected an object with "messages" or "text", found {line:.60}')
-    if chat_template is None:
+    if tokenizer is None or not tokenizer.chat_templates:
         raise TextError(f"{origin}: expected a model with a chat template, found none")
     try:
-        return render(chat_template, entry["messages"], tools=entry.get("tools"), add_generation_prompt=False)
+        tools = entry.get("tools")
+        return render_prompt(tokenizer, entry["messages"], tools, add_generation_prompt=False, variables={})
     except MlxDeltaError as error:
         raise TextError(f"{origin}: {error}") from error

@@ -18,13 +18,16 @@ from mlx_delta.text.tokenizer import Tokenizer
 
 
 class Answer:
-    """The state of one answer. sampler: its own. thinking: whether the prompt ended inside thoughts.
+    """The state of one answer. sampler: its own. thinking: whether the prompt ended inside thoughts. written: what the
+    prompt holds of the answer (or of its thoughts) already, which is not told again.
 
     finish_reason: None while it goes on. token_ids: so far, the end token not included. text, thinking, tool_calls,
     warnings, logprobs: all there is so far.
     """
 
-    def __init__(self, tokenizer: Tokenizer, settings: ChatSettings, sampler: Sampler, *, thinking: bool) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, settings: ChatSettings, sampler: Sampler, *, thinking: bool, written: str = ""
+    ) -> None:
         self.finish_reason: str | None = None
         self.clock = Clock()
         self.token_ids: list[int] = []
@@ -40,7 +43,9 @@ class Answer:
         self._detokenizer = Detokenizer(tokenizer, skip_special=True)
         self._stops = StopStrings(settings.stop)
         self._shown_logprobs = 0
-        self._output = Output(self._parser, tool_calls=self.tool_calls)
+        if written:
+            self._parser.go_on(written)
+        self._output = Output(self._parser, tool_calls=self.tool_calls, written="" if thinking else written)
         self._constraints = Constraints(tokenizer, settings, self._output)
         self._banned: set[int] = set()  # as the sampler has it
         self._ban()

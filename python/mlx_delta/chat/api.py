@@ -23,7 +23,8 @@ class ChatMethods:
     def chat(self, messages: Sequence[Message], **options: Unpack[ChatOptions]) -> ChatResult:
         """Answer OpenAI-style messages: ``{"role": "user", "content": "..."}``, tool calls and tool results too.
 
-        At most 2048 tokens, unless ``max_new_tokens`` says otherwise.
+        A last message of the assistant without tool calls is continued, its text or, without any, its thoughts: the
+        result has what is new. At most 2048 tokens, unless ``max_new_tokens`` says otherwise.
         Raises: ArgumentError naming the argument; TypeError for an unknown one; TemplateError in the
         template's own words.
         """

@@ -42,7 +42,7 @@ def chat_batch(
         for s, p in zip(each, prompts, strict=True)
     ]
     answers = [
-        Answer(tokenizer, s, sampler, thinking=p.thinking)
+        Answer(tokenizer, s, sampler, thinking=p.thinking, written=p.written)
         for s, sampler, p in zip(each, samplers, prompts, strict=True)
     ]
     cache = Cache.empty(network.config)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mlx_delta.arch.base import Markup
-from mlx_delta.chat.messages import Message, prepare_messages
+from mlx_delta.chat.continuation import END, continues, is_empty, mark_end
+from mlx_delta.chat.messages import Message, check_texts, prepare_messages
 from mlx_delta.chat.settings import ChatSettings as ChatSettings
 from mlx_delta.chat.template import render
 from mlx_delta.errors import TemplateError
@@ -15,7 +17,8 @@ from mlx_delta.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Prompt:
-    """ids: all of it. thinking: whether it ends inside thoughts.
+    """ids: all of it. thinking: whether it ends inside thoughts. written: what it holds of the answer, or of its
+    thoughts, already: the last message, where that is the assistant's and without tool calls, is continued.
 
     stable: how many of the ids are the conversation, without the opening of an answer. lasting: how many of them the
     prompt of the user's next message begins with: a template drops the thoughts before it, in all steps of a chain of
@@ -26,31 +29,47 @@ class Prompt:
     thinking: bool
     stable: int
     lasting: int
+    written: str = ""
 
     @classmethod
     def build(cls, tokenizer: Tokenizer, messages: Sequence[Message], settings: ChatSettings) -> Prompt:
         """Raises: ArgumentError naming the message, TemplateError in the template's own words."""
         prepared = prepare_messages(messages, strict=settings.strict)
+        check_texts(settings.tools, "tools")
         variables = dict(settings.template_variables)
         if settings.enable_thinking is not None:
             variables["enable_thinking"] = settings.enable_thinking
-        template = template_of(tokenizer)
 
         def rendered(messages: Sequence[Message], opened: bool) -> str:
             tools = settings.tools or None
-            return render(template, messages, tools=tools, add_generation_prompt=opened, variables=variables)
+            return render_prompt(tokenizer, messages, tools, add_generation_prompt=opened, variables=variables)
 
-        text, closed = rendered(prepared, True), rendered(prepared, False)
+        def or_nothing(messages: Sequence[Message]) -> str:
+            try:
+                return rendered(messages, False)
+            except TemplateError:  # one that wants a question or an answer first
+                return ""
+
+        written = ""
+        if continues(prepared[-1], tokenizer.markup):
+            marked, written = mark_end(prepared, tokenizer.markup)
+            text = rendered(marked, False)
+            end = text.rfind(END)
+            if end < 0:
+                raise TemplateError("chat template: expected it to show the last message, which is to be continued")
+            text, prepared = text[:end], prepared[:-1]
+            closed = or_nothing(prepared)
+        else:
+            if is_empty(prepared[-1], tokenizer.markup):
+                prepared = prepared[:-1]
+            text, closed = rendered(prepared, True), rendered(prepared, False)
         ids = tokenizer.encode(text)
         stable = lasting = common_prefix(ids, tokenizer.encode(closed))
-        if prepared[-1]["role"] != "user":
-            try:
-                after = rendered([*prepared, {"role": "user", "content": "?"}], False)
-            except TemplateError:  # one that wants an answer first: nothing is sure to last
-                after = ""
+        if not prepared or prepared[-1]["role"] != "user":
+            after = or_nothing([*prepared, {"role": "user", "content": "?"}])
             lasting = min(stable, common_prefix(ids, tokenizer.encode(after)))
         tail = text[len(closed) :] if text.startswith(closed) else text
-        return cls(ids, ends_in_thoughts(tail, tokenizer.markup), stable, lasting)
+        return cls(ids, ends_in_thoughts(tail, tokenizer.markup), stable, lasting, written)
 
 
 def ends_in_thoughts(prompt: str, markup: Markup) -> bool:
@@ -58,12 +77,31 @@ def ends_in_thoughts(prompt: str, markup: Markup) -> bool:
     return prompt.rfind(opening) > prompt.rfind(closing)
 
 
-def template_of(tokenizer: Tokenizer) -> str:
-    if tokenizer.chat_template is None:
-        raise TemplateError("chat template: expected one in the checkpoint's files, found none")
-    return tokenizer.chat_template
+def render_prompt(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    add_generation_prompt: bool,
+    variables: Mapping[str, Any],
+) -> str:
+    """``render`` with the checkpoint's template, the one named ``tool_use`` where there are tools and such a one, and
+    with its special tokens for variables."""
+    templates = tokenizer.chat_templates
+    template = templates.get("tool_use") if tools else None
+    template = template or tokenizer.chat_template
+    if template is None:
+        wanted, found = ("a default one", ", ".join(templates)) if templates else ("one", "none")
+        raise TemplateError(f"chat template: expected {wanted} in the checkpoint's files, found {found}")
+    return render(
+        template,
+        messages,
+        tools=tools,
+        add_generation_prompt=add_generation_prompt,
+        variables={**tokenizer.special_tokens, **variables},
+    )
 
 
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+def common_prefix(a: Sequence[object], b: Sequence[object]) -> int:
     """The length of the longest common beginning."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

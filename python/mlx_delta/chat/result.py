@@ -60,7 +60,10 @@ class ChatEvent:
 
 @dataclass(frozen=True)
 class ChatResult:
-    """An answer. finish_reason: "stop", "tool_calls", "length", or "interrupted" when the stream was closed early."""
+    """An answer. finish_reason: "stop", "tool_calls", "length", or "interrupted" when the stream was closed early.
+
+    Where the last message was the assistant's, and so was continued, text and thinking are what is new.
+    """
 
     text: str
     thinking: str

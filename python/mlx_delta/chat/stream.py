@@ -42,7 +42,7 @@ class ChatStream:
         self._logprobs = settings.logprobs
         params = settings.sampling(prompt.thinking, network.config, tokenizer)
         self._sampler = Sampler(params, min(tokenizer.vocab_size, network.config.vocab_size), prompt.ids)
-        self._answer = Answer(tokenizer, settings, self._sampler, thinking=prompt.thinking)
+        self._answer = Answer(tokenizer, settings, self._sampler, thinking=prompt.thinking, written=prompt.written)
         self._cached = 0
         self._result: ChatResult | None = None
         self._events = self._run()

@@ -1,19 +1,23 @@
 """Messages to a prompt, by the checkpoint's own Jinja template; knows nothing of tokens, models or tool parsing.
 
 The environment is that of Hugging Face ``utils/chat_template_utils.py`` (sandboxed, blocks trimmed, ``tojson`` without
-ASCII or HTML escapes, ``raise_exception``, ``strftime_now``), so that templates run unmodified and render alike.
+ASCII or HTML escapes, ``raise_exception``, ``strftime_now``, ``{% generation %}``), and so are messages (see
+``render``), so that templates run unmodified and render alike.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, NoReturn
 
 import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
 import jinja2.sandbox
 
 from mlx_delta.errors import TemplateError
@@ -31,14 +35,16 @@ def render(
 ) -> str:
     """The prompt that ``template_source`` makes of OpenAI-style ``messages``, strictly as the template has it.
 
-    Arguments of assistant tool calls that are JSON strings, as OpenAI clients send them, are parsed first (in copies).
+    First (in copies) arguments of assistant tool calls that are JSON strings, as OpenAI clients send them, are parsed;
+    what is None is left out; and thoughts count as ``reasoning_content`` where they go by another name (``thinking``,
+    or ``reasoning`` as vLLM has it).
     variables: the template's free variables, such as ``{"enable_thinking": False}``; the named arguments win over them.
 
     Raises: TemplateError with the template's message, or naming the argument or the fault in the template.
     """
     context = {
         **variables,
-        "messages": [_with_parsed_arguments(message, f"messages[{i}]") for i, message in enumerate(messages)],
+        "messages": [_plain(message, f"messages[{i}]") for i, message in enumerate(messages)],
         "tools": tools,
         "add_generation_prompt": add_generation_prompt,
     }
@@ -54,7 +60,7 @@ def render(
 @lru_cache(maxsize=8)
 def _compile(source: str) -> jinja2.Template:
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
     )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
@@ -84,12 +90,34 @@ def _strftime_now(form: str) -> str:
     return datetime.now().strftime(form)
 
 
-def _with_parsed_arguments(message: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    """The message itself, or a copy whose tool calls have mappings for arguments."""
-    calls = message.get("tool_calls") if isinstance(message, Mapping) else None
-    if not isinstance(calls, Sequence) or isinstance(calls, str):
+class _Generation(jinja2.ext.Extension):
+    """``{% generation %}..{% endgeneration %}`` marks what the model wrote, for training: here it is what is inside."""
+
+    tags = {"generation"}  # noqa: RUF012 - Jinja's own declaration
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.CallBlock(self.call_method("_inside"), [], [], body).set_lineno(line)
+
+    def _inside(self, caller: Callable[[], str]) -> str:
+        return caller()
+
+
+THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # the first is what templates read
+
+
+def _plain(message: Any, where: str) -> Any:
+    if not isinstance(message, Mapping):
         return message
-    return {**message, "tool_calls": [_parsed_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)]}
+    plain = {key: value for key, value in message.items() if value is not None}
+    thoughts = next((plain[key] for key in THOUGHTS if key in plain), None)
+    if thoughts is not None:
+        plain = {"thinking": thoughts, **plain, "reasoning_content": thoughts}
+    calls = plain.get("tool_calls")
+    if isinstance(calls, Sequence) and not isinstance(calls, str):
+        plain["tool_calls"] = [_parsed_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)]
+    return plain
 
 
 def _parsed_call(call: Any, where: str) -> Any:
@@ -98,11 +126,13 @@ def _parsed_call(call: Any, where: str) -> Any:
     if isinstance(call.get("function"), Mapping):
         return {**call, "function": _parsed_call(call["function"], f"{where}.function")}
     arguments = call.get("arguments")
+    if arguments is None and "arguments" in call:
+        return {**call, "arguments": {}}
     if not isinstance(arguments, str):
         return call
     try:
         parsed = json.loads(arguments) if arguments.strip() else {}  # clients send "" for a call without arguments
-    except ValueError:
+    except (ValueError, RecursionError):
         parsed = None
     if not isinstance(parsed, dict):
         raise TemplateError(f"{where}.arguments: expected a JSON object, found {arguments!r:.80}")

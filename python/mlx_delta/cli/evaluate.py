@@ -62,7 +62,7 @@ def evaluate(
     check_plot(plot)
     original = model_path(reference)
     directories = [model_path(each) for each in model]
-    content = read_text(text, Tokenizer.from_dir(original).chat_template)
+    content = read_text(text, Tokenizer.from_dir(original))
     whole = load_model(original, dtype)
     with Bars() as bars:
         models = [load_model(path, dtype) for path in directories]

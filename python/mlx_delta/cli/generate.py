@@ -60,7 +60,7 @@ def generate(
 
 
 def _chat_prompt(model: LanguageModel, text: str, enable_thinking: bool | None) -> str:
-    if model.tokenizer.chat_template is None:
+    if not model.tokenizer.chat_templates:
         raise UsageError(f"{model.path}: expected a chat template, found none: use --raw")
     variables: dict[str, Any] = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
     return model.render_chat([{"role": "user", "content": text}], **variables)

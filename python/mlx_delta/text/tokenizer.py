@@ -16,7 +16,7 @@ import tokenizers
 
 from mlx_delta.arch.base import Markup
 from mlx_delta.arch.registry import markup_of
-from mlx_delta.errors import TokenizerError
+from mlx_delta.errors import ArgumentError, TokenizerError
 from mlx_delta.json_files import decode_utf8, read_json
 
 
@@ -51,8 +51,10 @@ class Tokenizer:
     vocab_size: highest known id + 1; logits rows from there on are padding and must never be sampled.
     eos_token_ids: ids that end an answer. special_ids: added tokens flagged special, which no text shows; the tags of
     thoughts and tool calls are never among them, whatever the file says.
-    markup: the architecture's. chat_template: the checkpoint's Jinja source, or None. generation_defaults: what
-    generation_config.json recommends.
+    markup: the architecture's. chat_templates: the checkpoint's Jinja sources by name, {} without any; chat_template:
+    the default one, or None.
+    special_tokens: those that the tokenizer's configuration names, such as ``eos_token``, for templates.
+    generation_defaults: what generation_config.json recommends.
     """
 
     def __init__(
@@ -60,8 +62,9 @@ class Tokenizer:
         backend: tokenizers.Tokenizer,
         markup: Markup,
         eos_token_ids: Sequence[int] = (),
-        chat_template: str | None = None,
+        chat_template: str | Mapping[str, str] | None = None,
         generation_defaults: GenerationDefaults | None = None,
+        special_tokens: Mapping[str, str] | None = None,
     ) -> None:
         self._backend = backend
         self.markup = markup
@@ -69,8 +72,15 @@ class Tokenizer:
         self.eos_token_ids = tuple(eos_token_ids)
         added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(i for i, t in added.items() if t.special and t.content not in markup.tags)
-        self.chat_template = chat_template
+        self.chat_templates = (
+            {"default": chat_template} if isinstance(chat_template, str) else dict(chat_template or {})
+        )
+        self.special_tokens = dict(special_tokens or {})
         self.generation_defaults = generation_defaults or GenerationDefaults()
+
+    @property
+    def chat_template(self) -> str | None:
+        return self.chat_templates.get("default")
 
     @classmethod
     def from_dir(cls, path: Path | str, config: Mapping[str, Any] | None = None) -> Tokenizer:
@@ -88,10 +98,14 @@ class Tokenizer:
         config = _read(path / "config.json") if config is None else config
         markup = markup_of(config.get("model_type"))
         eos = _eos_token_ids(backend, path, generation, settings, config, markup.ends)
-        return cls(backend, markup, eos, _chat_template(path, settings), defaults)
+        return cls(backend, markup, eos, _chat_templates(path, settings), defaults, _special_tokens(path, settings))
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of ``text``; added tokens written out in it are parsed as tokens, and no others are added."""
+        """Token ids of ``text``; added tokens written out in it are parsed as tokens, and no others are added.
+
+        Raises: ArgumentError for what is no text, or cannot be written in UTF-8 (see ``check_text``).
+        """
+        check_text(text, "text")
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
@@ -209,23 +223,56 @@ def _ids(value: Any, file: Path, backend: tokenizers.Tokenizer) -> list[int]:
     return ids
 
 
-def _chat_template(path: Path, settings: Mapping[str, Any]) -> str | None:
-    """chat_template.jinja, else tokenizer_config.json's chat_template (a string, or a list of named ones), else
-    chat_template.json, where processors kept it."""
+def _chat_templates(path: Path, settings: Mapping[str, Any]) -> dict[str, str]:
+    """chat_template.jinja with additional_chat_templates/NAME.jinja, else tokenizer_config.json's chat_template (a
+    string, or a list of named ones), else chat_template.json, where processors kept it."""
     file = path / "chat_template.jinja"
     if file.is_file():
-        return decode_utf8(file.read_bytes(), str(file), TokenizerError)
+        files = {"default": file} | {f.stem: f for f in sorted((path / "additional_chat_templates").glob("*.jinja"))}
+        return {name: decode_utf8(f.read_bytes(), str(f), TokenizerError) for name, f in files.items()}
     for name, section in (
         ("tokenizer_config.json", settings),
         ("chat_template.json", _read(path / "chat_template.json")),
     ):
         template = section.get("chat_template")
         if isinstance(template, list):
-            named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
-            template = named[0].get("template") if named else None
-        if template is not None and not isinstance(template, str):
+            named = [entry for entry in template if isinstance(entry, dict)]
+            template = {entry.get("name"): entry.get("template") for entry in named} or None
+        elif template is not None:
+            template = {"default": template}
+        if template is None:
+            continue
+        wrong = [x for pair in template.items() for x in pair if not isinstance(x, str)]
+        if wrong:
             where = f"{path / name}: chat_template"
-            raise TokenizerError(f"{where}: expected text, or a list of names with templates, found {template!r:.80}")
-        if template is not None:
-            return template
-    return None
+            raise TokenizerError(f"{where}: expected text, or a list of names with templates, found {wrong[0]!r:.80}")
+        return template
+    return {}
+
+
+def _special_tokens(path: Path, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Name -> content, of what ends in ``_token`` and is text or has a content; tokenizer_config.json goes first."""
+    further = [settings.get(key) for key in ("extra_special_tokens", "model_specific_special_tokens")]
+    sections = [_read(path / "special_tokens_map.json"), *further, settings]
+    found = {}
+    for section in sections:
+        for name, token in section.items() if isinstance(section, dict) else ():
+            content = token.get("content") if isinstance(token, dict) else token
+            if name.endswith("_token") and isinstance(content, str):
+                found[name] = content
+    return found
+
+
+def check_text(text: Any, where: str) -> None:
+    """Raises: ArgumentError naming ``where``, for what is no str, or holds half of a surrogate pair: that has no UTF-8.
+
+    Such halves are what Python makes of bytes that are not UTF-8 (``surrogateescape``), and what is left of an emoji
+    that JavaScript cut.
+    """
+    if not isinstance(text, str):
+        raise ArgumentError(f"{where}: expected text, found {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        found = f"{text[error.start]!r} at {error.start}"
+        raise ArgumentError(f"{where}: expected text that is UTF-8, found {found}") from None

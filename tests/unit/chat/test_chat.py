@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import mlx.core as mx
 import pytest
 
@@ -188,6 +189,44 @@ def test_tool_choice_required_always_names_one_of_the_tools(model: LanguageModel
     assert any(text.startswith(f"<tool_call>\n<function={name}>\n") for name in names)
 
 
+FORCED = [
+    create_tool_definition("add", "", {"a": {"type": "integer"}, "b": {"type": ["number", "null"]}}, ["a", "b"]),
+    create_tool_definition(
+        "light",
+        "",
+        {"on": {"type": "boolean"}, "room": {"enum": ["hall", 7, None]}, "to": {"$ref": "#/x"}},
+        ["on", "room"],
+    ),
+    create_tool_definition("now", "", {}),
+]
+FORCED[1]["function"]["parameters"]["x"] = {"anyOf": [{"const": "day"}, {"enum": ["dusk", "dawn"]}]}
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("choice", ["required", "add", "light", "now"])
+def test_forced_calls_end_as_calls(model: LanguageModel, seed: int, choice: str) -> None:
+    """At a temperature where the end of the answer and anything else is likely: every value is one of its schema's."""
+    asked: dict[str, Any] = {"temperature": 30.0, "top_k": 0, "top_p": 1.0, "seed": seed, "max_new_tokens": 250}
+    result = model.chat(COUNT, **asked, tools=FORCED, tool_choice=choice, enable_thinking=False, presence_penalty=0.0)
+    call = result.tool_calls[0]
+    schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in FORCED}
+    jsonschema.validate(call.arguments, schemas[call.name])
+    assert choice in ("required", call.name)
+    assert "<" not in result.text or choice == "required"
+    assert result.finish_reason in (["tool_calls"] if choice != "required" else ["tool_calls", "length"])
+
+
+def test_a_value_of_a_forced_call_is_free(model: LanguageModel) -> None:
+    """But for the end of the answer, which never comes inside: it runs on, or ends as a call."""
+    tool = create_tool_definition("say", "", {"text": {"type": "string"}}, ["text"])
+    ends = set(model.tokenizer.eos_token_ids)
+    for seed in range(6):
+        asked: dict[str, Any] = {"temperature": 1.5, "seed": seed, "max_new_tokens": 60, "logprobs": 0}
+        result = model.chat(COUNT, **asked, tools=[tool], tool_choice="required", enable_thinking=False)
+        assert not ends & {p.token for p in result.logprobs}
+        assert result.finish_reason == ("tool_calls" if result.tool_calls else "length")
+
+
 def test_tool_choice_none_calls_nothing(model: LanguageModel) -> None:
     for question in QUESTIONS[:4]:
         result = model.chat(question["messages"], **ask(question, tool_choice="none"))
@@ -218,7 +257,8 @@ def test_penalties_do_not_count_what_was_overruled(model: LanguageModel) -> None
     """A presence penalty that forbids repetition: forced tokens count as generated, the ones they replaced do not."""
     asked = ask(QUESTIONS[0], tool_choice="search", enable_thinking=False, logprobs=0, max_new_tokens=30)
     result = model.chat(QUESTIONS[0]["messages"], **asked, presence_penalty=1000.0)
-    forced = model.tokenizer.encode("<tool_call>\n<function=search>\n")
+    texts = ["<tool_call>\n<function=search>\n", "<parameter=query>\n"]
+    forced = [token for text in texts for token in model.tokenizer.encode(text)]
     tokens = [p.token for p in result.logprobs]
     assert tokens[: len(forced)] == forced
     free = tokens[len(forced) :]
@@ -323,7 +363,7 @@ def test_wrong_batches(model: LanguageModel) -> None:
 
 
 def test_no_template_is_an_error(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model.tokenizer, "chat_template", None)
+    monkeypatch.setattr(model.tokenizer, "chat_templates", {})
     with pytest.raises(ValueError, match="chat template: expected one in the checkpoint's files, found none"):
         model.chat(COUNT)
 
