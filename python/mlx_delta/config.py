@@ -51,6 +51,7 @@ class TextConfig:
     tie_word_embeddings: bool
     eos_token_id: tuple[int, ...]
     model_type: str = ""
+    max_position_embeddings: int | None = None  # None: the file does not say
 
     @property
     def num_layers(self) -> int:

@@ -69,3 +69,7 @@ class RedTests(MlxDeltaError):
 
 class VersionError(MlxDeltaError, ImportError):
     """A package is there in a version that this one does not run with."""
+
+
+class BusyError(MlxDeltaError):
+    """Something that is for one thread at a time is used by two."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,8 +16,10 @@ import mlx.core as mx
 import pytest
 
 from mlx_delta import load_model
+from mlx_delta.chat.result import ChatResult
 from mlx_delta.chat.settings import ChatSettings
 from mlx_delta.conversion.pipeline import convert
+from mlx_delta.errors import BusyError, MlxDeltaError
 from mlx_delta.language_model import LanguageModel
 from mlx_delta.ops import Matrix
 from support import TINY
@@ -143,3 +146,57 @@ def test_an_iterator_goes_from_thread_to_thread(models: tuple[LanguageModel, Lan
             while (event := elsewhere(lambda events=events: next(events, None))) is not None:
                 texts.append(event.text)
             assert texts == [e.text for e in model.chat_stream(ASK, max_new_tokens=8, **options)]
+
+
+def at_once(count: int, work: Callable[[int], Any]) -> list[Any]:
+    """What ``work`` of each number returns or raises, all begun at the same time."""
+    barrier = threading.Barrier(count)
+
+    def run(number: int) -> Any:
+        barrier.wait()
+        try:
+            return work(number)
+        except MlxDeltaError as error:
+            return error
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(run, range(count)))
+
+
+def test_a_model_serves_threads_at_once(models: tuple[LanguageModel, LanguageModel]) -> None:
+    model = models[0]
+    asked = [[{"role": "user", "content": f"What is {n * 37} + {n}?"}] for n in range(4)]
+
+    def ask(n: int) -> str:
+        return model.chat(asked[n], max_new_tokens=20, **PENALTIES).text + model.generate(f"{n}", temperature=0).text()
+
+    assert at_once(4, ask) == [ask(n) for n in range(4)]
+
+
+def test_a_session_in_several_threads_at_once(models: tuple[LanguageModel, LanguageModel]) -> None:
+    """An answer or a clear error for each, and the session is as good as before."""
+    model, expected = models[0], models[0].chat(ASK, temperature=0, max_new_tokens=30)
+    session = model.session()
+    found = at_once(4, lambda _: session.chat(ASK, temperature=0, max_new_tokens=30))
+    answers = [one for one in found if isinstance(one, ChatResult)]
+    assert answers
+    assert {(one.text, one.finish_reason) for one in answers} == {(expected.text, expected.finish_reason)}
+    errors = [one for one in found if not isinstance(one, ChatResult)]
+    assert all(isinstance(one, BusyError) for one in errors)
+    assert all(str(one).startswith("session: expected one use at a time, found another thread") for one in errors)
+    assert session.chat(ASK, temperature=0, max_new_tokens=30).text == expected.text
+
+
+def test_nothing_enters_what_another_thread_is_in(models: tuple[LanguageModel, LanguageModel]) -> None:
+    session = models[0].session()
+    stream = session.chat_stream(ASK, temperature=0, max_new_tokens=4)
+    pieces = models[0].generate("def f(", temperature=0, max_new_tokens=4)
+    with session._exclusive, pieces._exclusive:
+        for use in (stream.result, stream.close, session.reset, lambda: session.chat(ASK), lambda: list(stream)):
+            with pytest.raises(BusyError, match=r"^session: expected one use at a time"):
+                elsewhere(use)
+        for use in (pieces.text, lambda: next(pieces)):
+            with pytest.raises(BusyError, match=r"^generation: expected one use at a time"):
+                elsewhere(use)
+    assert elsewhere(stream.result).finish_reason == "length"
+    assert elsewhere(pieces.text) != ""

@@ -11,6 +11,7 @@ from mlx_delta.chat.result import ChatEvent, ChatResult, TokenLogprob, Usage
 from mlx_delta.chat.settings import ChatSettings
 from mlx_delta.chat.tools import ToolCall
 from mlx_delta.engine.decode import Clock, Likelihood, Steps
+from mlx_delta.engine.limit import Limit
 from mlx_delta.engine.sample import Sampler
 from mlx_delta.text.detokenize import Detokenizer
 from mlx_delta.text.stop import StopStrings
@@ -20,13 +21,21 @@ from mlx_delta.text.tokenizer import Tokenizer
 class Answer:
     """The state of one answer. sampler: its own. thinking: whether the prompt ended inside thoughts. written: what the
     prompt holds of the answer (or of its thoughts) already, which is not told again.
+    limit: how long it may get; None: as long as the settings say.
 
     finish_reason: None while it goes on. token_ids: so far, the end token not included. text, thinking, tool_calls,
     warnings, logprobs: all there is so far.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, settings: ChatSettings, sampler: Sampler, *, thinking: bool, written: str = ""
+        self,
+        tokenizer: Tokenizer,
+        settings: ChatSettings,
+        sampler: Sampler,
+        *,
+        thinking: bool,
+        limit: Limit | None = None,
+        written: str = "",
     ) -> None:
         self.finish_reason: str | None = None
         self.clock = Clock()
@@ -39,6 +48,7 @@ class Answer:
         self._tokenizer = tokenizer
         self._settings = settings
         self._sampler = sampler
+        self._limit = limit or Limit(settings.max_new_tokens)
         self._parser = OutputParser(settings.tools or (), thinking=thinking)
         self._detokenizer = Detokenizer(tokenizer, skip_special=True)
         self._stops = StopStrings(settings.stop)
@@ -74,7 +84,7 @@ class Answer:
         output.left_thoughts = was_thinking and not parser.thinking
         if self.finish_reason is None and self._constraints.done:
             return events + self._end("stop")
-        if self.finish_reason is None and len(self.token_ids) == self._settings.max_new_tokens:
+        if self.finish_reason is None and len(self.token_ids) == self._limit.tokens:
             return events + self._end("length")
         self._constraints.begin()
         return events
@@ -126,6 +136,8 @@ class Answer:
             if held:
                 events.append(self._show(ChatEvent(text=held)))
             self.finish_reason = "tool_calls" if reason == "stop" and self.tool_calls else reason
+            if reason == "length" and self._limit.warning is not None:
+                events.append(self._show(ChatEvent(warning=self._limit.warning)))
         return events
 
     def _events(self, parsed: Sequence[Event]) -> list[ChatEvent]:

@@ -12,6 +12,7 @@ from mlx_delta.chat.request import Prompt
 from mlx_delta.chat.result import ChatResult
 from mlx_delta.chat.settings import ChatSettings
 from mlx_delta.engine.decode import Steps, run
+from mlx_delta.engine.limit import Limit
 from mlx_delta.engine.prefill import prefill
 from mlx_delta.engine.sample import Sampler
 from mlx_delta.errors import ArgumentError
@@ -41,9 +42,14 @@ def chat_batch(
         Sampler(s.sampling(p.thinking, network.config, tokenizer), vocab_size, p.ids)
         for s, p in zip(each, prompts, strict=True)
     ]
+    positions = network.config.max_position_embeddings
+    limits = [
+        Limit.of(len(p.ids), s.max_new_tokens, positions, f"conversations[{i}]")
+        for i, (s, p) in enumerate(zip(each, prompts, strict=True))
+    ]
     answers = [
-        Answer(tokenizer, s, sampler, thinking=p.thinking, written=p.written)
-        for s, sampler, p in zip(each, samplers, prompts, strict=True)
+        Answer(tokenizer, s, sampler, thinking=p.thinking, limit=limit, written=p.written)
+        for s, sampler, p, limit in zip(each, samplers, prompts, limits, strict=True)
     ]
     cache = Cache.empty(network.config)
     for answer in answers:
@@ -52,7 +58,7 @@ def chat_batch(
     logits = prefill(network, tokens, cache, mask=mask)
     asked = [s.logprobs for s in each if s.logprobs is not None]
     steps = Steps(network, logits, samplers, cache, logprobs=max(asked, default=None))
-    for row, token, likelihood in run(steps, answers, max(s.max_new_tokens for s in each)):
+    for row, token, likelihood in run(steps, answers, max(limit.tokens for limit in limits)):
         wanted = each[row].logprobs
         answers[row].push(token, likelihood.head(wanted) if likelihood and wanted is not None else None)
     return [answer.result(len(prompt.ids)) for answer, prompt in zip(answers, prompts, strict=True)]

@@ -16,6 +16,7 @@ from mlx_delta.chat.request import Prompt
 from mlx_delta.chat.result import Usage
 from mlx_delta.chat.settings import ChatSettings
 from mlx_delta.chat.stream import ChatStream
+from mlx_delta.engine.exclusive import Exclusive
 from mlx_delta.model.network import Network
 from mlx_delta.text.tokenizer import Tokenizer
 
@@ -24,8 +25,8 @@ class Session(ChatMethods):
     """A conversation that keeps its cache between turns. Use ``model.session()``.
 
     Each turn gets all messages, as ``model.chat`` does: those that the session has seen before, token for token from
-    the beginning, cost nothing; a changed history is computed again from the last snapshot before the change. Not for
-    several threads, and one turn at a time: starting a turn ends the one before it.
+    the beginning, cost nothing; a changed history is computed again from the last snapshot before the change. One turn
+    at a time: starting a turn ends the one before it, or raises BusyError while another thread is at it.
 
     goes_on: False for a single turn, which computes its prompt in one go, as a batch does.
     turns: the usage of every turn that ended.
@@ -37,13 +38,15 @@ class Session(ChatMethods):
         self._network = network
         self._tokenizer = tokenizer
         self._prefix = PrefixCache(network.config)
+        self._exclusive = Exclusive("session")
         self._stream: ChatStream | None = None
 
     def reset(self) -> None:
         """Forget everything, and free its memory."""
-        self._end_turn()
-        self._prefix = PrefixCache(self._network.config)
-        self.turns.clear()
+        with self._exclusive:
+            self._end_turn()
+            self._prefix = PrefixCache(self._network.config)
+            self.turns.clear()
 
     @property
     def nbytes(self) -> int:
@@ -52,11 +55,14 @@ class Session(ChatMethods):
 
     def _start(self, messages: Sequence[Message], settings: ChatSettings) -> ChatStream:
         prompt = Prompt.build(self._tokenizer, messages, settings)
-        self._end_turn()
         if not self._goes_on:
             prompt = replace(prompt, stable=0)
-        self._stream = ChatStream(self._network, self._tokenizer, self._prefix, prompt, settings, self.turns)
-        return self._stream
+        with self._exclusive:
+            self._end_turn()
+            self._stream = ChatStream(
+                self._network, self._tokenizer, self._prefix, prompt, settings, self.turns, self._exclusive
+            )
+            return self._stream
 
     def _end_turn(self) -> None:
         if self._stream is not None:

@@ -12,6 +12,8 @@ from mlx_delta.chat.request import Prompt
 from mlx_delta.chat.result import ChatEvent, ChatResult, Usage
 from mlx_delta.chat.settings import ChatSettings
 from mlx_delta.engine.decode import Steps, run
+from mlx_delta.engine.exclusive import Exclusive
+from mlx_delta.engine.limit import Limit
 from mlx_delta.engine.prefill import prefill
 from mlx_delta.engine.sample import Sampler
 from mlx_delta.model.network import Network
@@ -21,8 +23,9 @@ from mlx_delta.text.tokenizer import Tokenizer
 class ChatStream:
     """An answer under way: iterate over it for its events; ``result()`` is the whole of it.
 
-    The last event is ``done``. ``close()`` ends it early (and so does leaving a ``with`` block); what was there by then
-    is the result, with finish_reason "interrupted".
+    Any thread may take the next event, one at a time. The last event is ``done``. ``close()`` ends it
+    early (and so does leaving a ``with`` block); what was there by then is the result, with finish_reason
+    "interrupted".
     """
 
     def __init__(
@@ -33,25 +36,36 @@ class ChatStream:
         prompt: Prompt,
         settings: ChatSettings,
         turns: list[Usage],
+        exclusive: Exclusive,
     ) -> None:
         self._network = network
         self._prefix = prefix
         self._prompt = prompt
         self._turns = turns
-        self._max_new_tokens = settings.max_new_tokens
+        self._exclusive = exclusive
+        positions = network.config.max_position_embeddings
+        self._limit = Limit.of(len(prompt.ids), settings.max_new_tokens, positions, "messages")
         self._logprobs = settings.logprobs
         params = settings.sampling(prompt.thinking, network.config, tokenizer)
         self._sampler = Sampler(params, min(tokenizer.vocab_size, network.config.vocab_size), prompt.ids)
-        self._answer = Answer(tokenizer, settings, self._sampler, thinking=prompt.thinking, written=prompt.written)
+        self._answer = Answer(
+            tokenizer,
+            settings,
+            self._sampler,
+            thinking=prompt.thinking,
+            limit=self._limit,
+            written=prompt.written,
+        )
         self._cached = 0
         self._result: ChatResult | None = None
         self._events = self._run()
 
     def __iter__(self) -> Iterator[ChatEvent]:
-        return self._events
+        return self
 
     def __next__(self) -> ChatEvent:
-        return next(self._events)
+        with self._exclusive:
+            return next(self._events)
 
     def __enter__(self) -> ChatStream:
         return self
@@ -61,15 +75,17 @@ class ChatStream:
 
     def close(self) -> None:
         """End the answer now, if it has not ended."""
-        self._events.close()
-        if self._result is None:
-            self._finish()
+        with self._exclusive:
+            self._events.close()
+            if self._result is None:
+                self._finish()
 
     def result(self) -> ChatResult:
         """The whole answer: generates what is left of it."""
-        for _ in self._events:
-            pass
-        return self._result or self._finish()
+        with self._exclusive:
+            for _ in self._events:
+                pass
+            return self._result or self._finish()
 
     def _run(self) -> Generator[ChatEvent, None, None]:
         answer = self._answer
@@ -78,7 +94,7 @@ class ChatStream:
         steps = Steps(self._network, logits, [self._sampler], self._prefix.cache, logprobs=self._logprobs)
         seen = list(self._prompt.ids)
         try:
-            for _, token, likelihood in run(steps, [answer], self._max_new_tokens):
+            for _, token, likelihood in run(steps, [answer], self._limit.tokens):
                 seen.append(token)
                 yield from answer.push(token, likelihood)
         finally:

@@ -41,6 +41,7 @@ def generate(
     mlx-delta generate --model qwen3.5-9b-3bit --prompt "Why is the sky blue?"
     """
     from mlx_delta.chat.settings import GenerationSettings
+    from mlx_delta.cli.console import warn
     from mlx_delta.loading import load_model
 
     text, think = read_stdin() if prompt == "-" else prompt, options.pop("enable_thinking")
@@ -55,6 +56,8 @@ def generate(
     else:
         typer.echo("")
         typer.echo(_figures(generation), err=True)
+    for warning in generation.warnings:
+        warn(warning)
     if interrupted:
         raise typer.Exit(130)
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 import mlx.core as mx
 
 from mlx_delta.engine.decode import Clock, Steps, run
+from mlx_delta.engine.exclusive import Exclusive
+from mlx_delta.engine.limit import Limit
 from mlx_delta.engine.prefill import prefill
 from mlx_delta.engine.sample import Sampler, SamplingParams
 from mlx_delta.errors import ArgumentError
@@ -40,7 +42,8 @@ class Generation:
     """One run of the model over a prompt: iterate over it for its pieces, once; then read its figures.
 
     token_ids: generated so far, the end token not included. finish_reason: None while it runs, then "stop" (end token
-    or stop string) or "length". Seconds are wall time: prefill up to the first token, decoding after it.
+    or stop string) or "length". warnings: what is wrong with the text, if anything. Seconds are wall time: prefill up
+    to the first token, decoding after it.
     """
 
     def __init__(
@@ -67,18 +70,23 @@ class Generation:
         self._sampler = Sampler(params, min(tokenizer.vocab_size, network.config.vocab_size), self.prompt_ids)
         self._network = network
         self._cache = Cache.empty(network.config) if cache is None else cache
-        self._max_new_tokens = max_new_tokens
+        positions = network.config.max_position_embeddings
+        self._limit = Limit.of(len(self.prompt_ids), max_new_tokens, positions, "prompt")
+        self.warnings: list[str] = []
+        self._exclusive = Exclusive("generation")
         self._pieces = self._run()
 
     def __iter__(self) -> Iterator[Piece]:
-        return self._pieces
+        return self
 
     def __next__(self) -> Piece:
-        return next(self._pieces)
+        with self._exclusive:
+            return next(self._pieces)
 
     def text(self) -> str:
         """All the text that has not been iterated over yet."""
-        return "".join(self)
+        with self._exclusive:
+            return "".join(self._pieces)
 
     @property
     def prompt_seconds(self) -> float:
@@ -105,7 +113,7 @@ class Generation:
         self.clock.start()
         logits = prefill(self._network, mx.array([self.prompt_ids]), self._cache)
         steps = Steps(self._network, logits, [self._sampler], self._cache)
-        for _, token, _ in run(steps, [self], self._max_new_tokens):
+        for _, token, _ in run(steps, [self], self._limit.tokens):
             if token in self._tokenizer.eos_token_ids:
                 self.finish_reason = "stop"
                 break
@@ -118,6 +126,7 @@ class Generation:
                 return
         else:
             self.finish_reason = "length"
+            self.warnings += [self._limit.warning] if self._limit.warning is not None else []
         rest = self._stops.push(detokenizer.finish()) + self._stops.finish()
         if rest:
             yield Piece(rest, None)

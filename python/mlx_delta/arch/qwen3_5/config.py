@@ -43,7 +43,7 @@ def text_config(raw: Mapping[str, Any], origin: str) -> TextConfig:
         raise ConfigError(f"{origin}: num_experts: expected a dense model, found {text['num_experts']} experts")
     if text.get("attention_bias"):
         raise ConfigError(f"{origin}: attention_bias: expected false, found true")
-    eos = text.get("eos_token_id")
+    eos, positions = text.get("eos_token_id"), "max_position_embeddings"
     return TextConfig(
         **dims,
         layer_types=_layer_types(text, origin),
@@ -51,6 +51,7 @@ def text_config(raw: Mapping[str, Any], origin: str) -> TextConfig:
         rope=_rope(text, dims["head_dim"], origin),
         tie_word_embeddings=tied,
         eos_token_id=tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),),
+        max_position_embeddings=_positive_int(text, positions, origin) if text.get(positions) is not None else None,
     )
 
 
