@@ -14,7 +14,7 @@ from mlx_delta.chat.request import common_prefix
 from mlx_delta.config import TextConfig
 from mlx_delta.model.cache import Cache, DeltaState
 
-_NEWEST = 4  # marks kept, besides the lasting one
+_NEWEST = 4  # marks kept, besides those of the head and the lasting one
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class PrefixCache:
         self._config = config
         self._ids: list[int] = []  # up to the newest mark
         self._marks: list[_Mark] = []  # ascending
-        self._lasting = 0
+        self._lasting = self._head = 0
 
     @property
     def nbytes(self) -> int:
@@ -59,15 +59,17 @@ class PrefixCache:
         self._ids = list(ids[: mark.offset])
         return mark.offset
 
-    def mark(self, ids: Sequence[int]) -> None:
-        """Remember this point: the cache covers exactly ``ids``."""
+    def mark(self, ids: Sequence[int], *, head: bool = False) -> None:
+        """Remember this point: the cache covers exactly ``ids``. head: other conversations begin so too; never dropped,
+        until one that does not."""
         if len(ids) != self.cache.offset:
             raise ValueError(f"ids: expected the {self.cache.offset} that the cache covers, found {len(ids)}")
         if self._marks and self._marks[-1].offset == len(ids):
             return
+        self._head = len(ids) if head else self._head
         states = [replace(layer) for layer in self.cache.layers if isinstance(layer, DeltaState)]
         self._ids = list(ids)
         self._marks.append(_Mark(len(ids), states))
-        lasting = [mark for mark in self._marks if mark.offset <= self._lasting][-1:]
-        newest = self._marks[-_NEWEST:]
-        self._marks = [mark for mark in lasting if mark not in newest] + newest
+        kept = {mark.offset for mark in self._marks[-_NEWEST:]} | {self._head}
+        kept |= {mark.offset for mark in [mark for mark in self._marks if mark.offset <= self._lasting][-1:]}
+        self._marks = [mark for mark in self._marks if mark.offset in kept]

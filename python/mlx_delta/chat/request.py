@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from mlx_delta.arch.base import Markup
@@ -22,13 +22,15 @@ class Prompt:
 
     stable: how many of the ids are the conversation, without the opening of an answer. lasting: how many of them the
     prompt of the user's next message begins with: a template drops the thoughts before it, in all steps of a chain of
-    tool calls too.
+    tool calls too. head(): how many of them are system message and tools, which other conversations begin with too;
+    it renders a prompt again, so it is asked for only where nothing is known yet.
     """
 
     ids: list[int]
     thinking: bool
     stable: int
     lasting: int
+    head: Callable[[], int] = field(compare=False)
     written: str = ""
 
     @classmethod
@@ -50,6 +52,10 @@ class Prompt:
             except TemplateError:  # one that wants a question or an answer first
                 return ""
 
+        def shared(messages: Sequence[Message]) -> int:
+            """How many of the ids a conversation begins with that goes on with a user's message after ``messages``."""
+            return common_prefix(ids, tokenizer.encode(or_nothing([*messages, {"role": "user", "content": "?"}])))
+
         written = ""
         if continues(prepared[-1], tokenizer.markup):
             marked, written = mark_end(prepared, tokenizer.markup)
@@ -66,10 +72,11 @@ class Prompt:
         ids = tokenizer.encode(text)
         stable = lasting = common_prefix(ids, tokenizer.encode(closed))
         if not prepared or prepared[-1]["role"] != "user":
-            after = or_nothing([*prepared, {"role": "user", "content": "?"}])
-            lasting = min(stable, common_prefix(ids, tokenizer.encode(after)))
+            lasting = min(stable, shared(prepared))
         tail = text[len(closed) :] if text.startswith(closed) else text
-        return cls(ids, ends_in_thoughts(tail, tokenizer.markup), stable, lasting, written)
+        thinking = ends_in_thoughts(tail, tokenizer.markup)
+        system = [message for message in prepared[:1] if message["role"] == "system"]
+        return cls(ids, thinking, stable, lasting, lambda: min(stable, shared(system)), written)
 
 
 def ends_in_thoughts(prompt: str, markup: Markup) -> bool:

@@ -1,7 +1,8 @@
 """Turns of a conversation over one cache: what earlier turns computed is not computed again.
 
 A turn can go on from the end of the conversation before it (the last tokens of a prompt open an answer, and are gone
-from the next prompt, as are thoughts), from the end of its prompt, and from the end of its answer.
+from the next prompt, as are thoughts), from the end of its prompt, and from the end of its answer; another conversation
+from (nearly) the end of the system message and the tools, if it has the same.
 """
 
 from __future__ import annotations

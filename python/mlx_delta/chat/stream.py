@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterator
 
 import mlx.core as mx
 
+from mlx_delta._core import DECODE_TOKENS
 from mlx_delta.chat.answer import Answer
 from mlx_delta.chat.prefix import PrefixCache
 from mlx_delta.chat.request import Prompt
@@ -14,7 +15,7 @@ from mlx_delta.chat.settings import ChatSettings
 from mlx_delta.engine.decode import Steps, run
 from mlx_delta.engine.exclusive import Exclusive
 from mlx_delta.engine.limit import Limit
-from mlx_delta.engine.prefill import prefill
+from mlx_delta.engine.prefill import ALIGNED, prefill
 from mlx_delta.engine.sample import Sampler
 from mlx_delta.model.network import Network
 from mlx_delta.text.tokenizer import Tokenizer
@@ -113,10 +114,17 @@ class ChatStream:
 def prefill_prompt(network: Network, prefix: PrefixCache, prompt: Prompt) -> tuple[mx.array, int]:
     """Logits [1, V] after the prompt, and how many of its tokens were not computed again. Marks where turns go on."""
     cached = start = prefix.resume(prompt.ids, prompt.lasting)
-    if start < prompt.stable < len(prompt.ids):
-        prefill(network, mx.array([prompt.ids[start : prompt.stable]]), prefix.cache)
-        start = prompt.stable
-        prefix.mark(prompt.ids[:start])
+    head = 0 if cached or not prompt.stable else _head_cut(prompt.head())
+    for cut in (head, prompt.stable):
+        if start < cut < len(prompt.ids):
+            prefill(network, mx.array([prompt.ids[start:cut]]), prefix.cache)
+            start = cut
+            prefix.mark(prompt.ids[:start], head=cut == head)
     logits = prefill(network, mx.array([prompt.ids[start:]]), prefix.cache)
     prefix.mark(prompt.ids)
     return logits, cached
+
+
+def _head_cut(head: int) -> int:
+    """Where system message and tools are cut: so that what follows, however short, has the bits of one pass."""
+    return max(0, head - DECODE_TOKENS) // ALIGNED * ALIGNED

@@ -227,3 +227,50 @@ def test_the_lasting_mark_survives_a_long_chain_of_calls(model: LanguageModel) -
         ]
     messages += [{"role": "assistant", "content": "Tea."}, {"role": "user", "content": "Thanks."}]
     assert next_turn(model, session, messages, **asked) == start
+
+
+RULES = {"role": "system", "content": "You are helpful, and you answer in one line. " * 20}
+
+
+def ask(question: str) -> list[dict[str, Any]]:
+    return [RULES, {"role": "user", "content": question}]
+
+
+@pytest.mark.parametrize("tools", [None, [SEARCH, ADD]])
+def test_another_conversation_keeps_system_message_and_tools(model: LanguageModel, tools: Any) -> None:
+    """Whatever came in between: ten turns of the first one, and an edit of its first message."""
+    session = model.session()
+    asked: dict[str, Any] = {**PLAIN, "tools": tools, "max_new_tokens": 8}
+    messages = ask("Hello, I am Ada.")
+    head = Prompt.build(model.tokenizer, messages, ChatSettings(**asked)).head()
+    assert session.chat(messages, **asked).usage.cached_tokens == 0
+    for question in ("What is 12 + 30?", "", "?", "Count to 7."):
+        cached = next_turn(model, session, ask(question), **asked)
+        assert head - 16 - 64 < cached <= head - 16
+        assert cached % 64 == 0
+    for _ in range(10):
+        messages = [*messages, {"role": "assistant", "content": "Yes."}, {"role": "user", "content": "Go on."}]
+        session.chat(messages, **asked)
+    assert next_turn(model, session, ask("Search for tea."), **asked) == cached
+    assert next_turn(model, session, [{"role": "system", "content": "Be brief."}, *COUNT], **asked) == 0
+
+
+@pytest.mark.parametrize("question", ["", "Count to 7.", "word " * 40])
+def test_what_is_kept_of_another_conversation_changes_no_bit(model: LanguageModel, question: str) -> None:
+    asked: dict[str, Any] = {**PLAIN, "tools": [ADD]}
+    prompt = Prompt.build(model.tokenizer, ask(question), ChatSettings(**asked))
+    logits = []
+    for first in ([], ask("Hello, I am Ada.")):
+        session = model.session()
+        if first:
+            session.chat(first, **asked)
+        found, cached = prefill_prompt(model.network, session._prefix, prompt)
+        assert (cached > 0) == bool(first)
+        logits.append(found)
+    assert mx.array_equal(*logits).item()
+
+
+def test_a_conversation_without_system_message_keeps_nothing(model: LanguageModel) -> None:
+    session = model.session()
+    session.chat(COUNT, **PLAIN)
+    assert next_turn(model, session, [{"role": "user", "content": "Hello."}], **PLAIN) == 0
