@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 from mlx_delta.chat.call_values import Broken, Ended
 from mlx_delta.chat.calls import CallReader
+from mlx_delta.chat.schema import Schema
 from mlx_delta.chat.tags import Fences, Lexer, Tag
 from mlx_delta.chat.tools import Parameters, ToolCall, coerce_arguments, parameter_schemas
 
@@ -133,8 +134,8 @@ class OutputParser:
     """
 
     def __init__(self, tools: Sequence[Mapping[str, Any]] | None = None, *, thinking: bool) -> None:
-        self._schemas = parameter_schemas(tools or ())
-        self._parameters = {name: Parameters.of(schema) for name, schema in self._schemas.items()}
+        self._schemas = {name: Schema(schema) for name, schema in parameter_schemas(tools or ()).items()}
+        self._known: dict[str, Parameters] = {}
         self._lexer = Lexer(calls=bool(self._schemas))
         self._fences = Fences()
         self._thinking = thinking
@@ -263,7 +264,7 @@ class OutputParser:
             if self._streams[False].begun:
                 self._add("", f"a closing tag without a call: {tag.raw!r}")
         elif self._begins_call(tag):
-            self._reader = CallReader(self._parameters.get, thoughts=self._thinking or self._draft is not None)
+            self._reader = CallReader(self._parameters, thoughts=self._thinking or self._draft is not None)
             self._reader.push(tag)
         else:
             unknown = tag.kind == "function" and tag.exact and not self._thinking and not self._fences.open()
@@ -336,9 +337,15 @@ class OutputParser:
             for part in self._lexer.split(raw[verdict.thoughts_end + len("</think>") :]):
                 self._read(part)
 
+    def _parameters(self, name: str) -> Parameters | None:
+        """Those of a tool; None where there is no such tool."""
+        if name not in self._known and name in self._schemas:
+            self._known[name] = Parameters.of(self._schemas[name])
+        return self._known.get(name)
+
     def _call(self, ended: Ended) -> None:
         schema = self._schemas.get(ended.name)
-        arguments = coerce_arguments(ended.arguments, schema or {})
+        arguments = coerce_arguments(ended.arguments, schema or Schema({}))
         doubts = [f"unknown tool: {ended.name!r}"] * (schema is None) + [f"{ended.name}: {d}" for d in ended.doubts]
         if self._broken and not self._thinking:
             space = self._streams[False].rest()

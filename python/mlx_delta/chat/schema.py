@@ -45,25 +45,7 @@ class Schema:
 
     def __init__(self, root: Any) -> None:
         self._root = root if isinstance(root, Mapping) else {}
-        self._named: dict[str, Any] = {}
-        self._collect(self._root, _DEPTH)
-
-    def _collect(self, schema: Any, depth: int) -> None:
-        """Definitions by name, wherever they are, for references that do not find them at the root."""
-        if depth == 0:
-            return
-        if isinstance(schema, Mapping):
-            for key in ("$id", "$anchor"):
-                if isinstance(schema.get(key), str):
-                    self._named.setdefault(schema[key], schema)
-            for key in ("$defs", "definitions"):
-                for name, part in _mapping(schema.get(key)).items():
-                    self._named.setdefault(name, part)
-            for part in schema.values():
-                self._collect(part, depth - 1)
-        elif isinstance(schema, list):
-            for part in schema:
-                self._collect(part, depth - 1)
+        self._named: dict[str, Any] | None = None  # looked for where a reference does not say where it leads
 
     def resolve(self, reference: Any) -> Any:
         """What a reference such as ``#/$defs/Unit`` points to; {} where there is no such thing."""
@@ -75,6 +57,8 @@ class Schema:
             elif isinstance(found, list) and name.isdigit() and int(name) < len(found):
                 found = found[int(name)]
             elif name:
+                if self._named is None:
+                    self._named = _definitions(self._root)
                 return self._named.get(str(reference).rstrip("/").replace("#", "/").rpartition("/")[2], {})
         return found
 
@@ -199,13 +183,17 @@ class Schema:
         nodes = self._nodes(schema)
         found = [node["const"] for node in nodes if "const" in node]
         found += [value for node in nodes for value in _list(node.get("enum"))]
-        return [value for i, value in enumerate(found) if value not in found[:i] and self.valid(value, schema)]
+        once = {repr(_hashable(value)): value for value in reversed(found)}
+        return [value for value in reversed(once.values()) if self.valid(value, schema)]
 
     # --- validity -----------------------------------------------------------------------------------------------------
 
     def valid(self, value: Any, schema: Any = None) -> bool:
-        """Whether a value follows a schema, or the root."""
-        return self._valid(value, self._root if schema is None else schema, {})
+        """Whether a value follows a schema, or the root; what nests too deep to be checked does not."""
+        try:
+            return self._valid(value, self._root if schema is None else schema, {})
+        except RecursionError:
+            return False
 
     def _valid(self, value: Any, schema: Any, known: dict[tuple[int, int], bool]) -> bool:
         if not isinstance(schema, Mapping):
@@ -261,7 +249,7 @@ class Schema:
         each = all(self._valid(item, part, known) for item, part in zip(value, first, strict=False))
         if not (each and all(self._valid(item, items, known) for item in value[len(first) :])):
             return False
-        if schema.get("uniqueItems") is True and any(equal(a, b) for i, a in enumerate(value) for b in value[:i]):
+        if schema.get("uniqueItems") is True and len(set(map(_hashable, value))) < len(value):
             return False
         if "contains" in schema:
             count = sum(self._valid(item, schema["contains"], known) for item in value)
@@ -293,15 +281,41 @@ class Schema:
         return _within(len(value), schema, "minProperties", "maxProperties")
 
 
+def _definitions(root: Any) -> dict[str, Any]:
+    """By name, wherever in the schema they are; the outer ones first."""
+    found: dict[str, Any] = {}
+    level = [root]
+    for _ in range(_DEPTH):
+        below: list[Any] = []
+        for schema in level:
+            if isinstance(schema, Mapping):
+                for key in ("$id", "$anchor"):
+                    if isinstance(schema.get(key), str):
+                        found.setdefault(schema[key], schema)
+                for key in ("$defs", "definitions"):
+                    for name, part in _mapping(schema.get(key)).items():
+                        found.setdefault(name, part)
+                below += schema.values()
+            elif isinstance(schema, list):
+                below += schema
+        level = below
+    return found
+
+
 def equal(a: Any, b: Any) -> bool:
     """As JSON has it: 1 is 1.0, and not true."""
-    if isinstance(a, bool) or isinstance(b, bool):
-        return a is b
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(map(equal, a, b))
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
-    return bool(a == b)
+    return _hashable(a) == _hashable(b)
+
+
+def _hashable(value: Any) -> Any:
+    """The same for values that are equal as JSON has it, and for no others."""
+    if isinstance(value, bool):
+        return bool, value
+    if isinstance(value, list | tuple):
+        return list, tuple(map(_hashable, value))
+    if isinstance(value, Mapping):
+        return dict, frozenset((key, _hashable(item)) for key, item in value.items())
+    return value
 
 
 def _declared(kind: Any) -> frozenset[str]:

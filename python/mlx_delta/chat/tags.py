@@ -143,7 +143,7 @@ class Fences:
             self.idle = not self._blank
             return
         self.idle = False
-        for part in _FENCE_PARTS.findall(text):
+        for part in _FENCE_PARTS.findall(text) if len(text) > 1 else text:
             if part[0] == self._run:
                 self._length += len(part)
                 continue

@@ -7,16 +7,17 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from mlx_delta.chat.schema import ALL, Schema, type_of
 from mlx_delta.errors import ArgumentError
 
-_NUMBER = re.compile(r"[+-]?(?:\d{1,4000}\.?\d{0,4000}|\.\d{1,4000})(?:[eE][+-]?\d{1,5})?")
+_NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?")
+_LONGEST_NUMBER = 8000  # characters
 _BRACKETS = re.compile(r"[\[\](){}]")
-_MAX_LITERAL = 1_000_000  # characters of a Python literal, whose syntax tree takes some 100 bytes each
+_MAX_LITERAL = 200_000  # characters of a Python literal, whose syntax tree takes some 100 bytes and a microsecond each
 _MAX_DEPTH = 64  # of its brackets
 
 
@@ -44,8 +45,7 @@ class Parameters:
         return name not in self.wordless
 
     @classmethod
-    def of(cls, schema: Mapping[str, Any]) -> Parameters:
-        whole = Schema(schema)
+    def of(cls, whole: Schema) -> Parameters:
         names = whole.names()
         parts = {name: whole.parameter(name) for name in names or ()}
         wordless = (name for name, part in parts.items() if whole.enumerated(part) or whole.types(part) <= _WORDLESS)
@@ -87,7 +87,7 @@ def parameter_schemas(tools: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[s
     return schemas
 
 
-def coerce_arguments(raw: Mapping[str, str], schema: Mapping[str, Any]) -> dict[str, Any]:
+def coerce_arguments(raw: Mapping[str, str], schema: Mapping[str, Any] | Schema) -> dict[str, Any]:
     """Arguments as the model wrote them -> values of the types that the tool's JSON schema (an object's) gives them.
 
     A parameter that may only be a string, or of which the schema says nothing, stays as written. Else the text is read
@@ -95,7 +95,7 @@ def coerce_arguments(raw: Mapping[str, str], schema: Mapping[str, Any]) -> dict[
     any case. The first reading that the schema takes counts; without any, the first of an allowed type (a number out
     of range, say); else the text stays as written. See ``schema`` for what of JSON Schema is known.
     """
-    whole = Schema(schema)
+    whole = schema if isinstance(schema, Schema) else Schema(schema)
     read = {name: _coerce(text, whole, whole.parameter(name)) for name, text in raw.items()}
     if not whole.valid(read):
         for name, text in raw.items():  # another parameter may say that this one is text
@@ -113,27 +113,28 @@ def _coerce(text: str, whole: Schema, schema: Any) -> Any:
     others = wanted - {"string"}
     if not others and whole.valid(text, schema):
         return text
-    every = _readings(text)
-    readings = [value for value in every if type_of(value) in others]
-    for value in [*readings, text, *every, text.strip()]:
+    readings = []
+    for value in _readings(text):
+        if type_of(value) in others and whole.valid(value, schema):
+            return value
+        readings.append(value)
+    for value in [text, *readings, text.strip()]:
         if whole.valid(value, schema):
             return value
-    return readings[0] if readings else text
+    return next((value for value in readings if type_of(value) in others), text)
 
 
-def _readings(text: str) -> list[Any]:
+def _readings(text: str) -> Iterator[Any]:
     """The values that a text may mean, those of JSON first; 3.0 is 3.0, then 3."""
     text = text.strip()
-    found: list[Any] = []
     for read in (_json, _python, _constant, _number):
         try:
             value = read(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
-        found.append(value)
+        yield value
         if isinstance(value, float) and value.is_integer():
-            found.append(int(value))
-    return found
+            yield int(value)
 
 
 def _json(text: str) -> Any:
@@ -148,7 +149,7 @@ def _constant(text: str) -> Any:
 
 def _number(text: str) -> float:
     """``+1``, ``.5``."""
-    return _finite(text) if _NUMBER.fullmatch(text) else _refuse(text)
+    return _finite(text) if len(text) <= _LONGEST_NUMBER and _NUMBER.fullmatch(text) else _refuse(text)
 
 
 def _python(text: str) -> Any:

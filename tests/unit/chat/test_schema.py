@@ -254,13 +254,13 @@ def test_names_of_parameters() -> None:
         "properties": {"b": {"enum": ["x", "y"]}, "c": {"type": ["integer", "string"]}},
         "required": ["b"],
     }
-    assert Parameters.of(root) == Parameters(frozenset("abc"), frozenset("a"), frozenset("ab"))
+    assert Parameters.of(Schema(root)) == Parameters(frozenset("abc"), frozenset("a"), frozenset("ab"))
     for further in (
         {"additionalProperties": True},
         {"patternProperties": {"^x": {}}},
         {"additionalProperties": {"type": "string"}},
     ):
-        assert Parameters.of({"properties": {"a": {}}, **further}).names is None
-    assert Parameters.of({"properties": {"a": {}}, "additionalProperties": False}).names == frozenset("a")
+        assert Parameters.of(Schema({"properties": {"a": {}}, **further})).names is None
+    assert Parameters.of(Schema({"properties": {"a": {}}, "additionalProperties": False})).names == frozenset("a")
     for nothing in ({}, {"type": "object", "properties": {}}, {"properties": None}, {"$ref": "#"}):
-        assert Parameters.of(nothing) == Parameters()
+        assert Parameters.of(Schema(nothing)) == Parameters()
