@@ -44,7 +44,9 @@ def checkpoint_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     """The tokenizer of a checkpoint of any format; its files may be rebuilt from metadata, and be in no directory."""
     with TemporaryDirectory() as directory:
         for name, content in checkpoint.side_files().items():
-            (Path(directory) / name).write_bytes(content)
+            file = Path(directory) / name
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(content)
         return Tokenizer.from_dir(directory, checkpoint.config.raw)
 
 

@@ -23,6 +23,7 @@ SIDE_FILES = (
     "added_tokens.json",
     "special_tokens_map.json",
     "chat_template.*",
+    "additional_chat_templates/*.jinja",
     "generation_config.json",
     "preprocessor_config.json",
     "video_preprocessor_config.json",
@@ -55,9 +56,9 @@ class Source(Protocol):
 
 
 def files_beside(directory: Path) -> dict[str, bytes]:
-    """The files of ``directory`` that belong to a checkpoint beside its weights and config: name -> content."""
+    """What belongs to the checkpoint in ``directory`` beside its weights and config: a file's name there -> content."""
     files = {file for pattern in SIDE_FILES for file in directory.glob(pattern) if file.is_file()}
-    return {file.name: file.read_bytes() for file in sorted(files)}
+    return {file.relative_to(directory).as_posix(): file.read_bytes() for file in sorted(files)}
 
 
 def gguf_file(path: Path) -> Path | None:

@@ -141,6 +141,7 @@ def run(
         write_safetensors(directory / _MODEL, entries, _reported(arrays, plans, progress))
         written = (directory / _MODEL).stat().st_size
         for name, content in prepared.side_files.items():
+            (directory / name).parent.mkdir(exist_ok=True)
             write_file(directory / name, content)
         # Last: a directory without config.json is no model to anyone.
         write_file(directory / "config.json", _config(checkpoint, plans, recipe))

@@ -68,7 +68,7 @@ def wanted_files(name: HubName, files: Collection[str], gguf: bool, index: Calla
     if _CONFIG in files and (INDEX in files or shards):
         if INDEX in files:
             shards = _shards(name, index())
-        beside = [file for file in files if "/" not in file and any(fnmatch(file, each) for each in SIDE_FILES)]
+        beside = [file for file in files if any(_fits(file, each) for each in SIDE_FILES)]
         return [_CONFIG, *([INDEX] if INDEX in files else []), *beside, *shards]
     models = _models(files)
     if not models:
@@ -78,6 +78,11 @@ def wanted_files(name: HubName, files: Collection[str], gguf: bool, index: Calla
     if len(models) > 1:
         raise HubError(f"{name}: expected one .gguf file, found {_list(models)}: name one, {name}/{models[0]}")
     return models
+
+
+def _fits(file: str, pattern: str) -> bool:
+    """As a shell has it: no ``*`` is a ``/``."""
+    return file.count("/") == pattern.count("/") and fnmatch(file, pattern)
 
 
 def convert_first(name: HubName) -> str:

@@ -224,12 +224,17 @@ def _ids(value: Any, file: Path, backend: tokenizers.Tokenizer) -> list[int]:
 
 
 def _chat_templates(path: Path, settings: Mapping[str, Any]) -> dict[str, str]:
-    """chat_template.jinja with additional_chat_templates/NAME.jinja, else tokenizer_config.json's chat_template (a
-    string, or a list of named ones), else chat_template.json, where processors kept it."""
-    file = path / "chat_template.jinja"
-    if file.is_file():
-        files = {"default": file} | {f.stem: f for f in sorted((path / "additional_chat_templates").glob("*.jinja"))}
-        return {name: decode_utf8(f.read_bytes(), str(f), TokenizerError) for name, f in files.items()}
+    """additional_chat_templates/NAME.jinja with chat_template.jinja, else with tokenizer_config.json's chat_template (a
+    string, or a list of named ones), else with chat_template.json, where processors kept it."""
+    further = sorted((path / "additional_chat_templates").glob("*.jinja"))
+    files = {"default": path / "chat_template.jinja"} | {file.stem: file for file in further}
+    found = {
+        name: decode_utf8(file.read_bytes(), str(file), TokenizerError)
+        for name, file in files.items()
+        if file.is_file()
+    }
+    if "default" in found:
+        return found
     for name, section in (
         ("tokenizer_config.json", settings),
         ("chat_template.json", _read(path / "chat_template.json")),
@@ -246,8 +251,8 @@ def _chat_templates(path: Path, settings: Mapping[str, Any]) -> dict[str, str]:
         if wrong:
             where = f"{path / name}: chat_template"
             raise TokenizerError(f"{where}: expected text, or a list of names with templates, found {wrong[0]!r:.80}")
-        return template
-    return {}
+        return template | found
+    return found
 
 
 def _special_tokens(path: Path, settings: Mapping[str, Any]) -> dict[str, str]:

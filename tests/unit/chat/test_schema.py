@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import random
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -264,3 +265,41 @@ def test_names_of_parameters() -> None:
     assert Parameters.of(Schema({"properties": {"a": {}}, "additionalProperties": False})).names == frozenset("a")
     for nothing in ({}, {"type": "object", "properties": {}}, {"properties": None}, {"$ref": "#"}):
         assert Parameters.of(Schema(nothing)) == Parameters()
+
+
+@pytest.mark.parametrize(
+    ("schema", "text"),
+    [
+        ({"type": "integer"}, lambda n: "9" * n),
+        ({"type": "number"}, lambda n: "9" * n + "x"),
+        ({"type": "number"}, lambda n: "1e" + "9" * n),
+        ({"type": "array"}, lambda n: "[" + "1," * n + "]"),
+        ({"type": "array"}, lambda n: "[" * n),
+        ({"type": "array"}, lambda n: "'a' " * n),
+        ({"type": "object"}, lambda n: '{"a":' * n),
+        ({"type": "array", "uniqueItems": True}, lambda n: json.dumps(list(range(n)))),
+        ({"enum": [1, "x", [2]]}, lambda n: json.dumps(list(range(n)))),
+        ({"$ref": "#/$defs/Tree"}, lambda n: "{'value': 1, 'children': [" + "{'value': 2}," * n + "]}"),
+    ],
+)
+def test_linear_time(schema: dict[str, Any], text: Callable[[int], str]) -> None:
+    """Eight times as much takes eight times as long (quadratic: 64), in seconds of this process."""
+
+    def seconds(size: int) -> float:
+        value, times = text(size), []
+        for _ in range(2):
+            begin = time.process_time()
+            coerce_arguments({"x": value}, plain(schema))
+            times.append(time.process_time() - begin)
+        return min(times)
+
+    assert seconds(8000) < 24 * seconds(1000) + 0.02
+
+
+def test_what_nests_too_deep_to_be_checked() -> None:
+    """It is read all the same, or left as it was written; nothing raises."""
+    schema = {"type": "array", "items": {"$ref": "#/properties/x"}}
+    for depth in (50, 300, 900, 20_000):
+        text = "[" * depth + "]" * depth
+        found = coerce_arguments({"x": text}, plain(schema))["x"]
+        assert found == text or type(found) is list

@@ -27,6 +27,8 @@ from mlx_delta.conversion.pipeline import Progress, convert
 from mlx_delta.conversion.recipe import choose
 from mlx_delta.conversion.report import ConvertReport
 from mlx_delta.errors import ArgumentError, CheckpointError, ConvertError, OutputError, OutputExistsError
+from mlx_delta.loading import checkpoint_tokenizer
+from mlx_delta.text.tokenizer import Tokenizer
 from support import GOLDEN, TINY
 
 IMATRIX = TINY / "imatrix.gguf"
@@ -117,6 +119,16 @@ def test_output_is_a_checkpoint_of_ours(unsloth: ConvertReport) -> None:
         assert (unsloth.path / name).read_bytes() == (TINY / name).read_bytes()
     with pytest.raises(ConvertError, match=r"expected an unquantized checkpoint, found .*\.scales"):
         convert(unsloth.path, unsloth.path.parent / "again")
+
+
+def test_named_templates_go_along(tmp_path: Path) -> None:
+    source = shutil.copytree(TINY, tmp_path / "in")
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tool_use.jinja").write_text("T")
+    out = convert(source, tmp_path / "out", bits=4).path
+    for path in (source, out):
+        assert Tokenizer.from_dir(path).chat_templates["tool_use"] == "T"
+        assert checkpoint_tokenizer(open_checkpoint(path)).chat_templates["tool_use"] == "T"
 
 
 def test_mlx_lm_agrees_on_the_quantized_model(unsloth: ConvertReport, bf16: ConvertReport) -> None:

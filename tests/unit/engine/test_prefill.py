@@ -47,7 +47,7 @@ def same(a: tuple[mx.array, Cache], b: tuple[mx.array, Cache], tokens: int) -> b
     return bool(mx.array_equal(a[0], b[0]).item())
 
 
-@pytest.mark.parametrize("tokens", [CHUNK + 1, CHUNK + 16, CHUNK + 17, 700, 2 * CHUNK + 3])
+@pytest.mark.parametrize("tokens", [CHUNK + 1, CHUNK + 17, 700])
 def test_a_cut_at_a_multiple_changes_no_bit(model: LanguageModel, ids: list[int], tokens: int) -> None:
     """Also where the last chunk is so short that it goes token by token."""
     whole = run(model, ids[:tokens])

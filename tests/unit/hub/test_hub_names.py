@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mlx_delta.hub.cache import wanted_files
 from mlx_delta.hub.names import HubName, parse_name
 from mlx_delta.hub.path import model_path
 
@@ -44,3 +45,17 @@ def test_what_exists_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(tmp_path)
     assert model_path("org/name") == Path("org/name")
     assert model_path(Path("org/other")) == Path("org/other")
+
+
+def test_files_of_a_model() -> None:
+    """Those beside the weights are told by patterns in which no ``*`` is a ``/``."""
+    wanted = ["config.json", "additional_chat_templates/tool_use.jinja", "chat_template.jinja", "model.safetensors"]
+    other = [
+        "README.md",
+        "onnx/config.json",
+        "chat_template.d/x",
+        "additional_chat_templates/a/b.jinja",
+        "x/tokenizer.json",
+    ]
+    found = wanted_files(HubName("org/name"), [*other, *wanted[1:], "config.json"], False, Path)
+    assert sorted(found) == sorted(wanted)

@@ -29,11 +29,13 @@ _NOT_SPECIAL = (
 _SAMPLING = {"top_k": "top_k", "top_p": "top_p", "temp": "temperature", "min_p": "min_p"}
 _ENDS = ("eos", "eot", "eom")  # each "tokenizer.ggml.X_token_id": of an answer, of a turn, of a message
 _PADDING = re.compile(r"\[PAD\d+\]")  # rows without a token: UNUSED to llama.cpp, USER_DEFINED to Ollama
+_TEMPLATE = re.compile(r"tokenizer\.chat_template(?:\.(?P<name>[\w-]+))?")
 _TAG = re.compile(r"<\|?[^\s<>]+>")
 
 
 def tokenizer_files(metadata: Mapping[str, Any], path: Path) -> dict[str, bytes]:
-    """File name -> content: tokenizer.json, tokenizer_config.json, generation_config.json, chat_template.jinja.
+    """File name -> content: tokenizer.json, tokenizer_config.json, generation_config.json, chat_template.jinja, and
+    further templates where transformers saves them.
 
     Every token has the id that it has in the file, whatever its type is there.
     Raises: CheckpointError naming a key that is missing, or makes no such tokenizer.
@@ -48,8 +50,10 @@ def tokenizer_files(metadata: Mapping[str, Any], path: Path) -> dict[str, bytes]
         "tokenizer_config.json": _json(_tokenizer_config(metadata, tokens, path)),
         "generation_config.json": _json(_generation_config(metadata, tokens, path)),
     }
-    template = _template(metadata, path)
-    return files | ({"chat_template.jinja": template.encode()} if template else {})
+    templates = _templates(metadata, path)
+    default = {"chat_template.jinja": templates.pop("default")} if "default" in templates else {}
+    named = {f"additional_chat_templates/{name}.jinja": template for name, template in templates.items()}
+    return files | {name: template.encode() for name, template in [*default.items(), *named.items()]}
 
 
 def token_ids(metadata: Mapping[str, Any], key: str, path: Path) -> list[int]:
@@ -152,18 +156,25 @@ def _pair(merge: str, index: int, path: Path) -> tuple[str, str]:
 
 def _tokenizer_config(metadata: Mapping[str, Any], tokens: Sequence[str], path: Path) -> dict[str, Any]:
     config: dict[str, Any] = {"tokenizer_class": "Qwen2Tokenizer", "add_prefix_space": False}
-    for key, name in (("eos", "eos_token"), ("padding", "pad_token")):
+    for key, name in (("eos", "eos_token"), ("bos", "bos_token"), ("padding", "pad_token")):
         for token_id in token_ids(metadata, f"{key}_token_id", path)[:1]:
             config[name] = tokens[token_id]
-    template = _template(metadata, path)
-    return config | ({"chat_template": template} if template else {})
+    default = _templates(metadata, path).get("default")
+    return config | ({"chat_template": default} if default else {})
 
 
-def _template(metadata: Mapping[str, Any], path: Path) -> str | None:
-    template = metadata.get("tokenizer.chat_template")
-    if template is not None and not isinstance(template, str):
-        raise CheckpointError(f"{path}: tokenizer.chat_template: expected text, found {template!r:.80}")
-    return template or None
+def _templates(metadata: Mapping[str, Any], path: Path) -> dict[str, str]:
+    """By name: ``tokenizer.chat_template`` is the default one, ``tokenizer.chat_template.NAME`` another."""
+    found = {}
+    for key, template in metadata.items():
+        match = _TEMPLATE.fullmatch(key)
+        if match is None:
+            continue
+        if not isinstance(template, str):
+            raise CheckpointError(f"{path}: {key}: expected text, found {template!r:.80}")
+        if template:
+            found[match["name"] or "default"] = template
+    return found
 
 
 def _generation_config(metadata: Mapping[str, Any], tokens: Sequence[str], path: Path) -> dict[str, Any]:

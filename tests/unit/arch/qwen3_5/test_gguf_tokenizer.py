@@ -136,3 +136,17 @@ def test_a_token_given_twice(keys: dict[str, Any]) -> None:
 def test_a_template_that_is_no_text(keys: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match=r"tokenizer\.chat_template: expected text, found \['a'\]"):
         tokenizer_files(keys | {"tokenizer.chat_template": ["a"]}, Path("t.gguf"))
+
+
+def test_named_templates(keys: dict[str, Any], tmp_path: Path) -> None:
+    named = {"": "D", ".tool_use": "T{{ bos_token }}", "../up": "no"}
+    keys |= {f"tokenizer.chat_template{name}": template for name, template in named.items()}
+    files = tokenizer_files(keys | {"tokenizer.ggml.bos_token_id": 5}, Path("t"))
+    assert files["chat_template.jinja"] == b"D"
+    assert [name for name in files if "/" in name] == ["additional_chat_templates/tool_use.jinja"]
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    tokenizer = Tokenizer.from_dir(tmp_path)
+    assert tokenizer.chat_templates == {"default": "D", "tool_use": "T{{ bos_token }}"}
+    assert tokenizer.special_tokens["bos_token"] == keys["tokenizer.ggml.tokens"][5]
