@@ -92,7 +92,7 @@ class Schema:
     def takes_further(self) -> bool:
         """Whether it says that there may be properties that it does not name."""
         nodes = self._nodes(self._root)
-        return any(node.get("additionalProperties") or node.get("patternProperties") for node in nodes)
+        return any(_allows(node.get("additionalProperties")) or node.get("patternProperties") for node in nodes)
 
     def declared(self) -> frozenset[str]:
         """Of the properties that it names."""
@@ -379,6 +379,11 @@ def _search(pattern: Any, text: str) -> bool:
 
 def _all(parts: list[Any]) -> Any:
     return {"allOf": parts} if len(parts) > 1 else parts[0] if parts else None
+
+
+def _allows(schema: Any) -> bool:
+    """Whether the schema was given and allows anything: an empty one allows all."""
+    return isinstance(schema, Mapping) or bool(schema)
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -131,7 +131,8 @@ def _parsed_call(call: Any, where: str) -> Any:
     if not isinstance(arguments, str):
         return call
     try:
-        parsed = json.loads(arguments) if arguments.strip() else {}  # clients send "" for a call without arguments
+        # Clients send "" and "null" for a call without arguments.
+        parsed = {} if arguments.strip() in ("", "null") else json.loads(arguments)
     except (ValueError, RecursionError):
         parsed = None
     if not isinstance(parsed, dict):

@@ -174,6 +174,14 @@ def test_parameters_that_the_tool_does_not_have() -> None:
     assert check(output, "", "", [("other", {"lines": "4", "mode": "w"})]) == ["unknown tool: 'other'"]
 
 
+@pytest.mark.parametrize("further", [True, {}, {"type": "string"}])
+def test_a_schema_that_takes_further_parameters_is_believed(further: Any) -> None:
+    tool = create_tool_definition("save", "", {"file": TEXT})
+    tool["function"]["parameters"]["additionalProperties"] = further
+    output = inside("<parameter=file>\nb.md\n</parameter>\n<parameter=mode>\nw\n</parameter>")
+    assert not check(output, "", "", [("save", {"file": "b.md", "mode": "w"})], tools=[tool])
+
+
 FENCES = [
     "```\n{}\n```", "```xml\n{}\n```", "~~~\n{}\n~~~", "````\n```\n{}\n```\n````", "  ```\n  {}\n  ```",
     "> ```\n> {}\n> ```", "```\n{}", "Like ```{}``` so", "1. Like:\n   ~~~ xml\n{}\n   ~~~",

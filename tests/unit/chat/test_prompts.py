@@ -130,7 +130,7 @@ def test_thoughts_by_any_name(tokenizer: Tokenizer) -> None:
 
 
 def test_null_arguments_are_none(tokenizer: Tokenizer) -> None:
-    for arguments in (None, "", "{}", {}):
+    for arguments in (None, "", "null", "{}", {}):
         call = {"type": "function", "id": "x", "function": {"name": "add", "arguments": arguments}}
         chat = [*COUNT, {"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "content": "1"}]
         text = tokenizer.decode(Prompt.build(tokenizer, chat, ChatSettings()).ids)
