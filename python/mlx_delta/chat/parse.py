@@ -187,7 +187,10 @@ class OutputParser:
             if text:
                 self._read_text(text)
         else:
-            for part in lexer.push(text):
+            parts = lexer.push(text)
+            if not parts:
+                return []
+            for part in parts:
                 if type(part) is str and self._draft is None:
                     self._read_text(part)
                 else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, TypeGuard
 
 ALL = frozenset(("string", "integer", "number", "boolean", "null", "array", "object"))
@@ -45,6 +46,7 @@ class Schema:
 
     def __init__(self, root: Any) -> None:
         self._root = root if isinstance(root, Mapping) else {}
+        self._properties: dict[str, Any] = {}  # those that were asked for
         self._named: dict[str, Any] | None = None  # looked for where a reference does not say where it leads
 
     def resolve(self, reference: Any) -> Any:
@@ -66,7 +68,9 @@ class Schema:
 
     def parameter(self, name: str) -> Any:
         """What the schema says of a property, taken together; None where it says nothing."""
-        return _all(list(self._parts(self._root, name, frozenset())))
+        if name not in self._properties:
+            self._properties[name] = _all(list(self._parts(self._root, name, frozenset())))
+        return self._properties[name]
 
     def _parts(self, schema: Any, name: str, above: frozenset[int]) -> Iterator[Any]:
         """above: the schemas that this one is part of, lest a cycle of references has no end."""
@@ -320,10 +324,16 @@ def _hashable(value: Any) -> Any:
 
 def _declared(kind: Any) -> frozenset[str]:
     if isinstance(kind, str):
-        return frozenset().union(*map(_named_type, re.sub(r"^optional\[(.*)\]$", r"\1|null", kind.lower()).split("|")))
+        return _named_types(kind)
     if isinstance(kind, Sequence) and kind:
         return frozenset().union(*map(_declared, kind))
     return ALL
+
+
+@lru_cache
+def _named_types(kind: str) -> frozenset[str]:
+    """``int | None`` and ``Optional[int]`` too."""
+    return frozenset().union(*map(_named_type, re.sub(r"^optional\[(.*)\]$", r"\1|null", kind.lower()).split("|")))
 
 
 def _with_integers(values: Sequence[Any]) -> frozenset[str]:
