@@ -1,4 +1,4 @@
-"""JSON Schema, as far as a text needs it to be read as the value that its schema means; imports nothing of ours.
+"""JSON Schema, as far as a text needs it to be read as the value that its schema means.
 
 Lax where tools are: types by other names (``int``, ``float``, ``str``, ``dict``, ``STRING``, ``int | None``), OpenAPI's
 ``nullable``, draft 4 to 2020-12, definitions that lie beside what refers to them. What cannot be understood (an unknown
@@ -7,25 +7,24 @@ type or keyword, a reference that leads nowhere, a pattern that is none) demands
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
-from typing import Any, TypeGuard
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-ALL = frozenset(("string", "integer", "number", "boolean", "null", "array", "object"))
-_NUMBER = frozenset(("integer", "number"))
+from mlx_delta.chat.schema_values import (
+    ALL,
+    NUMBERS,
+    declared_types,
+    equal,
+    hashable,
+    matches,
+    type_of,
+    valid_number,
+    valid_string,
+    with_integers,
+    within,
+)
+
 _DEPTH = 64  # of definitions within a schema
-
-_TYPE_NAMES = [  # what a type's name begins with, in lower case
-    (("str", "text", "varchar", "char", "enum"), frozenset(("string",))),
-    (("int", "uint", "long", "short", "unsigned", "bigint"), frozenset(("integer",))),
-    (("num", "float", "double", "decimal", "real"), _NUMBER),
-    (("bool", "binary"), frozenset(("boolean",))),
-    (("nul", "none", "nil"), frozenset(("null",))),
-    (("arr", "list", "tuple", "sequence", "set"), frozenset(("array",))),
-    (("obj", "dict", "map", "struct", "record"), frozenset(("object",))),
-]
 _IMPLIED = {  # keywords that say something of one type alone
     "object": ("properties", "required", "additionalProperties", "patternProperties", "minProperties", "propertyNames"),
     "array": ("items", "prefixItems", "minItems", "maxItems", "uniqueItems", "contains"),
@@ -33,12 +32,6 @@ _IMPLIED = {  # keywords that say something of one type alone
     "string": ("minLength", "maxLength", "pattern", "format"),
 }
 _UNIONS = ("anyOf", "oneOf")
-
-
-def type_of(value: Any) -> str:
-    """The JSON type of a Python value."""
-    names = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array", dict: "object"}
-    return names.get(type(value), "null")
 
 
 class Schema:
@@ -78,7 +71,7 @@ class Schema:
             return
         above |= {id(schema)}
         own = [_mapping(schema.get("properties")).get(name)]
-        own += [part for pattern, part in _mapping(schema.get("patternProperties")).items() if _search(pattern, name)]
+        own += [part for pattern, part in _mapping(schema.get("patternProperties")).items() if matches(pattern, name)]
         own = [part for part in own if part is not None]
         yield from own or [part for part in [schema.get("additionalProperties")] if isinstance(part, Mapping)]
         for part in self._conjuncts(schema):
@@ -144,11 +137,11 @@ class Schema:
         if id(schema) in known:
             return known[id(schema)]
         known[id(schema)] = None
-        found = _declared(schema.get("type"))
+        found = declared_types(schema.get("type"))
         if "const" in schema:
-            found &= _with_integers([schema["const"]])
+            found &= with_integers([schema["const"]])
         if isinstance(schema.get("enum"), list | tuple):
-            found &= _with_integers(schema["enum"])
+            found &= with_integers(schema["enum"])
         parts = [self._types(part, known) for part in self._conjuncts(schema)]
         if None in parts and found == ALL:
             return None
@@ -165,7 +158,7 @@ class Schema:
         """The types that its keywords speak of."""
         nodes = self._nodes(schema)
         found = {kind for kind, keys in _IMPLIED.items() for key in keys if any(key in node for node in nodes)}
-        return frozenset(found) | (_NUMBER if "number" in found else frozenset())
+        return frozenset(found) | (NUMBERS if "number" in found else frozenset())
 
     def enumerated(self, schema: Any) -> bool:
         """Whether it allows certain values alone."""
@@ -187,7 +180,7 @@ class Schema:
         nodes = self._nodes(schema)
         found = [node["const"] for node in nodes if "const" in node]
         found += [value for node in nodes for value in _list(node.get("enum"))]
-        once = {repr(_hashable(value)): value for value in reversed(found)}
+        once = {repr(hashable(value)): value for value in reversed(found)}
         return [value for value in reversed(once.values()) if self.valid(value, schema)]
 
     # --- validity -----------------------------------------------------------------------------------------------------
@@ -211,7 +204,7 @@ class Schema:
     def _follows(self, value: Any, schema: Mapping[str, Any], known: dict[tuple[int, int], bool]) -> bool:
         if value is None and schema.get("nullable") is True:
             return True
-        kinds = _declared(schema.get("type"))
+        kinds = declared_types(schema.get("type"))
         if type_of(value) not in kinds and not ("integer" in kinds and isinstance(value, float) and value.is_integer()):
             return False
         if "const" in schema and not equal(value, schema["const"]):
@@ -219,9 +212,9 @@ class Schema:
         if isinstance(schema.get("enum"), list | tuple) and not any(equal(value, member) for member in schema["enum"]):
             return False
         if isinstance(value, str):
-            kept = _valid_string(value, schema)
+            kept = valid_string(value, schema)
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            kept = _valid_number(value, schema)
+            kept = valid_number(value, schema)
         elif isinstance(value, list):
             kept = self._valid_array(value, schema, known)
         elif isinstance(value, dict):
@@ -253,13 +246,13 @@ class Schema:
         each = all(self._valid(item, part, known) for item, part in zip(value, first, strict=False))
         if not (each and all(self._valid(item, items, known) for item in value[len(first) :])):
             return False
-        if schema.get("uniqueItems") is True and len(set(map(_hashable, value))) < len(value):
+        if schema.get("uniqueItems") is True and len(set(map(hashable, value))) < len(value):
             return False
         if "contains" in schema:
             count = sum(self._valid(item, schema["contains"], known) for item in value)
             if not schema.get("minContains", 1) <= count <= schema.get("maxContains", count):
                 return False
-        return _within(len(value), schema, "minItems", "maxItems")
+        return within(len(value), schema, "minItems", "maxItems")
 
     def _valid_object(
         self, value: dict[str, Any], schema: Mapping[str, Any], known: dict[tuple[int, int], bool]
@@ -267,7 +260,7 @@ class Schema:
         properties, patterns = _mapping(schema.get("properties")), _mapping(schema.get("patternProperties"))
         for name, item in value.items():
             parts = [properties[name]] if name in properties else []
-            parts += [part for pattern, part in patterns.items() if _search(pattern, name)]
+            parts += [part for pattern, part in patterns.items() if matches(pattern, name)]
             parts = parts or [schema.get("additionalProperties", True)]
             if not all(self._valid(item, part, known) for part in parts):
                 return False
@@ -282,7 +275,7 @@ class Schema:
                     all(other in value for other in part) if isinstance(part, list) else self._valid(value, part, known)
                 ):
                     return False
-        return _within(len(value), schema, "minProperties", "maxProperties")
+        return within(len(value), schema, "minProperties", "maxProperties")
 
 
 def _definitions(root: Any) -> dict[str, Any]:
@@ -304,87 +297,6 @@ def _definitions(root: Any) -> dict[str, Any]:
                 below += schema
         level = below
     return found
-
-
-def equal(a: Any, b: Any) -> bool:
-    """As JSON has it: 1 is 1.0, and not true."""
-    return _hashable(a) == _hashable(b)
-
-
-def _hashable(value: Any) -> Any:
-    """The same for values that are equal as JSON has it, and for no others."""
-    if isinstance(value, bool):
-        return bool, value
-    if isinstance(value, list | tuple):
-        return list, tuple(map(_hashable, value))
-    if isinstance(value, Mapping):
-        return dict, frozenset((key, _hashable(item)) for key, item in value.items())
-    return value
-
-
-def _declared(kind: Any) -> frozenset[str]:
-    if isinstance(kind, str):
-        return _named_types(kind)
-    if isinstance(kind, Sequence) and kind:
-        return frozenset().union(*map(_declared, kind))
-    return ALL
-
-
-@lru_cache
-def _named_types(kind: str) -> frozenset[str]:
-    """``int | None`` and ``Optional[int]`` too."""
-    return frozenset().union(*map(_named_type, re.sub(r"^optional\[(.*)\]$", r"\1|null", kind.lower()).split("|")))
-
-
-def _with_integers(values: Sequence[Any]) -> frozenset[str]:
-    """Their types; 3.0 may be written 3."""
-    found = frozenset(map(type_of, values))
-    return found | _NUMBER if found & _NUMBER else found
-
-
-def _named_type(name: str) -> frozenset[str]:
-    return next((types for starts, types in _TYPE_NAMES if name.strip().startswith(starts)), ALL)
-
-
-def _valid_string(value: str, schema: Mapping[str, Any]) -> bool:
-    pattern = schema.get("pattern")
-    return _within(len(value), schema, "minLength", "maxLength") and (pattern is None or _search(pattern, value))
-
-
-def _valid_number(value: float, schema: Mapping[str, Any]) -> bool:
-    low, high = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
-    if low is True or high is True:  # draft 4
-        low, high = (schema.get(key) if flag is True else None for key, flag in (("minimum", low), ("maximum", high)))
-    step = schema.get("multipleOf")
-    return (
-        _within(value, schema, "minimum", "maximum")
-        and (not _is_number(low) or value > low)
-        and (not _is_number(high) or value < high)
-        and (not _is_number(step) or step <= 0 or _is_multiple(value, step))
-    )
-
-
-def _is_multiple(value: float, step: float) -> bool:
-    if isinstance(value, int) and isinstance(step, int):
-        return value % step == 0
-    quotient = value / step
-    return math.isfinite(quotient) and quotient == int(quotient)
-
-
-def _within(size: float, schema: Mapping[str, Any], least: str, most: str) -> bool:
-    low, high = schema.get(least), schema.get(most)
-    return (not _is_number(low) or size >= low) and (not _is_number(high) or size <= high)
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _search(pattern: Any, text: str) -> bool:
-    try:
-        return re.search(pattern, text) is not None
-    except (re.error, TypeError):
-        return True
 
 
 def _all(parts: list[Any]) -> Any:

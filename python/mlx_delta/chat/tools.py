@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from mlx_delta.chat.schema import ALL, Schema, type_of
+from mlx_delta.chat.schema import Schema
+from mlx_delta.chat.schema_values import ALL, type_of
 from mlx_delta.errors import ArgumentError
 
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?")
