@@ -10,8 +10,10 @@ CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.def')
 demo: $(VENV)/installed
 	$(BIN)/mlx-delta demo
 
+# All of them, or those of TESTS: `make test TESTS=tests/ops`.
+TESTS ?=
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TESTS)
 
 # The benches refuse to report on red tests: those of the ops come first.
 bench: $(VENV)/installed-dev
