@@ -121,11 +121,10 @@ void unpack_strip(const PackedRows& rows, int64_t count, int64_t from, int64_t t
 }
 
 // acc[m][strip] (vectors of 16 weight rows) += tiles from .. to of a block times MR rows of x from m0 on.
-template <int bits, int group_size, int MR, int NV>
+template <int vectors, int group_size, int MR, int NV>
 void multiply_tile(const TiledBlock& block, int64_t cols, int64_t from, int64_t to, const FixedX& x, int64_t m0,
                    float* acc_at) {
-  using T = Tile<bits, group_size>;
-  using Lanes = GroupLanes<T::vectors, group_size>;
+  using Lanes = GroupLanes<vectors, group_size>;
   static constexpr Lanes lanes;
   constexpr int64_t strip_bytes = kTiledColumns * 16;
   __m512 acc[MR][NV];
@@ -137,7 +136,7 @@ void multiply_tile(const TiledBlock& block, int64_t cols, int64_t from, int64_t 
   const auto& of_x = x.M == 1 ? lanes.first : lanes.factors;
   const int64_t all_groups = cols / group_size;
   for (int64_t t = from; t < to; ++t) {
-    const auto* x_tile = x.tile<T::vectors>(m0, t);
+    const auto* x_tile = x.tile<vectors>(m0, t);
     for (int g = 0; g < Lanes::groups; ++g, scales += kTiledRows, biases += kTiledRows) {
       const int64_t group = t * Lanes::groups + g;
       if (group >= all_groups) break;
@@ -148,7 +147,7 @@ void multiply_tile(const TiledBlock& block, int64_t cols, int64_t from, int64_t 
       const auto products = [&](auto plane) __attribute__((always_inline)) {
         const uint8_t* wv = w;
         MLX_DELTA_UNROLL
-        for (int v = 0; v < T::vectors; ++v) MLX_DELTA_UNROLL
+        for (int v = 0; v < vectors; ++v) MLX_DELTA_UNROLL
         for (int i = 0; i < Lanes::lanes; ++i, wv += 64) {
           asm volatile("" ::: "memory");  // or GCC loads the weights of a whole group first, and spills them
           __m512i wk[NV];
@@ -164,12 +163,12 @@ void multiply_tile(const TiledBlock& block, int64_t cols, int64_t from, int64_t 
           }
         }
       };
-      products(&XTile<T::vectors>::hi);
+      products(&XTile<vectors>::hi);
       MLX_DELTA_UNROLL
       for (int m = 0; m < MR; ++m) MLX_DELTA_UNROLL
       for (int n = 0; n < NV; ++n) dot[m][n] = _mm512_slli_epi32(dot[m][n], 8);
-      products(&XTile<T::vectors>::lo);
-      w += T::vectors * Lanes::lanes * 64;
+      products(&XTile<vectors>::lo);
+      w += vectors * Lanes::lanes * 64;
       MLX_DELTA_UNROLL
       for (int m = 0; m < MR; ++m) {
         const __m512 step = _mm512_set1_ps(x_tile[m].steps[of_x[g]]);
@@ -214,8 +213,8 @@ void multiply_unit(const PackedRows& rows, int64_t count, const FixedX& x, float
       unpack_strip<bits, group_size>(some, least<int64_t>(16, count - 16 * strip), from, to, unpack, strip, block);
     }
     for_tiles_of_x(x.M, [&](int64_t m, auto rows_of_x) {
-      multiply_tile<bits, group_size, decltype(rows_of_x)::value, NV>(block, rows.cols, from, to, x, m,
-                                                                      acc + m * kTiledRows);
+      multiply_tile<T::vectors, group_size, decltype(rows_of_x)::value, NV>(block, rows.cols, from, to, x, m,
+                                                                            acc + m * kTiledRows);
     });
   }
 }
