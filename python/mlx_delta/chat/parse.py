@@ -29,7 +29,7 @@ from mlx_delta.chat.call_values import Broken, Ended
 from mlx_delta.chat.calls import CallReader
 from mlx_delta.chat.schema import Schema
 from mlx_delta.chat.tags import Fences, Lexer, Tag
-from mlx_delta.chat.tools import Parameters, ToolCall, coerce_arguments, parameter_schemas
+from mlx_delta.chat.tools import Parameters, ToolCall, coerce_arguments, misfits, parameter_schemas
 
 
 class Event(NamedTuple):
@@ -350,6 +350,8 @@ class OutputParser:
         schema = self._schemas.get(ended.name)
         arguments = coerce_arguments(ended.arguments, schema or Schema({}))
         doubts = [f"unknown tool: {ended.name!r}"] * (schema is None) + [f"{ended.name}: {d}" for d in ended.doubts]
+        for name in misfits(arguments, schema) if schema is not None else ():
+            doubts.append(f"{ended.name}: the value of {name!r} is none that its schema takes")
         if self._broken and not self._thinking:
             space = self._streams[False].rest()
             if space:

@@ -106,6 +106,12 @@ def coerce_arguments(raw: Mapping[str, str], schema: Mapping[str, Any] | Schema)
     return read
 
 
+def misfits(arguments: Mapping[str, Any], schema: Schema) -> list[str]:
+    """Names of the arguments that are none of the values that the tool's schema has for them."""
+    parts = {name: schema.parameter(name) for name in arguments}
+    return [name for name, part in parts.items() if part is not None and not schema.valid(arguments[name], part)]
+
+
 def _coerce(text: str, whole: Schema, schema: Any) -> Any:
     if schema is None:
         return text

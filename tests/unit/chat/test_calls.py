@@ -174,6 +174,16 @@ def test_parameters_that_the_tool_does_not_have() -> None:
     assert check(output, "", "", [("other", {"lines": "4", "mode": "w"})]) == ["unknown tool: 'other'"]
 
 
+def test_a_value_that_the_schema_does_not_take_stays_and_is_told() -> None:
+    told = ["save: the value of 'lines' is none that its schema takes"]
+    for value in ("", "four", "[4]", "4.5"):
+        output = inside(f"<parameter=lines>\n{value}\n</parameter>")
+        found = parsed(output)
+        assert (found["warnings"], found["calls"][0][1].keys()) == (told, {"lines"}), value
+    assert not check(inside("<parameter=lines>\n4\n</parameter>"), "", "", [("save", {"lines": 4})])
+    assert not check(inside("<parameter=file>\n\n</parameter>"), "", "", [("save", {"file": ""})])
+
+
 @pytest.mark.parametrize("further", [True, {}, {"type": "string"}])
 def test_a_schema_that_takes_further_parameters_is_believed(further: Any) -> None:
     tool = create_tool_definition("save", "", {"file": TEXT})
