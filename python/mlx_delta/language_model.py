@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,9 +75,7 @@ class LanguageModel(ChatMethods):
         Raises: ArgumentError naming the argument; TypeError for an unknown one.
         """
         settings = GenerationSettings(**options)
-        if isinstance(prompt, str):
-            check_text(prompt, "prompt")
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
+        ids = self._prompt_ids(prompt)
         if ids:
             self._check_ids(ids)
         thinking = ends_in_thoughts(
@@ -90,6 +89,17 @@ class LanguageModel(ChatMethods):
             max_new_tokens=settings.max_new_tokens,
             stop=settings.stop,
         )
+
+    def _prompt_ids(self, prompt: Any) -> list[int]:
+        if isinstance(prompt, str):
+            check_text(prompt, "prompt")
+            return self.tokenizer.encode(prompt)
+        try:
+            if not isinstance(prompt, bytes | bytearray):
+                return [operator.index(i) for i in (prompt.tolist() if hasattr(prompt, "tolist") else prompt)]
+        except TypeError:
+            pass
+        raise ArgumentError(f"prompt: expected text or token ids, found {prompt!r:.80}")
 
     def session(self) -> Session:
         """A conversation that keeps its cache: ``session.chat`` and ``session.chat_stream`` as the model's own."""

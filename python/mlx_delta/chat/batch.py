@@ -15,7 +15,7 @@ from mlx_delta.engine.decode import Steps, run
 from mlx_delta.engine.limit import Limit
 from mlx_delta.engine.prefill import prefill
 from mlx_delta.engine.sample import Sampler
-from mlx_delta.errors import ArgumentError
+from mlx_delta.errors import ArgumentError, TemplateError
 from mlx_delta.model.cache import Cache
 from mlx_delta.model.network import Network
 from mlx_delta.text.tokenizer import Tokenizer
@@ -36,7 +36,8 @@ def chat_batch(
         raise ArgumentError(f"settings: expected ChatSettings, found {wrong!r:.80}")
     if len(each) != len(conversations):
         raise ArgumentError(f"settings: expected one, or one for each of {len(conversations)}, found {len(each)}")
-    prompts = [Prompt.build(tokenizer, *pair) for pair in zip(conversations, each, strict=True)]
+    pairs = enumerate(zip(conversations, each, strict=True))
+    prompts = [_prompt(tokenizer, *pair, f"conversations[{i}]") for i, pair in pairs]
     vocab_size = min(tokenizer.vocab_size, network.config.vocab_size)
     samplers = [
         Sampler(s.sampling(p.thinking, network.config, tokenizer), vocab_size, p.ids)
@@ -70,3 +71,10 @@ def _padded(prompts: Sequence[Prompt]) -> tuple[mx.array, mx.array | None]:
     missing = [longest - len(prompt.ids) for prompt in prompts]
     tokens = mx.array([[0] * n + prompt.ids for n, prompt in zip(missing, prompts, strict=True)])
     return tokens, (mx.arange(longest) >= mx.array(missing)[:, None]) if any(missing) else None
+
+
+def _prompt(tokenizer: Tokenizer, messages: Sequence[Message], settings: ChatSettings, where: str) -> Prompt:
+    try:
+        return Prompt.build(tokenizer, messages, settings)
+    except (ArgumentError, TemplateError) as error:
+        raise type(error)(f"{where}: {error}") from error

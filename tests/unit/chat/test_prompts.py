@@ -185,6 +185,11 @@ def test_text_that_is_none(model: LanguageModel) -> None:
     """One check at the tokenizer's door, whatever leads to it."""
     with pytest.raises(ValueError, match=r"^prompt: expected text that is UTF-8, found '\\udce9' at 3$"):
         model.generate(b"caf\xe9".decode("utf-8", "surrogateescape"))
+    for no_prompt in (None, b"x", 3, [1.5], ["x"], {"a": 1}):
+        with pytest.raises(ValueError, match=r"^prompt: expected text or token ids, found "):
+            model.generate(no_prompt)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^conversations\[1\]: messages\[0\]\.content: expected text that is UTF-8"):
+        model.chat_batch([COUNT, [{"role": "user", "content": HALF}]])
     with pytest.raises(ValueError, match=r"^text: expected text that is UTF-8, found '\\ud83d' at 0$"):
         model.tokenizer.encode("\ud83d")
     for wrong in (b"x", None, 3, ["x"]):
