@@ -36,13 +36,14 @@ def render(
     """The prompt that ``template_source`` makes of OpenAI-style ``messages``, strictly as the template has it.
 
     First (in copies) arguments of assistant tool calls that are JSON strings, as OpenAI clients send them, are parsed;
-    what is None is left out; and thoughts count as ``reasoning_content`` where they go by another name (``thinking``,
-    or ``reasoning`` as vLLM has it).
+    what is None is left out, but for the content; and thoughts count as ``reasoning_content`` where they go by another
+    name (``thinking``, or ``reasoning`` as vLLM has it).
     variables: the template's free variables, such as ``{"enable_thinking": False}``; the named arguments win over them.
 
     Raises: TemplateError with the template's message, or naming the argument or the fault in the template.
     """
     context = {
+        "documents": None,
         **variables,
         "messages": [_plain(message, f"messages[{i}]") for i, message in enumerate(messages)],
         "tools": tools,
@@ -110,7 +111,7 @@ THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # the first is what t
 def _plain(message: Any, where: str) -> Any:
     if not isinstance(message, Mapping):
         return message
-    plain = {key: value for key, value in message.items() if value is not None}
+    plain = {key: value for key, value in message.items() if value is not None or key == "content"}
     thoughts = next((plain[key] for key in THOUGHTS if key in plain), None)
     if thoughts is not None:
         plain = {"thinking": thoughts, **plain, "reasoning_content": thoughts}

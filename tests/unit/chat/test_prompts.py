@@ -247,6 +247,15 @@ def test_named_templates(tiny: Path, tmp_path: Path) -> None:
         model.render_chat(COUNT)
 
 
+def test_null_is_what_it_is_elsewhere() -> None:
+    source = (
+        "{% for m in messages %}{{ m.content is none }}{{ m.content is string }}{% endfor %}{{ documents is none }}"
+    )
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}]
+    expected, _ = render_jinja_template([messages], chat_template=source)
+    assert render(source, messages) == expected[0] == "FalseTrueTrueFalseTrue"
+
+
 @pytest.mark.parametrize(
     "body", ["{{ m.content }}", "{% if m.x %}{{ m.x }}{% endif %}", "", "a\n  {%- set y = 2 %}{{ y }}\n"]
 )
