@@ -88,6 +88,7 @@ class LanguageModel(ChatMethods):
             settings.sampling(thinking, self.config.text, self.tokenizer),
             max_new_tokens=settings.max_new_tokens,
             stop=settings.stop,
+            prompt_progress=settings.prompt_progress,
         )
 
     def _prompt_ids(self, prompt: Any) -> list[int]:

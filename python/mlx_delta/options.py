@@ -53,6 +53,10 @@ class GenerationOptions(SamplingOptions, total=False):
         str | Sequence[str] | None,
         Doc("A string, or several, to end the text before; not looked for in thoughts and tool calls."),
     ]
+    prompt_progress: Annotated[
+        Callable[[int, int], None] | None,
+        Doc("Called between the parts of a long prompt with the tokens computed so far, and all that there are."),
+    ]
 
 
 class ChatOptions(GenerationOptions, total=False):
@@ -138,6 +142,7 @@ _WORDS: dict[Any, str] = {
     int: "an integer",
     float: "a number",
     str: "text",
+    Callable: "a function",
     Sequence: "a list",
     Mapping: "a mapping",
 }

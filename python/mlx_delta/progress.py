@@ -32,6 +32,7 @@ class Bars:
 
     def __init__(self) -> None:
         self._live: Progress | None = None
+        self._numbers: dict[str, TaskID] = {}  # of the tasks whose bars are there
         self._next_line = time.monotonic() + INTERVAL
 
     def __enter__(self) -> Bars:
@@ -40,20 +41,27 @@ class Bars:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the bars away; the next step of a task brings its own back."""
         if self._live is not None:
             self._live.stop()
+            self._live = None
+            self._numbers.clear()
 
     def task(self, name: str, counts: Callable[[int, int], str]) -> Show:
         """What to call after each step. counts: ``done`` and ``total`` in words."""
         if not sys.stderr.isatty():
             return lambda done, total: self._print(name, counts(done, total), done / max(1, total))
-        numbers: list[TaskID] = []  # of the bar, once there is one
 
         def show(done: int, total: int) -> None:
             live = self._bars()
-            if not numbers:
-                numbers.append(live.add_task(name, total=total, counts=""))
-            live.update(numbers[0], completed=done, total=total, counts=counts(done, total), visible=done < total)
+            if name not in self._numbers:
+                self._numbers[name] = live.add_task(name, total=total, counts="")
+            live.update(
+                self._numbers[name], completed=done, total=total, counts=counts(done, total), visible=done < total
+            )
 
         return show
 

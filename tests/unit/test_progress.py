@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 
 from mlx_delta import progress
 from mlx_delta.cli.main import app
+from mlx_delta.loading import load_model
 from mlx_delta.progress import Bars, megabytes, of
 from support import GOLDEN, TINY
 
@@ -68,3 +70,28 @@ def test_a_long_run_is_not_silent_when_piped(monkeypatch: pytest.MonkeyPatch, tm
     done = CliRunner().invoke(app, [*map(str, arguments), "-o", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
     assert "measuring: 1/2 chunks of 64 tokens, 50 %\n" in done.stderr
+
+
+def test_long_prompts_are_not_silent_when_piped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "INTERVAL", 0.0)
+    text = (GOLDEN / "heldout.txt").read_text(encoding="utf-8")[:8000]
+    for command in (["generate", "-p", "-"], ["chat"]):
+        done = CliRunner().invoke(app, [*command, "-m", str(TINY), "-n", "1"], input=text)
+        assert done.exit_code == 0, done.output
+        assert re.match(r"reading the prompt: 512/[\d,]+ tokens, \d+ %\n", done.stderr)
+
+
+def test_progress_of_a_prompt_counts_what_is_computed() -> None:
+    model = load_model(TINY)
+    question = [{"role": "user", "content": "word " * 1500}]
+    steps: list[tuple[int, int]] = []
+    session = model.session()
+    usage = session.chat(question, max_new_tokens=1, prompt_progress=lambda *step: steps.append(step)).usage
+    assert len(steps) >= 2
+    assert steps == sorted(steps)
+    assert {total for _, total in steps} == {usage.prefilled_tokens}
+    steps.clear()
+    session.chat(question, max_new_tokens=1, prompt_progress=lambda *step: steps.append(step))
+    assert steps == []  # it is known from before
+    model.chat_batch([question, question], max_new_tokens=1, prompt_progress=lambda *step: steps.append(step))
+    assert [done for done, _ in steps] == [512 * i for i in range(1, len(steps) + 1)]

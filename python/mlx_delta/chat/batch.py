@@ -56,7 +56,13 @@ def chat_batch(
     for answer in answers:
         answer.clock.start()
     tokens, mask = _padded(prompts)
-    logits = prefill(network, tokens, cache, mask=mask)
+    shows = {id(s.prompt_progress): s.prompt_progress for s in each if s.prompt_progress is not None}
+
+    def show(done: int, total: int) -> None:
+        for one in shows.values():
+            one(done, total)
+
+    logits = prefill(network, tokens, cache, mask=mask, progress=show)
     asked = [s.logprobs for s in each if s.logprobs is not None]
     steps = Steps(network, logits, samplers, cache, logprobs=max(asked, default=None))
     for row, token, likelihood in run(steps, answers, max(limit.tokens for limit in limits)):

@@ -39,6 +39,7 @@ class GenerationSettings:
             raise ArgumentError(f"max_new_tokens: expected at least 1, found {self.max_new_tokens}")
         self.stop = (stop,) if isinstance(stop, str) else tuple(stop)
         StopStrings(self.stop)
+        self.prompt_progress = given.get("prompt_progress")
         explicit_sampling(given)
 
     def __repr__(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import mlx.core as mx
 
@@ -47,6 +47,7 @@ class ChatStream:
         positions = network.config.max_position_embeddings
         self._limit = Limit.of(len(prompt.ids), settings.max_new_tokens, positions, "messages")
         self._logprobs = settings.logprobs
+        self._progress = settings.prompt_progress
         params = settings.sampling(prompt.thinking, network.config, tokenizer)
         self._sampler = Sampler(params, min(tokenizer.vocab_size, network.config.vocab_size), prompt.ids)
         self._answer = Answer(
@@ -91,7 +92,7 @@ class ChatStream:
     def _run(self) -> Generator[ChatEvent, None, None]:
         answer = self._answer
         answer.clock.start()
-        logits, self._cached = prefill_prompt(self._network, self._prefix, self._prompt)
+        logits, self._cached = prefill_prompt(self._network, self._prefix, self._prompt, self._progress)
         steps = Steps(self._network, logits, [self._sampler], self._prefix.cache, logprobs=self._logprobs)
         seen = list(self._prompt.ids)
         try:
@@ -111,16 +112,23 @@ class ChatStream:
         return self._result
 
 
-def prefill_prompt(network: Network, prefix: PrefixCache, prompt: Prompt) -> tuple[mx.array, int]:
+def prefill_prompt(
+    network: Network, prefix: PrefixCache, prompt: Prompt, progress: Callable[[int, int], None] | None = None
+) -> tuple[mx.array, int]:
     """Logits [1, V] after the prompt, and how many of its tokens were not computed again. Marks where turns go on."""
     cached = start = prefix.resume(prompt.ids, prompt.lasting)
     head = 0 if cached or not prompt.stable else _head_cut(prompt.head())
+
+    def show(done: int, _: int) -> None:
+        if progress is not None:
+            progress(start - cached + done, len(prompt.ids) - cached)
+
     for cut in (head, prompt.stable):
         if start < cut < len(prompt.ids):
-            prefill(network, mx.array([prompt.ids[start:cut]]), prefix.cache)
+            prefill(network, mx.array([prompt.ids[start:cut]]), prefix.cache, progress=show)
             start = cut
             prefix.mark(prompt.ids[:start], head=cut == head)
-    logits = prefill(network, mx.array([prompt.ids[start:]]), prefix.cache)
+    logits = prefill(network, mx.array([prompt.ids[start:]]), prefix.cache, progress=show)
     prefix.mark(prompt.ids)
     return logits, cached
 

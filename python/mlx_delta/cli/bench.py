@@ -43,6 +43,8 @@ def kernels(
     """Time every op at a model's shapes. A case that differs from its reference is refused, and the exit status is 1.
 
     qmm NAME is one row (decoding), NAME-m8 eight, NAME-m512 a prompt's. %: bytes a second of the read bandwidth.
+
+    mlx-delta bench kernels --shape 9b --filter gate_up --plot roofline.png
     """
     from mlx_delta.bench.cases import cases_of
     from mlx_delta.bench.kernels import Refusal, summarize, time_cases
@@ -97,6 +99,8 @@ def decode(
     """Decode, with random weights of a model's shape in the unsloth recipe, or a model of your own.
 
     Refuses to when an op differs from its reference.
+
+    mlx-delta bench decode --model qwen3.5-9b-3bit --context 0 --context 8192
     """
 
     def run(network: Network, bandwidth: ReadBandwidth) -> Iterator[tuple[Decode, dict[str, str], Point]]:
@@ -129,6 +133,8 @@ def prefill(
     """Prefill a prompt, with random weights of a model's shape in the unsloth recipe, or a model of your own.
 
     Refuses to when an op differs from its reference.
+
+    mlx-delta bench prefill --shape 9b --layers 8 --tokens 2048
     """
 
     def run(network: Network, bandwidth: ReadBandwidth) -> Iterator[tuple[Prefill, dict[str, str], Point]]:
@@ -181,7 +187,10 @@ def model(
     layers: Layers = None,
     force: Annotated[bool, typer.Option(help="Replace a model that is there.")] = False,
 ) -> None:
-    """Write a converted checkpoint with random weights, directly in packed form, in the unsloth recipe."""
+    """Write a converted checkpoint with random weights, directly in packed form, in the unsloth recipe.
+
+    mlx-delta bench model --shape 9b --layers 8 -o random-9b
+    """
     from mlx_delta.bench.random_model import write_model
     from mlx_delta.bench.sizes import size_named
 

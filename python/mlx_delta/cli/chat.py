@@ -10,7 +10,7 @@ import typer
 
 from mlx_delta.cli.console import stderr
 from mlx_delta.cli.errors import UsageError
-from mlx_delta.cli.options import Model, option_flags
+from mlx_delta.cli.options import Model, System, option_flags
 from mlx_delta.cli.process import read_stdin
 from mlx_delta.errors import TextError
 from mlx_delta.json_files import read_json
@@ -20,7 +20,7 @@ from mlx_delta.options import SAMPLING
 @option_flags("enable_thinking", "thinking_budget", "preset", *SAMPLING, "seed", "stop", max_new_tokens=4096)
 def chat(
     model: Model,
-    system: Annotated[str | None, typer.Option("--system", "-s", help="System message.", show_default="none")] = None,
+    system: System = None,
     tools: Annotated[
         Path | None,
         typer.Option(help="Python file whose typed functions the model may call; each call is asked about."),
@@ -40,9 +40,11 @@ def chat(
     Ctrl-C ends the answer, Ctrl-D the program. With piped input the whole of it is one question, and the answer's text
     alone goes to standard output.
 
-    mlx-delta chat --model qwen3.5-9b-3bit
+    mlx-delta chat --model qwen3.5-9b-3bit --system "Answer in one sentence."
 
-    echo "Why is the sky blue?" | mlx-delta chat --model qwen3.5-9b-3bit
+    mlx-delta chat --model qwen3.5-9b-3bit --tools tools.py --thinking-budget 500
+
+    echo "Why is the sky blue?" | mlx-delta chat --model qwen3.5-9b-3bit --no-think
     """
     from mlx_delta.arch.registry import read_config
     from mlx_delta.chat.functions import load_functions

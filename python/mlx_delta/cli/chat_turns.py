@@ -16,6 +16,9 @@ _DECLINED = "The user declined this call."
 class View(Protocol):
     """Where a turn is shown."""
 
+    def prompt(self, done: int, total: int) -> None:
+        """How far a long prompt is."""
+
     def show(self, event: ChatEvent) -> None:
         """One event of an answer."""
 
@@ -85,7 +88,7 @@ class Conversation:
         self.session.reset()
 
     def _stream(self, view: View) -> ChatResult:
-        stream = self.session.chat_stream(self.all_messages, **self.options)
+        stream = self.session.chat_stream(self.all_messages, **{**self.options, "prompt_progress": view.prompt})
         try:
             for event in stream:
                 view.show(event)

@@ -15,6 +15,7 @@ from rich.text import Text
 from mlx_delta.chat.result import ChatEvent, ChatResult
 from mlx_delta.chat.tools import ToolCall
 from mlx_delta.cli.console import shown
+from mlx_delta.progress import Bars, of
 
 _RESULT_LINES = 6  # of a tool's result that are shown
 _MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("strikethrough").enable("table")
@@ -26,10 +27,22 @@ def format_call(call: ToolCall) -> str:
     return f"{call.name}({', '.join(arguments)})"
 
 
-class PlainView:
+class _PromptView:
+    """How far a long prompt is, until there is something else to see."""
+
+    def __init__(self) -> None:
+        self._bars = Bars()
+        self._show_prompt = self._bars.task("reading the prompt", of("tokens"))
+
+    def prompt(self, done: int, total: int) -> None:
+        self._show_prompt(done, total)
+
+
+class PlainView(_PromptView):
     """The text on standard output and nothing else there; calls, their results and warnings on standard error."""
 
     def show(self, event: ChatEvent) -> None:
+        self._bars.close()
         if event.text:
             sys.stdout.write(event.text)
             sys.stdout.flush()
@@ -39,6 +52,7 @@ class PlainView:
             print(shown(f"warning: {event.warning}"), file=sys.stderr)
 
     def end(self, result: ChatResult) -> None:
+        self._bars.close()
         if result.text and not result.text.endswith("\n"):
             print(flush=True)
 
@@ -46,15 +60,17 @@ class PlainView:
         print(shown(f"result of {call.name}: {_head(text)}"), file=sys.stderr)
 
 
-class TerminalView:
+class TerminalView(_PromptView):
     """Text as markdown while it grows, thoughts dimmed, calls and figures beside them."""
 
     def __init__(self, console: Console) -> None:
+        super().__init__()
         self._console = console
         self._markdown: MarkdownStream | None = None
         self._thinking = False
 
     def show(self, event: ChatEvent) -> None:
+        self._bars.close()
         if event.thinking:
             self._end_text()
             self._console.print(Text(shown(event.thinking), style="dim italic"), end="", soft_wrap=True)
@@ -73,6 +89,7 @@ class TerminalView:
             self._console.print(Text(shown(f"warning: {event.warning}"), style="yellow"), soft_wrap=True)
 
     def end(self, result: ChatResult) -> None:
+        self._bars.close()
         self._end_text()
         self._end_thinking()
         usage = result.usage
@@ -85,6 +102,7 @@ class TerminalView:
 
     def close(self) -> None:
         """Leave the screen in order when an answer could not be shown to its end."""
+        self._bars.close()
         if self._markdown is not None:
             self._markdown.abandon()
             self._markdown = None

@@ -110,9 +110,13 @@ def convert(
 ) -> None:
     """Convert a Qwen3.5 checkpoint to MLX form, quantized or not.
 
-    The result loads in mlx-delta and in mlx-lm. Example:
+    The result loads in mlx-delta and in mlx-lm.
 
-    mlx-delta convert -i Qwen3.5-9B -o qwen3.5-9b-3bit -q --q-recipe unsloth --imatrix-path imatrix.gguf
+    mlx-delta convert -i Qwen/Qwen3.5-9B -o qwen3.5-9b-4bit -q
+
+    mlx-delta convert -i Qwen/Qwen3.5-9B -o qwen3.5-9b-3bit -q --q-recipe unsloth --imatrix-path imatrix.gguf
+
+    mlx-delta convert -i Qwen/Qwen3.5-9B -o qwen3.5-9b-auto -q --q-recipe auto --target-bpw 4.5 --text calibration.txt
     """
     from mlx_delta.conversion.arguments import Arguments
     from mlx_delta.conversion.pipeline import run

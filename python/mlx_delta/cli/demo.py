@@ -34,6 +34,10 @@ def demo(
     """Convert the 11M-parameter example, chat with it, have it call a tool, and print sizes and speeds.
 
     The example is a trained Qwen3.5 in miniature. Nothing is downloaded.
+
+    mlx-delta demo
+
+    mlx-delta demo --output tiny-unsloth
     """
     with tempfile.TemporaryDirectory(prefix="mlx-delta-demo-") as scratch:
         _run(example_checkpoint(), output or Path(scratch) / "tiny-unsloth")

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlx_delta.cli.errors import UsageError
-from mlx_delta.cli.options import Model, option_flags
+from mlx_delta.cli.options import Model, System, option_flags
 from mlx_delta.cli.process import read_stdin
+from mlx_delta.errors import ArgumentError
 from mlx_delta.options import SAMPLING
+from mlx_delta.progress import Bars, of
 
 if TYPE_CHECKING:
     from mlx_delta.language_model import LanguageModel
@@ -22,8 +24,12 @@ if TYPE_CHECKING:
 def generate(
     model: Model,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to say; '-' reads standard input.")],
+    system: System = None,
     raw: Annotated[
-        bool, typer.Option("--raw", help="Continue the prompt as it stands, without the chat template.")
+        bool,
+        typer.Option(
+            "--raw", "--ignore-chat-template", help="Continue the prompt as it stands, without the chat template."
+        ),
     ] = False,
     dtype: Annotated[
         str | None,
@@ -38,19 +44,27 @@ def generate(
 
     The prompt is the user's message of a chat, unless --raw. Ctrl-C stops and keeps what was printed.
 
-    mlx-delta generate --model qwen3.5-9b-3bit --prompt "Why is the sky blue?"
+    mlx-delta generate --model qwen3.5-9b-3bit --prompt "Why is the sky blue?" --no-think
+
+    mlx-delta generate -m qwen3.5-9b-3bit -p "def fibonacci(n):" --raw --max-tokens 100 --temp 0 --stop "def "
+
+    mlx-delta generate -m Qwen/Qwen3.5-0.8B -p - --json < question.txt
     """
     from mlx_delta.chat.settings import GenerationSettings
     from mlx_delta.cli.console import warn
     from mlx_delta.loading import load_model
 
     text, think = read_stdin() if prompt == "-" else prompt, options.pop("enable_thinking")
-    if not raw:
+    if raw:
+        _check_raw(text, system, think)
+    else:
         options["preset"] = options["preset"] or "auto"
     GenerationSettings(**options)  # says what is wrong before anything is loaded
     loaded = load_model(model, dtype)
-    generation = loaded.generate(text if raw else _chat_prompt(loaded, text, think), **options)
-    interrupted, shown = _stream(generation, quiet=as_json)
+    bars = Bars()
+    options["prompt_progress"] = bars.task("reading the prompt", of("tokens"))
+    generation = loaded.generate(text if raw else _chat_prompt(loaded, system, text, think), **options)
+    interrupted, shown = _stream(generation, bars, quiet=as_json)
     if as_json:
         typer.echo(json.dumps(_summary(generation, shown, interrupted), ensure_ascii=False))
     else:
@@ -62,24 +76,36 @@ def generate(
         raise typer.Exit(130)
 
 
-def _chat_prompt(model: LanguageModel, text: str, enable_thinking: bool | None) -> str:
+def _check_raw(text: str, system: str | None, think: bool | None) -> None:
+    if not text:
+        raise ArgumentError("prompt: expected text to continue, found nothing")
+    for name, value in (("system", system), ("enable_thinking", think)):
+        if value is not None:
+            raise ArgumentError(f"{name}: expected the chat template with it, found --raw")
+
+
+def _chat_prompt(model: LanguageModel, system: str | None, text: str, enable_thinking: bool | None) -> str:
     if not model.tokenizer.chat_templates:
         raise UsageError(f"{model.path}: expected a chat template, found none: use --raw")
     variables: dict[str, Any] = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
-    return model.render_chat([{"role": "user", "content": text}], **variables)
+    head = [] if system is None else [{"role": "system", "content": system}]
+    return model.render_chat([*head, {"role": "user", "content": text}], **variables)
 
 
-def _stream(generation: Generation, quiet: bool) -> tuple[bool, str]:
+def _stream(generation: Generation, bars: Bars, quiet: bool) -> tuple[bool, str]:
     """Print the pieces as they come: (whether Ctrl-C ended it, all the text)."""
     pieces: list[str] = []
     try:
         for piece in generation:
+            bars.close()
             pieces.append(piece.text)
             if not quiet:
                 typer.echo(piece.text, nl=False)
                 sys.stdout.flush()
     except KeyboardInterrupt:
         return True, "".join(pieces)
+    finally:
+        bars.close()
     return False, "".join(pieces)
 
 

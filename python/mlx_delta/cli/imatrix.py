@@ -40,7 +40,7 @@ def imatrix(
 
     The file is llama.cpp's: llama-quantize takes it too. An interrupted run goes on where it was when started again.
 
-    mlx-delta imatrix --model Qwen3.5-9B --text calibration.txt --text chats.jsonl -o imatrix.gguf
+    mlx-delta imatrix --model Qwen/Qwen3.5-9B --text calibration.txt --text chats.jsonl -o imatrix.gguf
     """
     from mlx_delta.calibrate.chunks import read_chunks
     from mlx_delta.calibrate.importance import measure_importance

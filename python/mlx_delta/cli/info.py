@@ -24,7 +24,12 @@ def info(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
-    """Show a model's architecture, parameters, bytes read per token, and bits per tensor group."""
+    """Show a model's architecture, parameters, bytes read per token, and bits per tensor group.
+
+    mlx-delta info qwen3.5-9b-3bit
+
+    mlx-delta info --system
+    """
     if (model is None) != of_system:
         found = "none" if model is None else f"{model} and --system"
         raise UsageError(f"info: expected a model or --system, found {found}")

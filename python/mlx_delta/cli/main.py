@@ -56,7 +56,7 @@ def run() -> None:
     """The program: exits with its status. Errors outside of commands (``--help`` that cannot be written) end here."""
     try:
         with reported_errors():
-            app()
+            app(prog_name="mlx-delta")
     except typer.Exit as end:
         sys.exit(end.exit_code)
     except SystemExit as end:

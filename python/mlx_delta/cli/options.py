@@ -13,11 +13,14 @@ from mlx_delta.options import SAMPLING, ChatOptions, option_texts
 F = TypeVar("F", bound=Callable[..., Any])
 
 NAMES = "a directory, or org/name[@revision] of a model on the Hugging Face Hub"
+System = Annotated[
+    str | None, typer.Option("--system", "--system-prompt", "-s", help="System message.", show_default="none")
+]
 Model = Annotated[str, typer.Option("--model", "-m", help=f"Model, official, converted or quantized: {NAMES}.")]
 
 # Where a flag is not simply "--" and the name.
 _FLAGS: Mapping[str, tuple[str, ...]] = {
-    "temperature": ("--temperature", "-t"),
+    "temperature": ("--temperature", "--temp", "-t"),
     "max_new_tokens": ("--max-new-tokens", "--max-tokens", "-n"),
     "enable_thinking": ("--think/--no-think",),
 }

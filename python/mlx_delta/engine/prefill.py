@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import mlx.core as mx
 
 from mlx_delta.errors import ArgumentError
@@ -15,12 +17,19 @@ ALIGNED = 64
 
 
 def prefill(
-    network: Network, tokens: mx.array, cache: Cache, *, mask: mx.array | None = None, chunk: int = CHUNK
+    network: Network,
+    tokens: mx.array,
+    cache: Cache,
+    *,
+    mask: mx.array | None = None,
+    chunk: int = CHUNK,
+    progress: Callable[[int, int], None] | None = None,
 ) -> mx.array:
     """Advance ``cache`` over tokens int [B, T], T >= 1 -> logits [B, V] after the last one, lazily.
 
     mask: bool [B, T] of left-padded prompts. Chunks are counted from the beginning of the sequence where ``cache`` ends
-    at a multiple of ALIGNED, and from its end elsewhere. Every chunk but the last is evaluated on return.
+    at a multiple of ALIGNED, and from its end elsewhere. Every chunk but the last is evaluated on return; progress:
+    called after each of these with the tokens done, and T.
     """
     if tokens.ndim != 2 or tokens.size == 0:
         raise ArgumentError(f"prompt: expected at least one token, found shape {list(tokens.shape)}")
@@ -32,5 +41,7 @@ def prefill(
         *_, x = network.hidden_states(tokens[:, part], cache, None if mask is None else mask[:, part])
         mx.eval(x, cache.arrays())
         last = end
+        if progress is not None:
+            progress(end, total)
     logits = network(tokens[:, last:], cache, mask=None if mask is None else mask[:, last:], last_only=True)
     return logits[:, 0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import mlx.core as mx
 
@@ -56,6 +56,7 @@ class Generation:
         max_new_tokens: int,
         stop: Sequence[str] = (),
         cache: Cache | None = None,
+        prompt_progress: Callable[[int, int], None] | None = None,
     ) -> None:
         if max_new_tokens < 1:
             raise ArgumentError(f"max_new_tokens: expected at least 1, found {max_new_tokens}")
@@ -74,6 +75,7 @@ class Generation:
         self._limit = Limit.of(len(self.prompt_ids), max_new_tokens, positions, "prompt")
         self.warnings: list[str] = []
         self._exclusive = Exclusive("generation")
+        self._progress = prompt_progress
         self._pieces = self._run()
 
     def __iter__(self) -> Iterator[Piece]:
@@ -111,7 +113,7 @@ class Generation:
     def _run(self) -> Iterator[Piece]:
         detokenizer = Detokenizer(self._tokenizer, skip_special=True)
         self.clock.start()
-        logits = prefill(self._network, mx.array([self.prompt_ids]), self._cache)
+        logits = prefill(self._network, mx.array([self.prompt_ids]), self._cache, progress=self._progress)
         steps = Steps(self._network, logits, [self._sampler], self._cache)
         for _, token, _ in run(steps, [self], self._limit.tokens):
             if token in self._tokenizer.eos_token_ids:

@@ -43,6 +43,8 @@ def test_help_of_every_command(words: list[str]) -> None:
     options = shown.stdout.partition("Options:")[2].splitlines()
     assert not [line for line in options if line.strip().startswith("-") and len(line.split()) < 3]  # unexplained
     assert "--debug" in shown.stdout
+    description = shown.stdout.partition("Options:")[0]
+    assert f"  mlx-delta {' '.join(words)}" in description.partition("\n\n")[2]  # an example
 
 
 def test_help_needs_no_mlx() -> None:
@@ -58,6 +60,35 @@ def test_generate_streams_an_answer(tiny: Path) -> None:
     assert done.returncode == 0
     assert done.stdout.endswith("1 2 3 4 5 6 7\n")
     assert "tok/s" in done.stderr
+
+
+def test_generate_takes_the_flags_of_mlx_lm(tiny: Path) -> None:
+    asked = ["generate", "-m", tiny, "-p", "Count to 7.", "--temp", "0", "--top-p", "0.9", "--min-p", "0.1"]
+    whole = run(*asked, "--no-think", "--max-tokens", "40", "--stop", "6", "--stop", "never", "--json")
+    assert json.loads(whole.stdout)["text"] == "1 2 3 4 5 "
+    cut = run(*asked, "--no-think", "--max-tokens", "3", "--json")
+    assert json.loads(cut.stdout)["generated_tokens"] == 3
+    lengths = [
+        json.loads(run(*asked, *more, "-n", "1", "--json").stdout)["prompt_tokens"]
+        for more in ([], ["--system-prompt", "Be brief."], ["--ignore-chat-template"])
+    ]
+    assert lengths[1] > lengths[0] > lengths[2]
+
+
+def test_generate_has_the_presets_of_chat(tiny: Path) -> None:
+    asked = ["-m", tiny, "--no-think", "--seed", "3", "-n", "12"]
+    said = run("generate", *asked, "-p", "Say something.").stdout
+    assert said == run("chat", *asked, stdin="Say something.").stdout
+    assert said != run("generate", *asked, "-p", "Say something.", "--preset", "checkpoint").stdout
+
+
+def test_completion() -> None:
+    script = run("--show-completion", "bash")
+    assert script.returncode == 0
+    assert "complete" in script.stdout
+    words = {"COMP_WORDS": "mlx-delta gen", "COMP_CWORD": "1"}
+    found = run(**words, _MLX_DELTA_COMPLETE="complete_bash")
+    assert "generate" in found.stdout
 
 
 def test_generate_json(tiny: Path) -> None:
@@ -127,15 +158,22 @@ def test_demo(tmp_path: Path) -> None:
         (["generate", "-m", "nowhere", "-p", "x"], "error: nowhere: expected a model directory, found nothing"),
         (["convert", "-i", "nowhere", "-o", "out"], "error: nowhere: expected a model directory, found nothing"),
         (["generate", "-m", "TINY", "-p", "x", "-t", "-1"], "error: --temperature: expected >= 0, found -1"),
-        (["generate", "-m", "TINY", "-p", "", "--raw"], "error: --prompt: expected at least one token, found none"),
+        (["generate", "-m", "TINY", "-p", "", "--raw"], "error: --prompt: expected text to continue, found nothing"),
         (
             ["generate", "-m", "TINY", "-p", "x", "--dtype", "int4"],
             "error: --dtype: expected float32, float16 or bfloat16",
         ),
+        (["generate", "-m", "nowhere", "-p", "x", "--max-tokens", "0"], "error: --max-new-tokens: expected at least 1"),
+        (["generate", "-m", "nowhere", "-p", "x", "--min-p", "2"], "error: --min-p: expected >= 0 and <= 1, found 2"),
+        (["generate", "-m", "nowhere", "-p", "x", "--raw", "--think"], "error: --think: expected the chat template"),
+        (["generate", "-m", "nowhere", "-p", "x", "--raw", "-s", "y"], "error: --system: expected the chat template"),
+        (["generate", "-m", "GGUF", "-p", "x"], "convert it first, mlx-delta convert -i "),
     ],
 )
-def test_wrong_arguments_are_one_line(tiny: Path, arguments: list[str], message: str) -> None:
-    done = run(*[tiny if argument == "TINY" else argument for argument in arguments])
+def test_wrong_arguments_are_one_line(tiny: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    places = {"TINY": tiny, "GGUF": tmp_path / "x.gguf"}
+    done = run(*[places.get(argument, argument) for argument in arguments])
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr
