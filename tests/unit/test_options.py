@@ -21,6 +21,7 @@ GREEDY: dict[str, Any] = {"temperature": 0, "enable_thinking": False}
 NAMES = tuple(ChatOptions.__annotations__)
 # A value of a wrong type for each option.
 WRONG: dict[str, Any] = {
+    "prompt_progress": 3,
     "temperature": "0.7",
     "top_k": 2.5,
     "top_p": "1",

@@ -14,6 +14,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from mlx_delta.cli.main import app
+from mlx_delta.engine.sample import Sampler, SamplingParams
 from support.command_line import ENVIRONMENT, MLX_DELTA, run
 
 
@@ -75,11 +76,22 @@ def test_generate_takes_the_flags_of_mlx_lm(tiny: Path) -> None:
     assert lengths[1] > lengths[0] > lengths[2]
 
 
-def test_generate_has_the_presets_of_chat(tiny: Path) -> None:
-    asked = ["-m", tiny, "--no-think", "--seed", "3", "-n", "12"]
-    said = run("generate", *asked, "-p", "Say something.").stdout
-    assert said == run("chat", *asked, stdin="Say something.").stdout
-    assert said != run("generate", *asked, "-p", "Say something.", "--preset", "checkpoint").stdout
+@pytest.mark.parametrize("options", [[], ["--think"], ["--no-think"], ["--preset", "coding", "--top-k", "7"]])
+def test_generate_has_the_presets_of_chat(tiny: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]) -> None:
+    used: list[SamplingParams] = []
+
+    class Seen(Sampler):
+        def __init__(self, params: SamplingParams, *arguments: Any) -> None:
+            used.append(params)
+            super().__init__(params, *arguments)
+
+    monkeypatch.setattr("mlx_delta.text.generation.Sampler", Seen)
+    monkeypatch.setattr("mlx_delta.chat.stream.Sampler", Seen)
+    asked = ["-m", str(tiny), "-n", "1", *options]
+    assert CliRunner().invoke(app, ["generate", *asked, "-p", "Hi"]).exit_code == 0
+    assert CliRunner().invoke(app, ["chat", *asked], input="Hi").exit_code == 0
+    assert used[0] == used[1]
+    assert used[0].top_k == (7 if options[2:] else 20)
 
 
 def test_completion() -> None:
