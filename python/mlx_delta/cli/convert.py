@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich import box
 from rich.table import Table
 
 from mlx_delta.cli.console import stdout, warn
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from mlx_delta.calibrate.layers import LayerCalibration
     from mlx_delta.conversion.prepare import Prepared
     from mlx_delta.conversion.report import ConvertReport
+
+_NARROW = 70  # columns from which on there is room for the number of tensors
 
 
 def convert(
@@ -154,7 +157,8 @@ def convert(
         )
     for warning in report.warnings:
         warn(warning)
-    stdout().print(_table(report))
+    console = stdout()
+    console.print(_table(report, narrow=console.width < _NARROW))
 
 
 def _sensitivity(
@@ -194,13 +198,23 @@ def _calibration(
     return layer_calibration(prepared.checkpoint, texts, context=context, max_chunks=max_chunks, progress=show)
 
 
-def _table(report: ConvertReport) -> Table:
-    """component | bits | tensors | bytes, and the totals."""
-    table = Table("component", "bits", title=str(report.path), show_footer=True)
-    table.columns[0].footer = "model.safetensors"
+def _table(report: ConvertReport, narrow: bool) -> Table:
+    """component | bits | tensors | bytes, and the totals; without the tensors where it is narrow."""
+    table = Table(
+        "component",
+        "bits",
+        title=str(report.path),
+        box=box.SIMPLE,
+        padding=(0, 1, 0, 0),
+        show_footer=True,
+        pad_edge=False,
+    )
+    table.columns[0].footer, table.columns[0].overflow = "model.safetensors", "fold"
     table.columns[1].footer = f"{report.bits_per_weight:.2f} a weight"
-    table.add_column("tensors", str(report.tensors), justify="right")
-    table.add_column("bytes", f"{report.bytes_predicted:,}", justify="right")
+    if not narrow:
+        table.add_column("tensors", str(report.tensors), justify="right", no_wrap=True)
+    table.add_column("bytes", f"{report.bytes_predicted:,}", justify="right", no_wrap=True)
     for row in report.components:
-        table.add_row(row.component, row.bits, str(row.tensors), f"{row.nbytes:,}")
+        count = () if narrow else (str(row.tensors),)
+        table.add_row(row.component, row.bits, *count, f"{row.nbytes:,}")
     return table

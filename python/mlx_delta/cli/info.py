@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 from rich import box
-from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
+from mlx_delta.cli.console import stdout
 from mlx_delta.cli.errors import UsageError
 from mlx_delta.cli.options import NAMES
+
+_NARROW = 76  # columns from which on a group's counts have room beside its name
 
 
 def info(
@@ -46,11 +48,11 @@ def _show_system(as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(found.as_dict(), indent=2))
     else:
-        Console().print(_facts("system", found.facts()))
+        stdout().print(_facts("system", found.facts()))
 
 
 def _facts(title: str, facts: dict[str, str]) -> Table:
-    table = Table("", title, box=box.SIMPLE)
+    table = Table(Column(""), Column(title, overflow="fold"), box=box.SIMPLE)
     for name, value in facts.items():
         table.add_row(name, value)
     return table
@@ -64,18 +66,13 @@ def _show_model(model: str, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(summary.as_dict(), indent=2))
         return
-    console = Console()
+    console = stdout()
     console.print(_facts(model, summary.facts()))
     groups = Table("tensor group", "width", box=box.SIMPLE, collapse_padding=True, pad_edge=False)
-    for name in ("tensors", "parameters", "bytes", "bits"):
+    counts = ("tensors", "parameters", "bytes") if console.width >= _NARROW else ()
+    for name in (*counts, "bits"):
         groups.add_column(name, justify="right", no_wrap=True)
     for row in summary.groups:
-        groups.add_row(
-            row.component,
-            row.width,
-            str(row.tensors),
-            f"{row.parameters:,}",
-            f"{row.nbytes:,}",
-            f"{row.bits_per_weight:.2f}",
-        )
+        cells = {"tensors": f"{row.tensors}", "parameters": f"{row.parameters:,}", "bytes": f"{row.nbytes:,}"}
+        groups.add_row(row.component, row.width, *(cells[name] for name in counts), f"{row.bits_per_weight:.2f}")
     console.print(groups)

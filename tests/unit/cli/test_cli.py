@@ -122,6 +122,16 @@ def test_info(tiny: Path) -> None:
     assert facts["bytes_per_token"] == facts["text_bytes"] - 4095 * 256 * 2  # all but one row of the embedding
 
 
+@pytest.mark.parametrize("columns", [40, 80])
+def test_narrow_terminals(tiny: Path, tmp_path: Path, columns: int) -> None:
+    for arguments in (["info", tiny], ["convert", "-i", tiny, "-o", tmp_path / "x", "-q", "--dry-run"]):
+        shown = run(*arguments, COLUMNS=str(columns)).stdout
+        assert max(map(len, shown.splitlines())) <= columns
+        for name in ("embed_tokens", "lm_head", "in_proj_a, b", "norms", "vision"):
+            assert any(line.strip().startswith(name) for line in shown.splitlines()), shown
+        assert "…" not in shown
+
+
 def test_info_system() -> None:
     facts = json.loads(run("info", "--system", "--json", MLX_DELTA_ISA="portable", MLX_DELTA_THREADS="1").stdout)
     assert facts["isa"] == "portable" == facts["isas"][-1]
