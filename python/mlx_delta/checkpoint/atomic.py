@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import glob
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mlx_delta.errors import OutputError, OutputExistsError
@@ -35,19 +36,37 @@ def write_file(file: Path, data: bytes) -> None:
 def atomic_file(file: Path, force: bool = False) -> Iterator[Path]:
     """A hidden path beside ``file`` to write to, renamed to ``file`` when the block ends well.
 
-    Raises: OutputExistsError without ``force``; OutputError when ``file`` cannot be one; OSError naming the file.
+    What killed processes left of it goes first. Raises: OutputExistsError without ``force``, also when ``file`` came to
+    be in the meantime; OutputError when ``file`` cannot be one; OSError naming the file.
     """
     check_output_file(file, force)
-    partial = _sibling(file, "partial")
+    for left in file.parent.glob(f".{glob.escape(file.name)}.partial-*"):
+        pid = left.name.rpartition("-")[2]
+        if pid.isdigit() and not _is_alive(int(pid)):
+            left.unlink(missing_ok=True)
+    partial = file.parent / f".{file.name}.partial-{os.getpid()}"
     try:
         with named_errors(file):
             yield partial
             with partial.open("rb") as stream:
                 os.fsync(stream.fileno())
-            partial.replace(file)
+            if force or not _linked(partial, file):
+                check_output_file(file, force)
+                partial.replace(file)
             _sync_directory(file.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _linked(partial: Path, file: Path) -> bool:
+    """Give what is at ``partial`` the name ``file`` too, which nobody must have; false where disks have no links."""
+    try:
+        file.hardlink_to(partial)
+    except FileExistsError:
+        raise OutputExistsError(f"{file}: expected a new file, found one that came to be meanwhile") from None
+    except OSError:
+        return False
+    return True
 
 
 def check_output_file(file: Path, force: bool) -> None:
@@ -64,24 +83,31 @@ def check_output_file(file: Path, force: bool) -> None:
 def atomic_directory(out: Path, source: Path, force: bool) -> Iterator[Path]:
     """A hidden directory beside ``out`` to write into, renamed to ``out`` when the block ends well.
 
-    After an exception (or Ctrl-C) it is gone; after a kill it stays under its hidden name, ``.NAME.partial-PID``, until
-    the next conversion to ``out``. An existing model directory is replaced with ``force``, at the very end.
+    After an exception (or Ctrl-C) it is gone; after a kill it stays under its hidden name, ``.NAME.partial``, and the
+    next conversion to ``out`` begins with it, emptied. An existing model directory is replaced with ``force``, at the
+    very end. Two processes never write to one output: the second is told at once.
 
-    Raises: OutputError when ``out`` exists (or, with ``force``, is no model directory), or is tied up with ``source``.
+    Raises: OutputError when ``out`` is tied up with ``source``, is being written, or, with ``force``, is no model
+    directory; OutputExistsError when it is there without ``force``, also when it came to be in the meantime.
     """
     out = out.resolve()
-    _clean_up(out)
     check_output_directory(out, source, force)
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = _sibling(out, "partial")
-    partial.mkdir()
+    partial = _partial(out)
+    lock = _take(partial, out)
     try:
+        _restore(out)
+        _check_replaceable(out, force)
+        for left in partial.iterdir():
+            left.unlink() if left.is_symlink() or not left.is_dir() else shutil.rmtree(left)
         yield partial
         _sync_directory(partial)
-        _publish(partial, out)
+        _publish(partial, out, force)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    finally:
+        os.close(lock)
     _sync_directory(out.parent)
 
 
@@ -90,6 +116,12 @@ def check_output_directory(out: Path, source: Path, force: bool) -> None:
     out, source = out.resolve(), source.resolve()
     if out == source or out in source.parents or source in out.parents:
         raise OutputError(f"{out}: expected an output apart from the input, found the input {source}")
+    _check_replaceable(out, force)
+    if _partial(out).is_dir():
+        os.close(_take(_partial(out), out))
+
+
+def _check_replaceable(out: Path, force: bool) -> None:
     if out.exists() and not force:
         raise OutputExistsError(f"{out}: expected a new directory, found it there already")
     # --force must not delete what no conversion made: a mistyped path could be a home directory.
@@ -97,35 +129,60 @@ def check_output_directory(out: Path, source: Path, force: bool) -> None:
         raise OutputError(f"{out}: expected a model directory to replace, found something without a config.json")
 
 
-def _publish(partial: Path, out: Path) -> None:
-    if not out.exists():
-        partial.rename(out)
-        return
-    replaced = _sibling(out, "replaced")
-    out.rename(replaced)
+def _take(partial: Path, out: Path) -> int:
+    """The directory ``partial``, made or found, as this process's alone until the descriptor is closed.
+
+    Its lock is the kernel's, so that nothing is left of it when a process is killed.
+    Raises: OutputError when another process has it.
+    """
+    while True:
+        partial.mkdir(exist_ok=True)
+        try:
+            descriptor = os.open(partial, os.O_RDONLY)
+        except FileNotFoundError:  # renamed, or removed, by its owner just now
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise OutputError(f"{out}: expected no other conversion to it, found one at work") from None
+        except OSError:  # a disk, far away, without locks
+            return descriptor
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), partial.stat()):
+                return descriptor
+        os.close(descriptor)
+
+
+def _publish(partial: Path, out: Path, force: bool) -> None:
+    replaced = _replaced(out)
+    if force and out.exists():
+        out.rename(replaced)
     try:
-        partial.rename(out)
-    except BaseException:
-        replaced.rename(out)
+        partial.rename(out)  # fails where a directory with files came to be
+    except BaseException as error:
+        if replaced.exists():
+            replaced.rename(out)
+        if isinstance(error, OSError) and out.exists():
+            raise OutputExistsError(f"{out}: expected a new directory, found one that came to be meanwhile") from None
         raise
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _sibling(out: Path, role: str) -> Path:
-    return out.parent / f".{out.name}.{role}-{os.getpid()}"
+def _restore(out: Path) -> None:
+    """Put back an original that a killed process had moved away; of one that it was removing, the rest goes."""
+    replaced = _replaced(out)
+    if replaced.exists() and not out.exists():
+        replaced.rename(out)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _clean_up(out: Path) -> None:
-    """Undo what killed conversions to ``out`` left: half-written directories, and an original half way to its end."""
-    for role in ("replaced", "partial"):
-        for left in out.parent.glob(f".{glob.escape(out.name)}.{role}-*"):
-            pid = left.name.rpartition("-")[2]
-            if not pid.isdigit() or (int(pid) != os.getpid() and _is_alive(int(pid))):
-                continue
-            if role == "replaced" and not out.exists():
-                left.rename(out)
-            else:
-                shutil.rmtree(left, ignore_errors=True)
+def _partial(out: Path) -> Path:
+    return out.parent / f".{out.name}.partial"
+
+
+def _replaced(out: Path) -> Path:
+    return out.parent / f".{out.name}.replaced"
 
 
 def _is_alive(pid: int) -> bool:
