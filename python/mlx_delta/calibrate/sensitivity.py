@@ -10,20 +10,24 @@ A run goes from the matrix's own layer on, with the states that enter it kept, w
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_delta.arch.registry import architecture_of
+from mlx_delta.calibrate.resume import Resumable
 from mlx_delta.config import Quantization
 from mlx_delta.conversion.awq import clean_importance, weighted_error
 from mlx_delta.conversion.fit import fit
 from mlx_delta.conversion.imatrix import Importance
 from mlx_delta.conversion.recipe import WIDTHS
-from mlx_delta.errors import ArgumentError
+from mlx_delta.errors import ArgumentError, CheckpointError
 from mlx_delta.language_model import LanguageModel
 from mlx_delta.model.cache import Cache
 from mlx_delta.model.layers import Window
@@ -41,11 +45,14 @@ def measure_sensitivity(
     importance: Importance,
     group_size: int = 64,
     *,
+    state: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, dict[int, float]]:
     """Module -> bits -> mean KLD over positions of ``chunks`` (of equal length), for every matrix worth a choice.
 
     importance: by module, for the fit; modules without have all inputs equal. progress: modules done, and in all.
+    state: a file that keeps what is done, every 20 seconds and when interrupted; the same run that finds it goes on
+    there. The caller removes it.
     Raises: ArgumentError when the model is quantized.
     """
     network, tokens = model.network, mx.array([list(chunk) for chunk in chunks])
@@ -59,22 +66,32 @@ def measure_sensitivity(
         states.append(x)
     known = model.tokenizer.vocab_size
     reference = _predictions(network, states[-1], known)
-    result = {}
-    for done, (name, matrix) in enumerate(targets):
-        if progress is not None:
-            progress(done, len(targets))
-        h = importance.get(name)
-        weights = np.ones(matrix.cols, np.float32) if h is None else clean_importance(h)
-        changed = _substituted(network, matrix, _quantized(matrix, weights, group_size))
-        found = _predictions(changed, _last_state(changed, name, tokens, states), known)
-        kld = max(0.0, float(np.array((mx.exp(reference) * (reference - found)).sum(axis=-1).mean())))
-        errors = {
-            bits: weighted_error(matrix.weight, Quantization(bits, group_size), weights) for bits in sorted(WIDTHS)
-        }
-        result[name] = {bits: kld * error / errors[_BITS] if errors[_BITS] else 0.0 for bits, error in errors.items()}
+    used = hashlib.sha256()
+    for name, values in sorted(importance.items()):
+        used.update(name.encode() + values.tobytes())
+    resumable = Resumable(state, model, chunks, ["sensitivity", group_size, used.hexdigest()])
+    widths = sorted(WIDTHS)
+    klds = resumable.restore()
+    with resumable.keeping(lambda: klds) as tick:
+        for done, (name, matrix) in enumerate(targets):
+            if progress is not None:
+                progress(done, len(targets))
+            if name in klds:
+                continue
+            h = importance.get(name)
+            weights = np.ones(matrix.cols, np.float32) if h is None else clean_importance(h)
+            changed = _substituted(network, matrix, _quantized(matrix, weights, group_size))
+            found = _predictions(changed, _last_state(changed, name, tokens, states), known)
+            kld = float(np.array((mx.exp(reference) * (reference - found)).sum(axis=-1).mean()))
+            if not math.isfinite(kld):
+                raise CheckpointError(f"{model.path}: {name}: expected finite predictions, found NaN or infinity")
+            errors = {bits: weighted_error(matrix.weight, Quantization(bits, group_size), weights) for bits in widths}
+            at = [max(0.0, kld) * errors[bits] / errors[_BITS] if errors[_BITS] else 0.0 for bits in widths]
+            klds = {**klds, name: np.array(at)}
+            tick()
     if progress is not None:
         progress(len(targets), len(targets))
-    return result
+    return {name: dict(zip(widths, klds[name].tolist(), strict=True)) for name, _ in targets}
 
 
 def _targets(network: Network, fixed: tuple[str, ...]) -> Iterator[tuple[str, Matrix]]:

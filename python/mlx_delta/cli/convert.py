@@ -12,6 +12,7 @@ from rich.table import Table
 
 from mlx_delta.cli.console import stdout, warn
 from mlx_delta.cli.errors import UsageError
+from mlx_delta.cli.process import kept
 from mlx_delta.errors import ArgumentError
 from mlx_delta.progress import Bars, megabytes, of
 
@@ -144,10 +145,13 @@ def convert(
         measured=bool(sensitivity or (recipe == "auto" and (text or calibration))),
     )
     prepared = prepare(model_path(source, gguf=True), out, arguments, force=force, dry_run=dry_run)
-    with Bars() as bars:
+    state = (sensitivity or out).with_name(f"{(sensitivity or out).name}.progress")
+    with kept(state), Bars() as bars:
         show = bars.task("converting", megabytes)
         calibrated = _calibration(prepared, calibration, context, max_chunks, bars)
-        measured = _sensitivity(prepared, text or calibration or [], sensitivity, bars) if recipe == "auto" else None
+        measured = None
+        if recipe == "auto":
+            measured = _sensitivity(prepared, text or calibration or [], sensitivity, state, bars)
         report = run(
             prepared,
             sensitivity=measured,
@@ -155,6 +159,8 @@ def convert(
             dry_run=dry_run,
             progress=lambda step: show(step.nbytes, step.total_nbytes),
         )
+    if recipe == "auto":
+        state.unlink(missing_ok=True)
     for warning in report.warnings:
         warn(warning)
     console = stdout()
@@ -162,9 +168,9 @@ def convert(
 
 
 def _sensitivity(
-    prepared: Prepared, text: Sequence[Path], file: Path | None, bars: Bars
+    prepared: Prepared, text: Sequence[Path], file: Path | None, state: Path, bars: Bars
 ) -> dict[str, dict[int, float]]:
-    """What ``file`` has, or what running the model on ``text`` tells, kept in ``file``."""
+    """What ``file`` has, or what running the model on ``text`` tells; ``state`` keeps what is done."""
     from mlx_delta.calibrate.chunks import read_chunks
     from mlx_delta.calibrate.sensitivity import CHUNKS, measure_sensitivity
     from mlx_delta.checkpoint.atomic import atomic_file, check_output_file
@@ -180,10 +186,12 @@ def _sensitivity(
     model = load_checkpoint(prepared.checkpoint, "float32")
     chunks = read_chunks(text, model.tokenizer, max_chunks=CHUNKS)
     show = bars.task("measuring", of("matrices"))
-    found = measure_sensitivity(model, chunks, prepared.importance, prepared.arguments.group_size, progress=show)
+    group_size = prepared.arguments.group_size
+    found = measure_sensitivity(model, chunks, prepared.importance, group_size, state=state, progress=show)
     if file is not None:
         with atomic_file(file) as partial:
             write_sensitivity(partial, found)
+        state.unlink(missing_ok=True)
     return found
 
 

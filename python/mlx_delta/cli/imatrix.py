@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from mlx_delta.cli.console import stderr
 from mlx_delta.cli.options import NAMES
-from mlx_delta.cli.process import EndedBySignal
+from mlx_delta.cli.process import kept
 from mlx_delta.errors import ArgumentError
 
 
@@ -60,17 +59,12 @@ def imatrix(
     chunks = read_chunks(text, Tokenizer.from_dir(directory), context, max_chunks)
     loaded = load_model(directory, dtype)
     state = out.with_name(f"{out.name}.progress")
-    try:
-        with Bars() as bars:
-            show = bars.task("measuring", of(f"chunks of {context} tokens"))
-            names = [str(file) for file in text]
-            run = measure_importance(
-                loaded, chunks, names, state=state, progress=lambda step: show(step.chunks, len(chunks))
-            )
-    except (KeyboardInterrupt, EndedBySignal):
-        if state.is_file():
-            stderr().print(f"{state} keeps what is done: the same command goes on from there", soft_wrap=True)
-        raise
+    with kept(state), Bars() as bars:
+        show = bars.task("measuring", of(f"chunks of {context} tokens"))
+        names = [str(file) for file in text]
+        run = measure_importance(
+            loaded, chunks, names, state=state, progress=lambda step: show(step.chunks, len(chunks))
+        )
     with atomic_file(out, force) as partial:
         write_imatrix(partial, run, loaded.config, chosen)
     state.unlink(missing_ok=True)

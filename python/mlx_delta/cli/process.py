@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 from mlx_delta.errors import TextError
@@ -63,6 +64,17 @@ def _show_everything() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def kept(state: Path) -> Iterator[None]:
+    """A long run that keeps what is done in ``state``: says so when it is interrupted."""
+    try:
+        yield
+    except (KeyboardInterrupt, EndedBySignal):
+        if state.is_file():
+            print(f"{state} keeps what is done: the same command goes on from there", file=sys.stderr)
+        raise
 
 
 def read_stdin() -> str:

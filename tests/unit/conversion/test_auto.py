@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from mlx_delta.arch.qwen3_5 import QWEN3_5
+from mlx_delta.calibrate import sensitivity
 from mlx_delta.calibrate.chunks import read_chunks
 from mlx_delta.calibrate.sensitivity import measure_sensitivity
 from mlx_delta.checkpoint.tensors import Tensor
@@ -19,10 +22,12 @@ from mlx_delta.config import Quantization
 from mlx_delta.conversion.auto import auto, read_sensitivity
 from mlx_delta.conversion.imatrix import read_imatrix
 from mlx_delta.conversion.pipeline import convert
-from mlx_delta.errors import ArgumentError, ConvertError
+from mlx_delta.errors import ArgumentError, CheckpointError, ConvertError
 from mlx_delta.evaluation import evaluate
 from mlx_delta.language_model import LanguageModel
 from mlx_delta.loading import load_model
+from mlx_delta.ops import Matrix
+from support import TINY
 
 A, B, C = (f"language_model.model.layers.{i}.mlp.up_proj" for i in range(3))
 KLDS = {
@@ -97,6 +102,47 @@ def test_sensitivity_is_what_evaluation_finds(
         assert measured[module][2] > measured[module][3] > measured[module][4] > measured[module][8] >= 0
 
 
+def test_an_interrupted_measurement_goes_on(
+    model: LanguageModel, golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the same numbers; what another text, group size or importance left is not taken."""
+    up = "language_model.model.layers.0.mlp.up_proj"
+    state, importance = tmp_path / "new" / "state", {up: np.ones(256, np.float32)}
+    chunks = read_chunks([golden / "heldout.txt"], model.tokenizer, context=32, max_chunks=2)
+    measured: list[object] = []
+    fitted = sensitivity.fit
+    monkeypatch.setattr(sensitivity, "fit", lambda *arguments: measured.append(1) or fitted(*arguments))
+
+    def stop(done: int, _: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure_sensitivity(model, chunks[:1], importance, state=state, progress=stop)
+    assert len(measured) == 3
+    whole = measure_sensitivity(model, chunks[:1], importance)
+    measured.clear()
+    assert measure_sensitivity(model, chunks[:1], importance, state=state) == whole
+    assert len(measured) == len(whole) - 3
+    for other in (
+        (chunks[1:], importance),
+        (chunks[:1], importance, 32),
+        (chunks[:1], {up: np.full(256, 2, np.float32)}),
+    ):
+        measured.clear()
+        with pytest.raises(KeyboardInterrupt):
+            measure_sensitivity(model, *other, state=state, progress=stop)  # type: ignore[arg-type]
+        assert len(measured) == 3
+
+
+def test_predictions_that_are_no_numbers(model: LanguageModel, golden: Path) -> None:
+    """KLD of NaN is not 0."""
+    chunks = read_chunks([golden / "heldout.txt"], model.tokenizer, context=32, max_chunks=1)
+    broken = replace(model.network, norm=model.network.norm * mx.nan)
+    with pytest.raises(CheckpointError, match="embed_tokens: expected finite predictions, found NaN or infinity"):
+        measure_sensitivity(LanguageModel(model.path, model.config, broken, model.tokenizer), chunks, {})
+
+
 def test_auto_beats_the_recipe_of_its_size(
     model: LanguageModel, measured: dict[str, dict[int, float]], tiny: Path, golden: Path, tmp_path: Path
 ) -> None:
@@ -145,3 +191,33 @@ def test_command_line(tiny: Path, golden: Path, tmp_path: Path) -> None:
         with pytest.raises(ConvertError, match=message):
             read_sensitivity(measured)
     assert not (tmp_path / "out").exists()
+
+
+def test_ctrl_c_while_measuring(golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command says what keeps its work, goes on from it, and leaves nothing of it behind."""
+    calls: list[int] = []
+
+    def quantized(matrix: Matrix, *_: object) -> Matrix:
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return matrix
+
+    monkeypatch.setattr(sensitivity, "_quantized", quantized)  # what is measured is of no interest here
+    monkeypatch.setattr(sensitivity, "_last_state", lambda *arguments: arguments[-1][-1])
+    monkeypatch.setattr(sensitivity, "weighted_error", lambda *_: 1.0)
+    monkeypatch.setattr(sensitivity, "_POSITIONS", 4)
+    monkeypatch.setattr(sensitivity, "CHUNKS", 1)
+    command = ["convert", "-i", str(TINY), "-o", str(tmp_path / "out"), "-q", "--q-recipe", "auto"]
+    command += ["--target-bpw", "5", "--text", str(golden / "heldout.txt")]
+    for file in ([], ["--sensitivity", str(tmp_path / "s.json")]):
+        calls.clear()
+        stopped = CliRunner().invoke(app, command + file)
+        assert stopped.exit_code == 130, stopped.output
+        state = f"{file[1] if file else tmp_path / 'out'}.progress"
+        assert f"{state} keeps what is done" in stopped.output.replace("\n", "")
+        assert [str(left) for left in tmp_path.iterdir()] == [state]
+        done = CliRunner().invoke(app, [*command, *file, "--dry-run"])
+        assert done.exit_code == 0, done.output
+        left = [Path(file[1]).name] if file else []
+        assert [each.name for each in tmp_path.iterdir()] == left
