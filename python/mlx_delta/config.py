@@ -6,11 +6,15 @@ Hq query heads of the attention layers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from mlx_delta.errors import ConfigError
+from mlx_delta.json_files import Section
+from mlx_delta.system import expanded
 
 
 @dataclass(frozen=True)
@@ -80,35 +84,70 @@ class ModelConfig:
     quantization: Mapping[str, Quantization]
     raw: Mapping[str, Any]
 
+    @classmethod
+    def from_dir(cls, path: Path | str) -> ModelConfig:
+        """That of the model in directory ``path``, read from its config.json.
+
+        Raises: ConfigError naming the file, the key, what was expected and what was found.
+        """
+        # By name, for the module is above this one: which keys there are is an architecture's affair.
+        found: ModelConfig = import_module("mlx_delta.arch.registry").read_config(expanded(path))
+        return found
+
     def module_quantization(self, module: str) -> Quantization | None:
         """The width of a module that has scales: its own entry, or the default, or None."""
         return self.quantization.get(module, self.quantization.get(""))
 
 
-def quantization_of(raw: Mapping[str, Any], origin: str) -> dict[str, Quantization]:
-    """config.json's ``quantization`` as mlx-lm writes it: defaults, overrides by module; false: a module left alone."""
-    section = raw.get("quantization", raw.get("quantization_config"))
-    if section is None:
+_METHODS = ("mlx", "affine", "auto-round")  # AutoRound's builds for MLX are of its form
+_ADVICE = "take an affine build, or the unquantized checkpoint and `mlx-delta convert`"
+
+
+def quantization_of(
+    raw: Mapping[str, Any], origin: str, canonical_name: Callable[[str], str | None]
+) -> dict[str, Quantization]:
+    """config.json's ``quantization`` as mlx-lm writes it: defaults, and overrides by module: widths, or false for one
+    that is left alone. What an override does not say, or says as null, is the default's.
+
+    canonical_name: of a tensor's name, for modules are named as the file's tensors are, whichever naming that is.
+    Overrides of modules outside the language model may be anything: nothing of those is quantized here.
+    Raises: ConfigError naming ``origin``, the module, what was expected and what was found.
+    """
+    top = Section(raw, origin, ConfigError)
+    key = next((key for key in ("quantization", "quantization_config") if key in top.values), None)
+    if key is None:
         return {}
-    if not isinstance(section, dict) or "bits" not in section:
-        raise ConfigError(
-            f"{origin}: quantization: expected MLX's affine form with bits and group_size, found {section!r:.80}"
-        )
-    result = {"": _one_quantization(section, "quantization", origin)}
-    for name, value in section.items():
-        if isinstance(value, dict):
-            result[name] = _one_quantization(value, name, origin)
+    section = top.section(key, f"{origin}: {key}")
+    method = section.values.get("quant_method")
+    # Beside MLX's own name for it, which such a file has too when MLX wrote it, the method is what it was made of.
+    if key == "quantization_config" and method is not None and method not in _METHODS:
+        values = (section.values.get(key) for key in ("quant_method", "format", "quant_algo"))  # "modelopt", "NVFP4"
+        shown = ", ".join(each for each in values if isinstance(each, str)) or repr(method)
+        what = f"{section.origin}: quant_method: expected MLX's affine form ({_ADVICE})"
+        raise ConfigError(f"{what}, found {shown:.80}")
+    if "bits" not in section.values and "mode" not in section.values:
+        raise top.wrong(key, "MLX's affine form with bits and group_size")
+    result = {"": _one_quantization(section, None, 64)}
+    named: dict[str, str] = {}
+    for name, value in section.values.items():
+        module = (canonical_name(f"{name}.weight") or "").removesuffix(".weight")
+        if not module.startswith("language_model.") or isinstance(value, bool):
+            continue
+        default = result[""]
+        found = _one_quantization(section.section(name, f"{section.origin}: {name}"), default.bits, default.group_size)
+        if result.get(module, found) != found:
+            raise section.wrong(name, f"what {named[module]} says of the same module")
+        result[module], named[module] = found, name
     return result
 
 
-def _one_quantization(value: Mapping[str, Any], name: str, origin: str) -> Quantization:
-    mode = value.get("mode", "affine")
-    if mode != "affine":
-        raise ConfigError(f"{origin}: {name}: expected mode 'affine', found {mode!r}")
-    found = Quantization(int(value.get("bits", 0)), int(value.get("group_size", 64)))
+def _one_quantization(section: Section, bits: int | None, group_size: int) -> Quantization:
+    if section.text("mode", "affine") != "affine":
+        raise section.wrong("mode", f"'affine' ({_ADVICE})")
+    found = Quantization(section.integer("bits", bits), section.integer("group_size", group_size))
     if found.bits not in (2, 3, 4, 5, 6, 8) or found.group_size not in (32, 64, 128):
         raise ConfigError(
-            f"{origin}: {name}: expected bits 2, 3, 4, 5, 6 or 8 and group_size 32, 64 or 128, "
+            f"{section.origin}: expected bits 2, 3, 4, 5, 6 or 8 and group_size 32, 64 or 128, "
             f"found {found.bits} and {found.group_size}"
         )
     return found

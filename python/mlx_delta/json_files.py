@@ -2,13 +2,14 @@
 
 What Python's ``json`` alone lets through: a byte order mark is an error there, a key given twice loses its first value,
 ``[[[[..`` ends in a RecursionError, and half of a surrogate pair fails when it is written again. NaN and Infinity are
-left to whoever needs a number: Python writes them, and a config may hold one under a key that nobody reads.
+left to whoever needs a number, such as ``Section``: Python writes them, and a config may hold one that nobody reads.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 MAX_BYTES = 64 << 20  # an index of ten thousand tensors is 1 MB, a tokenizer.json of 250,000 tokens 20 MB
 MAX_DEPTH = 100  # a config is 4 deep; what is deeper than a few hundred cannot be written again
 _NAMES: dict[type, str] = {dict: "object", list: "array", str: "string", bool: "bool", type(None): "null"}
+_MAX_INTEGER, _MAX_NUMBER = (1 << 31) - 1, 1e30  # more is a slip: sizes are products of a few of them
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -68,6 +70,66 @@ def json_kind(value: Any) -> str:
     """What JSON calls the type of ``value``: "an object", "an array", "a number".."""
     name = _NAMES.get(type(value), "number")
     return name if name == "null" else f"{'an' if name[0] in 'ao' else 'a'} {name}"
+
+
+class Section:
+    """An object of a config file. Its values are asked for by the kind that they must have; null is absent everywhere.
+
+    origin: the file, and where in it, for errors: every method raises ``error`` naming it, the key, what was expected
+    and what was found.
+    """
+
+    def __init__(self, values: Mapping[str, Any], origin: str, error: type[ValueError]) -> None:
+        self.values = {key: value for key, value in values.items() if value is not None}
+        self.origin = origin
+        self._error = error
+
+    def integer(self, key: str, default: int | None = None, *, least: int = 1, most: int = _MAX_INTEGER) -> int:
+        value = self.values.get(key, default)
+        if type(value) is not int or not least <= value <= most:
+            kind = {1: "a positive integer", 0: "an integer of at least 0"}.get(
+                least, f"an integer of at least {least}"
+            )
+            # The bound is worth a word only to who went over it.
+            raise self.wrong(key, f"{kind} up to {most}" if type(value) is int and value > most else kind)
+        return value
+
+    def number(self, key: str, default: float, *, most: float = _MAX_NUMBER) -> float:
+        """A positive one."""
+        value = self.values.get(key, default)
+        if type(value) not in (int, float) or not 0 < value <= most:
+            raise self.wrong(key, "a positive number" if most == _MAX_NUMBER else f"a positive number up to {most:g}")
+        return float(value)
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        value = self.values.get(key, default)
+        if type(value) is not bool:
+            raise self.wrong(key, "true or false")
+        return value
+
+    def text(self, key: str, default: str) -> str:
+        value = self.values.get(key, default)
+        if not isinstance(value, str):
+            raise self.wrong(key, "a string")
+        return value
+
+    def array(self, key: str, kind: type) -> list[Any] | None:
+        """All of one kind, bool apart from int; None where there is none."""
+        value = self.values.get(key)
+        if value is not None and not (isinstance(value, list) and all(type(each) is kind for each in value)):
+            raise self.wrong(key, f"an array of {'integers' if kind is int else 'strings'}")
+        return value
+
+    def section(self, key: str, origin: str | None = None) -> Section:
+        """An empty one where there is none. origin: its own, where its keys alone would not say which one it is."""
+        value = self.values.get(key, {})
+        if not isinstance(value, dict):
+            raise self.wrong(key, "an object")
+        return Section(value, origin or self.origin, self._error)
+
+    def wrong(self, key: str, expected: str) -> ValueError:
+        found = repr(self.values[key]) if key in self.values else "nothing"
+        return self._error(f"{self.origin}: {key}: expected {expected}, found {found:.80}")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,10 +1,11 @@
-"""What runs the models here: the processor's instruction set, threads, versions."""
+"""What runs the models here: the processor's instruction set, threads, versions; and where its users are at home."""
 
 from __future__ import annotations
 
 import platform
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 import mlx.core as mx
 
@@ -54,3 +55,14 @@ def system() -> System:
         python=platform.python_version(),
         platform=platform.platform(),
     )
+
+
+def expanded(path: Path | str) -> Path:
+    """``path`` with a home directory for ``~`` or ``~user``, as every path that a user gives is taken.
+
+    Of a user that is not there it is as it stands: nothing is there either, and that will be said.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)

@@ -41,8 +41,9 @@ def parse_config(raw: Mapping[str, Any], origin: str = "config.json") -> ModelCo
     model_type = raw.get("model_type")
     if not isinstance(model_type, str) or model_type not in _known:
         raise ConfigError(f"{origin}: model_type: expected one of {', '.join(_known)}, found {model_type!r}")
-    text = replace(_known[model_type].text_config(raw, origin), model_type=model_type)
-    return ModelConfig(model_type, text, quantization_of(raw, origin), dict(raw))
+    architecture = _known[model_type]
+    text = replace(architecture.text_config(raw, origin), model_type=model_type)
+    return ModelConfig(model_type, text, quantization_of(raw, origin, architecture.canonical_name), dict(raw))
 
 
 def read_config(directory: Path) -> ModelConfig:

@@ -7,6 +7,7 @@ from typing import Any
 
 from mlx_delta.config import RopeConfig, TextConfig
 from mlx_delta.errors import ConfigError
+from mlx_delta.json_files import Section
 
 _INTEGERS = (
     "hidden_size",
@@ -23,71 +24,78 @@ _INTEGERS = (
 )
 
 
+_MOST = 1 << 24  # of a dimension: the largest published is the vocabulary, 248,320
+_MOST_LAYERS = 4096
+
+
 def text_config(raw: Mapping[str, Any], origin: str) -> TextConfig:
     """The language model's dimensions, of a whole config.json or of its text model's alone.
 
     Raises: ConfigError naming ``origin``, the key, what was expected and what was found.
     """
-    text = raw.get("text_config", raw)
-    tied = bool(text.get("tie_word_embeddings", raw.get("tie_word_embeddings", False)))
-    dims: dict[str, Any] = {name: _positive_int(text, name, origin) for name in _INTEGERS}
+    whole = Section(raw, origin, ConfigError)
+    text = whole.section("text_config") if "text_config" in whole.values else whole
+    dims: dict[str, Any] = {name: text.integer(name, most=_MOST) for name in _INTEGERS}
     for many, few in (
         ("linear_num_value_heads", "linear_num_key_heads"),
         ("num_attention_heads", "num_key_value_heads"),
     ):
         if dims[many] % dims[few]:
-            raise ConfigError(f"{origin}: {many}: expected a multiple of {few} = {dims[few]}, found {dims[many]}")
+            raise text.wrong(many, f"a multiple of {few} = {dims[few]}")
     if dims["linear_conv_kernel_dim"] != 4:
-        raise ConfigError(f"{origin}: linear_conv_kernel_dim: expected 4, found {dims['linear_conv_kernel_dim']}")
-    if text.get("num_experts"):
-        raise ConfigError(f"{origin}: num_experts: expected a dense model, found {text['num_experts']} experts")
-    if text.get("attention_bias"):
-        raise ConfigError(f"{origin}: attention_bias: expected false, found true")
-    eos, positions = text.get("eos_token_id"), "max_position_embeddings"
+        raise text.wrong("linear_conv_kernel_dim", "4")
+    if text.values.get("num_experts"):
+        raise text.wrong("num_experts", "a dense model")
+    if text.flag("attention_bias"):
+        raise text.wrong("attention_bias", "false")
+    if not text.flag("attn_output_gate", True):
+        raise text.wrong("attn_output_gate", "true")
+    if text.text("hidden_act", "silu") not in ("silu", "swish"):
+        raise text.wrong("hidden_act", "'silu'")
+    eos, positions = text.values.get("eos_token_id"), "max_position_embeddings"
+    ids = text.array("eos_token_id", int) if isinstance(eos, list) else [text.integer("eos_token_id", 0, least=0)]
     return TextConfig(
         **dims,
-        layer_types=_layer_types(text, origin),
-        rms_norm_eps=float(text.get("rms_norm_eps", 1e-6)),
-        rope=_rope(text, dims["head_dim"], origin),
-        tie_word_embeddings=tied,
-        eos_token_id=tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),),
-        max_position_embeddings=_positive_int(text, positions, origin) if text.get(positions) is not None else None,
+        layer_types=_layer_types(text),
+        rms_norm_eps=text.number("rms_norm_eps", 1e-6),
+        rope=_rope(text, dims["head_dim"]),
+        tie_word_embeddings=text.flag("tie_word_embeddings") or whole.flag("tie_word_embeddings"),
+        eos_token_id=tuple(ids or ()) if eos is not None else (),
+        max_position_embeddings=text.integer(positions) if positions in text.values else None,
     )
 
 
-def _positive_int(text: Mapping[str, Any], name: str, origin: str) -> int:
-    value = text.get(name)
-    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-        raise ConfigError(f"{origin}: {name}: expected a positive integer, found {value!r}")
-    return value
-
-
-def _layer_types(text: Mapping[str, Any], origin: str) -> tuple[str, ...]:
+def _layer_types(text: Section) -> tuple[str, ...]:
     """The published configs name each layer; older ones give only the interval of the full-attention layers."""
-    types = text.get("layer_types")
+    types = text.array("layer_types", str)
+    count = text.integer("num_hidden_layers", None if types is None else len(types), most=_MOST_LAYERS)
     if types is None:
-        count = _positive_int(text, "num_hidden_layers", origin)
-        interval = int(text.get("full_attention_interval", 4))
+        interval = text.integer("full_attention_interval", 4)
         return tuple("linear_attention" if (i + 1) % interval else "full_attention" for i in range(count))
     unknown = sorted(set(types) - {"linear_attention", "full_attention"})
     if unknown:
-        raise ConfigError(f"{origin}: layer_types: expected linear_attention or full_attention, found {unknown[0]!r}")
-    if len(types) != text.get("num_hidden_layers", len(types)):
         raise ConfigError(
-            f"{origin}: layer_types: expected num_hidden_layers = {text['num_hidden_layers']} entries, "
-            f"found {len(types)}"
+            f"{text.origin}: layer_types: expected linear_attention or full_attention, found {unknown[0]!r:.80}"
+        )
+    if len(types) != count:
+        raise ConfigError(
+            f"{text.origin}: layer_types: expected num_hidden_layers = {count} entries, found {len(types)}"
         )
     return tuple(types)
 
 
-def _rope(text: Mapping[str, Any], head_dim: int, origin: str) -> RopeConfig:
-    params = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    kind = params.get("rope_type", params.get("type", "default"))
-    if kind != "default":
-        raise ConfigError(f"{origin}: rope_type: expected 'default', found {kind!r}")
-    factor = params.get("partial_rotary_factor", text.get("partial_rotary_factor", 0.25))
+def _rope(text: Section, head_dim: int) -> RopeConfig:
+    params = text.section("rope_parameters" if "rope_parameters" in text.values else "rope_scaling")
+    kind = "rope_type" if "rope_type" in params.values else "type"
+    if params.text(kind, "default") != "default":
+        raise params.wrong(kind, "'default'")
+    factor = params.number("partial_rotary_factor", text.number("partial_rotary_factor", 0.25, most=1), most=1)
     dim = int(head_dim * factor)
-    sections = tuple(int(n) for n in params.get("mrope_section", (dim // 2, 0, 0)))
-    if len(sections) != 3 or sum(sections) != dim // 2:
-        raise ConfigError(f"{origin}: mrope_section: expected three counts adding up to {dim // 2}, found {sections}")
-    return RopeConfig(float(params.get("rope_theta", text.get("rope_theta", 1e7))), dim, sections)
+    if dim < 2 or dim % 2:
+        where = params if "partial_rotary_factor" in params.values else text
+        raise where.wrong("partial_rotary_factor", f"an even number of head_dim = {head_dim} values to rotate")
+    sections = params.array("mrope_section", int) or [dim // 2, 0, 0]
+    if len(sections) != 3 or min(sections) < 0 or sum(sections) != dim // 2:
+        raise params.wrong("mrope_section", f"three counts adding up to {dim // 2}")
+    theta = params.number("rope_theta", text.number("rope_theta", 1e7))
+    return RopeConfig(theta, dim, (sections[0], sections[1], sections[2]))

@@ -28,7 +28,8 @@ import mlx.core as mx
 from mlx_delta.checkpoint.source import Source, TensorInfo
 from mlx_delta.checkpoint.tensors import Shapes, Tensor, base_name
 from mlx_delta.config import ModelConfig
-from mlx_delta.errors import CheckpointError
+from mlx_delta.errors import CheckpointError, ConfigError
+from mlx_delta.json_files import Section
 
 # Source prefix -> canonical prefix. The first that fits counts: "model." is text-only Hugging Face's, so it is last.
 _PREFIXES = (
@@ -143,9 +144,9 @@ def _tensor(
 
 def _is_channel_first(raw: Mapping[str, Any], shape: tuple[int, ...], source_name: str) -> bool:
     """Hugging Face's layout of the patch embedding; the name settles dimensions that fit both."""
-    vision = raw.get("vision_config", {})
+    vision = Section(raw, "config.json", ConfigError).section("vision_config")
     channels, time, side = (
-        int(vision.get(key, default))
+        vision.integer(key, default)
         for key, default in (("in_channels", 3), ("temporal_patch_size", 2), ("patch_size", 16))
     )
     first, last = shape[1:] == (channels, time, side, side), shape[1:] == (time, side, side, channels)

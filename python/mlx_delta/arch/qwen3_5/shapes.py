@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from mlx_delta.checkpoint.tensors import Shapes
 from mlx_delta.config import ModelConfig, TextConfig
+from mlx_delta.errors import ConfigError
+from mlx_delta.json_files import Section
 
 _MTP_NORMS = ("norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden")
 
@@ -29,9 +31,10 @@ def mtp_shapes(config: ModelConfig) -> Shapes:
     None where config.json has no ``mtp_num_hidden_layers``.
     """
     text = config.text
-    raw = config.raw.get("text_config", config.raw)
+    whole = Section(config.raw, "config.json", ConfigError)
+    raw = whole.section("text_config") if "text_config" in whole.values else whole
     shapes: Shapes = {}
-    for index in range(int(raw.get("mtp_num_hidden_layers") or 0)):
+    for index in range(raw.integer("mtp_num_hidden_layers", 0, least=0, most=64)):
         for name, shape in {**_attention_shapes(text), **_common_shapes(text)}.items():
             shapes[f"mtp.layers.{index}.{name}"] = shape
     if shapes:
