@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import mlx.core as mx
 
 from mlx_delta.arch.base import Architecture
 from mlx_delta.arch.registry import architecture_of, gguf_architecture, parse_config, read_config
 from mlx_delta.checkpoint.safetensors import SafetensorsSource
-from mlx_delta.checkpoint.source import Source, TensorInfo, gguf_file
+from mlx_delta.checkpoint.source import Source, TensorInfo, convert_first, gguf_file
 from mlx_delta.checkpoint.tensors import Shapes, Tensor, base_name, check_tensors
 from mlx_delta.config import ModelConfig
 from mlx_delta.errors import CheckpointError
+from mlx_delta.model.network import EMBEDDING, HEAD
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,7 @@ def open_checkpoint(path: Path, *, gguf: bool = True) -> Checkpoint:
         config = read_config(path)
         return _checked(config, architecture_of(config), SafetensorsSource(path))
     if not gguf:
-        raise CheckpointError(
-            f"{path}: expected a directory of safetensors, found GGUF: convert it first, "
-            f"mlx-delta convert -i {path} -o DIRECTORY"
-        )
+        raise CheckpointError(convert_first(path))
     # Here, for it takes a while to import, and running a converted model never needs it.
     from mlx_delta.checkpoint.gguf_file import GGUFFile
 
@@ -78,7 +78,37 @@ def open_checkpoint(path: Path, *, gguf: bool = True) -> Checkpoint:
 
 
 def _checked(config: ModelConfig, architecture: Architecture, source: Source) -> Checkpoint:
+    config = _tied_as_stored(config, architecture, source)
     shapes = architecture.text_shapes(config)
     tensors = architecture.canonical_tensors(source, config, shapes)
     check_tensors(tensors, shapes, config, source.path)
     return Checkpoint(source.path, config, architecture, shapes, tensors, source)
+
+
+def _tied_as_stored(config: ModelConfig, architecture: Architecture, source: Source) -> ModelConfig:
+    """The config, not tied where a head is stored that is not the embedding once more: the tensors count.
+
+    Such files come of training a head of its own and leaving the config as it was. A head that is the embedding, which
+    some programs write, is left out with the tie.
+    """
+    if not config.text.tie_word_embeddings:
+        return config
+    stored: dict[str, dict[str, str]] = {HEAD: {}, EMBEDDING: {}}  # module -> what of it -> name in the source
+    for name in source.tensors:
+        module, _, what = (architecture.canonical_name(name) or "").rpartition(".")
+        if module in stored:
+            stored[module][what] = name
+    head, embedding = stored[HEAD], stored[EMBEDDING]
+    if not head or (head.keys() == embedding.keys() and all(_equal(source, head[w], embedding[w]) for w in head)):
+        return config
+    raw = {**config.raw, "tie_word_embeddings": False}  # which is written again when this is converted
+    if isinstance(raw.get("text_config"), dict):
+        raw["text_config"] = {**raw["text_config"], "tie_word_embeddings": False}
+    return replace(config, text=replace(config.text, tie_word_embeddings=False), raw=raw)
+
+
+def _equal(source: Source, a: str, b: str) -> bool:
+    one, other = source.tensors[a], source.tensors[b]
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    return bool(mx.array_equal(source.load(a).view(mx.uint8), source.load(b).view(mx.uint8)))

@@ -119,14 +119,22 @@ def test_four_channels_are_not_ambiguous(tmp_path: Path) -> None:
         assert mx.all(found["language_model.model.norm.weight"] == shift)
 
 
-def test_tied_head_is_dropped(stored: Arrays, tmp_path: Path) -> None:
+def test_tied_and_a_head_besides(stored: Arrays, tmp_path: Path) -> None:
+    """The tensors count: a head of its own is taken whatever the config says, the embedding once more is left out."""
+
     def tie(config: dict[str, object]) -> None:
         text = config["text_config"]
         assert isinstance(text, dict)
         config["tie_word_embeddings"] = text["tie_word_embeddings"] = True
 
-    tensors = open_checkpoint(write(tmp_path / "tied", stored, tie)).tensors
-    assert "language_model.lm_head.weight" not in tensors
+    own = open_checkpoint(write(tmp_path / "own", stored, tie))
+    assert not own.config.text.tie_word_embeddings
+    assert "language_model.lm_head.weight" in own.tensors
+    assert own.config == open_checkpoint(write(tmp_path / "untied", stored)).config
+    twice = {**stored, "lm_head.weight": stored["model.language_model.embed_tokens.weight"]}
+    same = open_checkpoint(write(tmp_path / "twice", twice, tie))
+    assert same.config.text.tie_word_embeddings
+    assert "language_model.lm_head.weight" not in same.tensors
 
 
 def test_wrong_tensors_are_named(stored: Arrays, tmp_path: Path) -> None:
