@@ -14,7 +14,7 @@ from typing import Any
 
 from mlx_delta.errors import ConfigError
 from mlx_delta.json_files import Section
-from mlx_delta.system import expanded
+from mlx_delta.paths import expanded
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,7 @@ def quantization_of(
     if key == "quantization_config" and method is not None and method not in _METHODS:
         values = (section.values.get(key) for key in ("quant_method", "format", "quant_algo"))  # "modelopt", "NVFP4"
         shown = ", ".join(each for each in values if isinstance(each, str)) or repr(method)
-        what = f"{section.origin}: quant_method: expected MLX's affine form ({_ADVICE})"
-        raise ConfigError(f"{what}, found {shown:.80}")
+        raise ConfigError(f"{section.origin}: quant_method: expected MLX's affine form, found {shown:.80}: {_ADVICE}")
     if "bits" not in section.values and "mode" not in section.values:
         raise top.wrong(key, "MLX's affine form with bits and group_size")
     result = {"": _one_quantization(section, None, 64)}
@@ -142,8 +141,9 @@ def quantization_of(
 
 
 def _one_quantization(section: Section, bits: int | None, group_size: int) -> Quantization:
-    if section.text("mode", "affine") != "affine":
-        raise section.wrong("mode", f"'affine' ({_ADVICE})")
+    mode = section.text("mode", "affine")
+    if mode != "affine":
+        raise ConfigError(f"{section.origin}: expected mode 'affine', found {mode!r:.80}: {_ADVICE}")
     found = Quantization(section.integer("bits", bits), section.integer("group_size", group_size))
     if found.bits not in (2, 3, 4, 5, 6, 8) or found.group_size not in (32, 64, 128):
         raise ConfigError(

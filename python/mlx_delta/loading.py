@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import mlx.core as mx
 
 from mlx_delta.arch.checkpoint import Checkpoint, open_checkpoint
+from mlx_delta.checkpoint.finite import read_finite
 from mlx_delta.checkpoint.tensors import Tensor
 from mlx_delta.errors import ArgumentError
 from mlx_delta.hub.path import model_path
@@ -30,30 +30,18 @@ def load_model(path: str | Path, dtype: mx.Dtype | str | None = None) -> Languag
     CheckpointError.
     """
     check_dtype(dtype)
-    directory = model_path(path)
-    checkpoint = open_checkpoint(directory, gguf=False)
-    return _loaded(checkpoint, Tokenizer.from_dir(directory, checkpoint.config.raw), dtype)
+    return load_checkpoint(open_checkpoint(model_path(path), gguf=False), dtype)
 
 
 def load_checkpoint(checkpoint: Checkpoint, dtype: mx.Dtype | str | None = None) -> LanguageModel:
     """``load_model`` of a checkpoint of any format, a GGUF file's weights and tokenizer too."""
-    return _loaded(checkpoint, checkpoint_tokenizer(checkpoint), dtype)
-
-
-def checkpoint_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    """The tokenizer of a checkpoint of any format; its files may be rebuilt from metadata, and be in no directory."""
-    with TemporaryDirectory() as directory:
-        for name, content in checkpoint.side_files().items():
-            file = Path(directory) / name
-            file.parent.mkdir(exist_ok=True)
-            file.write_bytes(content)
-        return Tokenizer.from_dir(directory, checkpoint.config.raw)
-
-
-def _loaded(checkpoint: Checkpoint, tokenizer: Tokenizer, dtype: mx.Dtype | str | None) -> LanguageModel:
+    tokenizer = Tokenizer.of_checkpoint(checkpoint)
     tensors = checkpoint.text_tensors()
     chosen = _activation_dtype(tensors, dtype)
-    network = checkpoint.architecture.network(checkpoint.config, _read(tensors), chosen)
+    weights = read_finite(tensors.values(), checkpoint.path)
+    for weight in weights.values():  # now that each has its neighbours, with which it shares pages
+        use_huge_pages(weight)
+    network = checkpoint.architecture.network(checkpoint.config, weights, chosen)
     return LanguageModel(checkpoint.path, checkpoint.config, network, tokenizer)
 
 
@@ -68,14 +56,3 @@ def check_dtype(dtype: mx.Dtype | str | None) -> None:
     known = _DTYPES if isinstance(dtype, str) else (None, *_DTYPES.values())
     if dtype not in known:
         raise ArgumentError(f"dtype: expected float32, float16 or bfloat16, found {dtype}")
-
-
-def _read(tensors: Mapping[str, Tensor]) -> dict[str, mx.array]:
-    """The tensors, in memory."""
-    weights = {}
-    for name, tensor in tensors.items():
-        weights[name] = tensor.load()
-        mx.eval(weights[name])
-    for weight in weights.values():  # now that each has its neighbours, with which it shares pages
-        use_huge_pages(weight)
-    return weights

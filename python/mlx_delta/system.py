@@ -1,11 +1,10 @@
-"""What runs the models here: the processor's instruction set, threads, versions; and where its users are at home."""
+"""What runs the models here: the processor's instruction set, threads, versions."""
 
 from __future__ import annotations
 
 import platform
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from pathlib import Path
 
 import mlx.core as mx
 
@@ -55,14 +54,3 @@ def system() -> System:
         python=platform.python_version(),
         platform=platform.platform(),
     )
-
-
-def expanded(path: Path | str) -> Path:
-    """``path`` with a home directory for ``~`` or ``~user``, as every path that a user gives is taken.
-
-    Of a user that is not there it is as it stands: nothing is there either, and that will be said.
-    """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        return Path(path)

@@ -182,9 +182,9 @@ ADVICE = r"take an affine build, or the unquantized checkpoint and `mlx-delta co
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"mode": "mxfp8", "bits": 8, "group_size": 32}, rf"mode: expected 'affine' \({ADVICE}\), found 'mxfp8'"),
-        ({"mode": "nvfp4", "bits": 4, "group_size": 16}, rf"mode: expected 'affine' \({ADVICE}\), found 'nvfp4'"),
-        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, rf"quant_method: .*\({ADVICE}\), found fp8"),
+        ({"mode": "mxfp8", "bits": 8, "group_size": 32}, rf"expected mode 'affine', found 'mxfp8': {ADVICE}"),
+        ({"mode": "nvfp4", "bits": 4, "group_size": 16}, rf"expected mode 'affine', found 'nvfp4': {ADVICE}"),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, rf"quant_method: .*, found fp8: {ADVICE}"),
         (
             {"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"},
             "quant_method: .* found compressed-tensors, nvfp4-pack-quantized",
@@ -200,7 +200,7 @@ ADVICE = r"take an affine build, or the unquantized checkpoint and `mlx-delta co
         ({"bits": True}, "bits: expected a positive integer, found True"),
         ({"bits": 4, "group_size": math.nan}, "group_size: expected a positive integer, found nan"),
         ({"bits": 4, "mode": 1}, "mode: expected a string, found 1"),
-        ({"bits": 4, "lm_head": {"mode": "mxfp4", "bits": 4}}, "lm_head: mode: expected 'affine'"),
+        ({"bits": 4, "lm_head": {"mode": "mxfp4", "bits": 4}}, "lm_head: expected mode 'affine', found 'mxfp4'"),
         ({"bits": 4, "lm_head": {"bits": [6]}}, r"lm_head: bits: expected a positive integer, found \[6\]"),
         ({"bits": 4, "lm_head": 6}, "lm_head: expected an object, found 6"),
     ],

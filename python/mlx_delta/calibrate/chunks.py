@@ -9,6 +9,7 @@ from pathlib import Path
 from mlx_delta.chat.request import render_prompt
 from mlx_delta.errors import ArgumentError, MlxDeltaError, TextError
 from mlx_delta.json_files import decode_utf8, parse_json
+from mlx_delta.paths import expanded
 from mlx_delta.text.tokenizer import Tokenizer
 
 CONTEXT = 512  # tokens a chunk, llama.cpp's own
@@ -42,6 +43,7 @@ def _chunks(file: Path, tokenizer: Tokenizer, context: int) -> list[list[int]]:
 
 def read_text(file: Path, tokenizer: Tokenizer | None = None) -> str:
     """The text of ``file``, its conversations (.jsonl) rendered. Raises: TextError naming the file (and line)."""
+    file = expanded(file)
     try:
         content = decode_utf8(file.read_bytes(), str(file), TextError)
     except OSError as error:

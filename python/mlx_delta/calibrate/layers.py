@@ -26,11 +26,12 @@ from mlx_delta.calibrate.chunks import CONTEXT, read_chunks
 from mlx_delta.config import ModelConfig, Quantization
 from mlx_delta.conversion.moments import ORDER_BLOCK, Feedback, Moments
 from mlx_delta.errors import CheckpointError
-from mlx_delta.loading import checkpoint_tokenizer
+from mlx_delta.hub.path import model_path
 from mlx_delta.model.layers import normed
 from mlx_delta.model.network import EMBEDDING, HEAD, LAYERS, NORM
 from mlx_delta.ops.embedding import embedding
 from mlx_delta.ops.matrix import Matrix
+from mlx_delta.text.tokenizer import Tokenizer
 
 CHUNKS = 128  # of 512 tokens
 _STATE = mx.bfloat16  # between layers; within them activations are float32
@@ -48,9 +49,9 @@ def layer_calibration(
 
     Raises: ArgumentError; TextError naming the file; OSError.
     """
-    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(Path(source))
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(model_path(source, gguf=True))
     return LayerCalibration(
-        checkpoint.config, read_chunks(texts, checkpoint_tokenizer(checkpoint), context, max_chunks), progress
+        checkpoint.config, read_chunks(texts, Tokenizer.of_checkpoint(checkpoint), context, max_chunks), progress
     )
 
 

@@ -58,6 +58,11 @@ def render(
         raise TemplateError(f"chat template: expected messages that it can render, found: {error}") from error
 
 
+def check_template(source: str) -> None:
+    """Raises: TemplateError naming the line of a fault that is there whatever the messages are."""
+    _compile(source)
+
+
 @lru_cache(maxsize=8)
 def _compile(source: str) -> jinja2.Template:
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(

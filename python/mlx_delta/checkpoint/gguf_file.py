@@ -16,7 +16,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, ReaderTenso
 from gguf.gguf_reader import READER_SUPPORTED_VERSIONS
 from gguf.quants import dequantize
 
-from mlx_delta.errors import CheckpointError
+from mlx_delta.errors import CheckpointError, MlxDeltaError
 
 _FLOATS = {
     GGMLQuantizationType.F32: (np.float32, mx.float32),
@@ -34,7 +34,7 @@ class GGUFFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        reader = _open(path)
+        reader = open_gguf(path, CheckpointError)
         self.metadata = _metadata(reader, path)
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
         self.shapes = {name: _shape(tensor) for name, tensor in self._tensors.items()}
@@ -68,26 +68,29 @@ class _Reader(GGUFReader):
         return super()._get(offset, dtype, count, override_order)
 
 
-def _open(path: Path) -> GGUFReader:
-    """Raises: CheckpointError for another kind of file, another version, the other byte order, and for damage."""
+def open_gguf(path: Path, failure: type[MlxDeltaError]) -> GGUFReader:
+    """Of any kind of content, by the package gguf.
+
+    Raises: ``failure`` for another kind of file, another version, the other byte order, and for damage.
+    """
     with path.open("rb") as stream:
         start = stream.read(8)
     if start[:4] != b"GGUF":
-        raise CheckpointError(f"{path}: expected a GGUF file, found one that begins with {start[:4]!r}")
+        raise failure(f"{path}: expected a GGUF file, found one that begins with {start[:4]!r}")
     little, big = int.from_bytes(start[4:], "little"), int.from_bytes(start[4:], "big")
     if little not in READER_SUPPORTED_VERSIONS and big in READER_SUPPORTED_VERSIONS:
         advice = "`gguf-convert-endian FILE little` of the package gguf turns it round"
-        raise CheckpointError(f"{path}: expected a little-endian GGUF file, found a big-endian one: {advice}")
+        raise failure(f"{path}: expected a little-endian GGUF file, found a big-endian one: {advice}")
     if little not in READER_SUPPORTED_VERSIONS:
         known = " or ".join(map(str, READER_SUPPORTED_VERSIONS))
-        raise CheckpointError(f"{path}: expected version {known} of GGUF, found {little}")
+        raise failure(f"{path}: expected version {known} of GGUF, found {little}")
     try:
         return _Reader(path)
     except EOFError as error:
         size = path.stat().st_size
-        raise CheckpointError(f"{path}: truncated: expected at least {error.args[0]} bytes, found {size}") from error
+        raise failure(f"{path}: truncated: expected at least {error.args[0]} bytes, found {size}") from error
     except (ValueError, IndexError, KeyError, OverflowError, TypeError, MemoryError) as error:
-        raise CheckpointError(f"{path}: expected a whole GGUF file, found damage: {error}") from error
+        raise failure(f"{path}: expected a whole GGUF file, found damage: {error}") from error
 
 
 def _metadata(reader: GGUFReader, path: Path) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
             found = {name: reader.get_slice(name) for name in reader.keys()}  # noqa: SIM118 - it is no mapping
             return {name: _tensor_info(file, name, each.get_shape(), each.get_dtype()) for name, each in found.items()}
     except SafetensorError as error:
-        reason = str(error).partition("deserializing header: ")[2] or error
+        reason = " ".join((str(error).partition("deserializing header: ")[2] or str(error)).split())
         fault = _fault(file, header) or f"expected a safetensors file, found {reason}"
         raise CheckpointError(f"{file}: {fault}") from error
 

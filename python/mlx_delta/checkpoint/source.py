@@ -61,13 +61,23 @@ def files_beside(directory: Path) -> dict[str, bytes]:
     return {file.relative_to(directory).as_posix(): file.read_bytes() for file in sorted(files)}
 
 
+def is_model(name: str) -> bool:
+    """Whether a file of this name, perhaps with folders, may be a model in GGUF: none is the vision tower of one."""
+    return name.endswith(".gguf") and "mmproj" not in name.rpartition("/")[2].lower()
+
+
+def convert_first(model: object) -> str:
+    """What is to be said where GGUF will not do; model: its path or name."""
+    return f"{model}: expected safetensors, found GGUF: convert it first, mlx-delta convert -i {model} -o DIRECTORY"
+
+
 def gguf_file(path: Path) -> Path | None:
     """The .gguf file that ``path`` is, or that is the one thing in it; None for anything else."""
     if path.is_file():
         return path if path.suffix == ".gguf" else None
     if (path / "config.json").is_file() or (path / INDEX).is_file() or any(path.glob("model*.safetensors")):
         return None
-    files = [file for file in sorted(path.glob("*.gguf")) if "mmproj" not in file.name.lower()]
+    files = [file for file in sorted(path.glob("*.gguf")) if is_model(file.name)]
     if len(files) > 1:
         names = ", ".join(file.name for file in files)
         raise CheckpointError(f"{path}: expected one .gguf file, found {names}: name the one to read")

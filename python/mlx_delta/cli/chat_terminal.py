@@ -20,6 +20,7 @@ from mlx_delta.cli.console import stdout
 from mlx_delta.cli.errors import UsageError, report
 from mlx_delta.errors import MlxDeltaError
 from mlx_delta.json_files import read_json
+from mlx_delta.paths import expanded
 
 HELP = {
     "/help": "these commands",
@@ -200,7 +201,7 @@ class ChatTerminal:
 def _path(name: str, command: str) -> Path:
     if not name:
         raise UsageError(f"{command}: expected a file, found nothing")
-    return Path(name).expanduser()
+    return expanded(name)
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -12,6 +12,7 @@ import typer
 from typer.models import OptionInfo
 
 from mlx_delta.cli.errors import reported_errors, show_tracebacks
+from mlx_delta.paths import expanded
 
 Debug = Annotated[
     bool,
@@ -58,9 +59,4 @@ def flags_of(signature: inspect.Signature, hints: Mapping[str, Any]) -> dict[str
 def _expanded(value: Any) -> Any:
     if isinstance(value, list):
         return [_expanded(each) for each in value]
-    if not isinstance(value, Path):
-        return value
-    try:
-        return value.expanduser()
-    except RuntimeError:  # a ~user that is not there: the path as it stands is not there either, and will be named
-        return value
+    return expanded(value) if isinstance(value, Path) else value

@@ -8,14 +8,16 @@ GGUF   (``llama-imatrix``) per tensor ``<name>.in_sum2`` F32 [K], the sum over t
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from gguf import GGUFReader, GGUFWriter
+from gguf import GGUFWriter
 
+from mlx_delta.checkpoint.gguf_file import open_gguf
 from mlx_delta.errors import ImatrixError
 
 
@@ -34,15 +36,25 @@ class Calibration:
 
 
 def read_means(path: Path) -> dict[str, np.ndarray]:
-    """Tensor -> mean over tokens of x^2, float32 [K], of either format. A tensor that no token reached has none.
+    """Tensor -> mean over tokens of x^2, float32 [K], of either format.
 
-    Raises: ImatrixError when the file is missing or is of neither format.
+    A tensor that no token reached, whose sums are all zero, has none.
+    Raises: ImatrixError when the file is missing or is of neither format, and for what no sum of squares can be.
     """
     if not path.is_file():
         raise ImatrixError(f"{path}: expected an importance matrix, found no such file")
     with path.open("rb") as stream:
         is_gguf = stream.read(4) == b"GGUF"
-    return _read_gguf(path) if is_gguf else _read_legacy(path)
+    means = _read_gguf(path) if is_gguf else _read_legacy(path)
+    for name, values in means.items():
+        wrong = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
+        if wrong.size:
+            what = f"{path}: {name}: expected finite means of squares, found {values[wrong[0]]}"
+            raise ImatrixError(f"{what} for channel {wrong[0]} and {wrong.size - 1} more of {values.size}")
+    seen = {name: values for name, values in means.items() if values.any()}
+    if means and not seen:
+        raise ImatrixError(f"{path}: expected means of squares, found nothing but zeros in {len(means)} tensors")
+    return seen
 
 
 def write_gguf(path: Path, run: Calibration) -> None:
@@ -74,27 +86,29 @@ def write_dat(path: Path, run: Calibration) -> None:
 
 
 def _read_gguf(path: Path) -> dict[str, np.ndarray]:
-    try:
-        reader = GGUFReader(path)
-    except (ValueError, IndexError, KeyError) as error:
-        raise ImatrixError(f"{path}: expected an importance matrix in GGUF form, found {error}") from error
     stored = {
-        tensor.name: np.asarray(tensor.data, dtype=np.float32) for tensor in reader.tensors if _is_sum(tensor.name)
+        tensor.name: np.asarray(tensor.data, dtype=np.float32)
+        for tensor in open_gguf(path, ImatrixError).tensors
+        if tensor.name.endswith((".in_sum2", ".counts"))
     }
     result = {}
     for name in (name.removesuffix(".in_sum2") for name in stored if name.endswith(".in_sum2")):
         count = float(stored.get(f"{name}.counts", np.zeros(1)).sum())
+        if not 0 <= count < math.inf:
+            raise ImatrixError(f"{path}: {name}.counts: expected a number of tokens, found {count}")
         if count > 0:
-            result[name] = (stored[f"{name}.in_sum2"].reshape(-1) / count).astype(np.float32)
+            result[name] = _mean(stored[f"{name}.in_sum2"].reshape(-1), count)
     return result
 
 
-def _is_sum(name: str) -> bool:
-    return name.endswith((".in_sum2", ".counts"))
+def _mean(sums: np.ndarray, count: float) -> np.ndarray:
+    with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is looked at
+        return (sums / np.float32(count)).astype(np.float32)
 
 
 def _read_legacy(path: Path) -> dict[str, np.ndarray]:
     data = path.read_bytes()
+    wrong = f"{path}: expected an importance matrix in GGUF form or llama.cpp's older .dat, found neither"
     result: dict[str, np.ndarray] = {}
     try:
         (entries,) = struct.unpack_from("<i", data)
@@ -104,12 +118,14 @@ def _read_legacy(path: Path) -> dict[str, np.ndarray]:
             name = struct.unpack_from(f"<{length}s", data, offset + 4)[0].decode()
             calls, count = struct.unpack_from("<ii", data, offset + 4 + length)
             offset += 12 + length
+            if min(calls, count) < 0 or name in result:
+                raise ImatrixError(f"{wrong} ({name!r:.80} twice, or with {calls} calls and {count} channels)")
             values = np.frombuffer(data, "<f4", count, offset)
             offset += values.nbytes
             if calls > 0 and count > 0:
-                result[name] = (values / np.float32(calls)).astype(np.float32)
+                result[name] = _mean(values, calls)
+    except ImatrixError:
+        raise
     except (struct.error, ValueError) as error:  # UnicodeDecodeError is a ValueError
-        raise ImatrixError(
-            f"{path}: expected an importance matrix in GGUF form or llama.cpp's older .dat, found neither ({error})"
-        ) from error
+        raise ImatrixError(f"{wrong} ({error})") from error
     return result

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import mlx.core as mx
-import numpy as np
 
 from mlx_delta.arch.checkpoint import Checkpoint
 from mlx_delta.checkpoint.atomic import atomic_directory, write_file
+from mlx_delta.checkpoint.finite import read_finite
 from mlx_delta.checkpoint.safetensors import file_size, write_safetensors
-from mlx_delta.checkpoint.tensors import Tensor
 from mlx_delta.config import Quantization
 from mlx_delta.conversion.arguments import Arguments
 from mlx_delta.conversion.auto import Sensitivity
@@ -26,15 +25,11 @@ from mlx_delta.conversion.prepare import Prepared, prepare
 from mlx_delta.conversion.quantize import encode
 from mlx_delta.conversion.recipe import Recipe, TensorPlan, quantization_section
 from mlx_delta.conversion.report import ConvertReport, report
-from mlx_delta.errors import ConvertError, OutputError
+from mlx_delta.errors import OutputError
+from mlx_delta.hub.path import model_path
+from mlx_delta.paths import expanded
 
 _MODEL = "model.safetensors"
-_CHECKED_VALUES = 1 << 18  # values looked at for NaN in one go
-_INFINITY = {  # the bits of each dtype's infinity, and their type
-    mx.bfloat16: (mx.uint16, 0x7F80),
-    mx.float16: (mx.uint16, 0x7C00),
-    mx.float32: (mx.uint32, 0x7F800000),
-}
 
 
 @dataclass(frozen=True)
@@ -84,7 +79,8 @@ def convert(
 ) -> ConvertReport:
     """Convert a checkpoint to a new directory ``out`` that MLX, mlx-lm and this package load.
 
-    source: a directory of safetensors, or a .gguf file. ``quantize`` False writes the canonical tensors in bfloat16.
+    source: a directory of safetensors, a .gguf file, or the name of either on the Hugging Face Hub. ``quantize`` False
+    writes the canonical tensors in bfloat16.
     recipe: None (all linear layers and the embedding at ``bits``, 4 by default); "unsloth" (base ``bits``, 3 by
     default; needs ``imatrix``); "auto" (widths by ``sensitivity``, as calibrate.sensitivity measures it, such that the
     text model takes ``target_bpw`` bits a weight). overrides: a JSON file, pattern to width, before the recipe's rules.
@@ -105,17 +101,18 @@ def convert(
         recipe=recipe,
         bits=bits,
         group_size=group_size,
-        imatrix=None if imatrix is None else Path(imatrix),
+        imatrix=None if imatrix is None else expanded(imatrix),
         awq=awq,
         awq_ratio=awq_ratio,
         fit=fit,
-        overrides=None if overrides is None else Path(overrides),
+        overrides=None if overrides is None else expanded(overrides),
         target_bpw=target_bpw,
         keep_mtp=keep_mtp,
         calibrated=calibration is not None,
         measured=sensitivity is not None,
     )
-    prepared = prepare(Path(source), Path(out), arguments, force=force, dry_run=dry_run)
+    checkpoint = model_path(source, gguf=True)
+    prepared = prepare(checkpoint, expanded(out), arguments, force=force, dry_run=dry_run)
     return run(prepared, sensitivity=sensitivity, calibration=calibration, dry_run=dry_run, progress=progress)
 
 
@@ -166,7 +163,8 @@ def _arrays(
     by_layer = arguments.folds or calibration is not None
     for prefix, group in groupby(plans, key=lambda p: _layer_prefix(p.name) if by_layer else p.name):
         members = list(group)
-        arrays, known = {p.name: _load(prepared.tensors[p.name]) for p in members}, prepared.importance
+        arrays = read_finite([prepared.tensors[p.name] for p in members], prepared.checkpoint.path)
+        known = prepared.importance
         if calibration is not None:
             calibration.begin(prefix, arrays, {p.module: p.quantization for p in members if p.quantization is not None})
         if arguments.folds and prefix != members[0].name:
@@ -192,29 +190,6 @@ def _layer_prefix(name: str) -> str:
     """``language_model.model.layers.3.`` of a layer's tensor; any other tensor is a group of its own."""
     head, layers, tail = name.partition("language_model.model.layers.")
     return name if not layers else f"{head}{layers}{tail.partition('.')[0]}."
-
-
-def _load(tensor: Tensor) -> mx.array:
-    """The tensor's array, read and found finite. Raises: ConvertError naming it."""
-    array = tensor.load()
-    mx.eval(array)
-    if not _finite(array):
-        raise ConvertError(f"{tensor.source_name}: expected finite weights, found NaN or infinity")
-    return array
-
-
-def _finite(array: mx.array) -> bool:
-    """Whether no value is NaN or infinite: as integers, without their sign, those are the largest.
-
-    By numpy in pieces that stay in cache: mx.isfinite takes 17 times as long, a quarter of a conversion.
-    """
-    if array.dtype not in _INFINITY:
-        return True
-    kind, infinity = _INFINITY[array.dtype]
-    bits = np.array(array.reshape(-1).view(kind), copy=False)
-    magnitude = bits.dtype.type(np.iinfo(bits.dtype).max >> 1)
-    pieces = (bits[start : start + _CHECKED_VALUES] for start in range(0, bits.size, _CHECKED_VALUES))
-    return all(int((piece & magnitude).max()) < infinity for piece in pieces)
 
 
 def _reported(

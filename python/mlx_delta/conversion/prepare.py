@@ -7,13 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlx_delta.arch.checkpoint import Checkpoint, open_checkpoint
+from mlx_delta.chat.template import check_template
 from mlx_delta.checkpoint.atomic import check_output_directory
 from mlx_delta.checkpoint.tensors import Tensor
 from mlx_delta.conversion.arguments import Arguments
 from mlx_delta.conversion.auto import Sensitivity, auto, check_target
 from mlx_delta.conversion.imatrix import Importance, check_importance, measured_channels, read_imatrix
 from mlx_delta.conversion.recipe import Recipe, TensorPlan, choose, plan, with_overrides
-from mlx_delta.errors import ArgumentError, ConvertError
+from mlx_delta.errors import ArgumentError, ConvertError, TemplateError
+from mlx_delta.json_files import parse_json
+from mlx_delta.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,8 @@ class Prepared:
     """A checkpoint that is going to be converted to ``out``.
 
     tensors: the text model's in its own order, the vision tower's by name, the MTP head's where it is kept.
-    importance: what the imatrix says, {} without one. side_files: what goes along, file name -> content.
+    importance: what the imatrix says, {} without one. side_files: what goes along, file name -> content. notes: on what
+    is missing of them, for who runs the result.
     """
 
     checkpoint: Checkpoint
@@ -30,6 +34,7 @@ class Prepared:
     tensors: dict[str, Tensor]
     importance: Importance
     side_files: dict[str, bytes]
+    notes: tuple[str, ...]
     force: bool
 
     def planned(self, sensitivity: Sensitivity | None) -> tuple[Recipe, tuple[TensorPlan, ...], tuple[str, ...]]:
@@ -55,6 +60,9 @@ class Prepared:
         return [name.removesuffix(".weight") for name in ours if len(self.tensors[name].shape) == 2]
 
     def _warnings(self, plans: Sequence[TensorPlan]) -> tuple[str, ...]:
+        return (*self.notes, *self._without_importance(plans))
+
+    def _without_importance(self, plans: Sequence[TensorPlan]) -> tuple[str, ...]:
         imatrix = self.arguments.imatrix
         if imatrix is None:
             return ()
@@ -77,7 +85,8 @@ def prepare(source: Path, out: Path, arguments: Arguments, *, force: bool = Fals
     if not dry_run:
         check_output_directory(out, checkpoint.path, force)
     importance = {} if arguments.imatrix is None else read_imatrix(arguments.imatrix, checkpoint.config)
-    prepared = Prepared(checkpoint, out, arguments, tensors, importance, checkpoint.side_files(), force)
+    side_files, notes = _side_files(checkpoint)
+    prepared = Prepared(checkpoint, out, arguments, tensors, importance, side_files, notes, force)
     if arguments.recipe != "auto":
         prepared.planned(None)
         return prepared
@@ -86,6 +95,37 @@ def prepare(source: Path, out: Path, arguments: Arguments, *, force: bool = Fals
     if arguments.overrides is not None:  # which says more than the recipe
         replace(prepared, arguments=replace(arguments, recipe=None, target_bpw=None, measured=False)).planned(None)
     return prepared
+
+
+def _side_files(checkpoint: Checkpoint) -> tuple[dict[str, bytes], tuple[str, ...]]:
+    """The files that go along, and what is to be said of them. What a converted model is run with is in order.
+
+    Raises: TokenizerError, TemplateError, ConvertError naming the file.
+    """
+    files, path = checkpoint.side_files(), checkpoint.path
+    directory = path if path.is_dir() else path.parent
+    for name in files.keys() & _OBJECTS:
+        parse_json(files[name], str(directory / name), ConvertError)
+    templates = Tokenizer.of_checkpoint(checkpoint).chat_templates
+    if not templates:
+        return files, (f"{path}: expected a chat template, found none: what comes of it generates, and cannot chat",)
+    for name, source in templates.items():
+        try:
+            check_template(source)
+        except TemplateError as error:
+            raise TemplateError(f"{path}: {name}: {error}") from error
+    return files, ()
+
+
+# Beside those that the tokenizer reads.
+_OBJECTS = {
+    "vocab.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "processor_config.json",
+}
 
 
 def _wanted(checkpoint: Checkpoint, keep_mtp: bool) -> dict[str, Tensor]:

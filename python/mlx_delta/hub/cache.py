@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from mlx_delta.checkpoint.source import INDEX, SIDE_FILES
+from mlx_delta.checkpoint.source import INDEX, SIDE_FILES, convert_first, is_model
 from mlx_delta.errors import HubError
 from mlx_delta.hub.names import HubName
 from mlx_delta.json_files import read_json
@@ -85,12 +85,8 @@ def _fits(file: str, pattern: str) -> bool:
     return file.count("/") == pattern.count("/") and fnmatch(file, pattern)
 
 
-def convert_first(name: HubName) -> str:
-    return f"{name}: expected safetensors, found GGUF: convert it first, mlx-delta convert -i {name} -o DIRECTORY"
-
-
 def _models(files: Collection[str]) -> list[str]:
-    return sorted(file for file in files if file.endswith(".gguf") and not Path(file).name.startswith("mmproj"))
+    return sorted(filter(is_model, files))
 
 
 def _list(files: Sequence[str]) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import glob
 from pathlib import Path
 
-from mlx_delta.checkpoint.source import INDEX
+from mlx_delta.checkpoint.source import INDEX, convert_first
 from mlx_delta.errors import HubError
-from mlx_delta.hub.cache import cached, convert_first, known_commit, result, snapshot, wanted_files
+from mlx_delta.hub.cache import cached, known_commit, result, snapshot, wanted_files
 from mlx_delta.hub.errors import told, unreachable
 from mlx_delta.hub.names import HubName, parse_name
 from mlx_delta.hub.transfer import fetch
+from mlx_delta.paths import expanded
 from mlx_delta.progress import Bars, Show, megabytes
 
 _LIBRARY = "mlx-delta"
@@ -29,7 +30,7 @@ def model_path(model: str | Path, *, gguf: bool = False, download: bool = True, 
     """
     name = parse_name(str(model)) if is_named(model) else None
     if name is None:
-        return Path(model).expanduser()
+        return expanded(model)
     if name.file is not None and not gguf:
         raise HubError(convert_first(name))
     with told(name):
@@ -43,7 +44,7 @@ def model_path(model: str | Path, *, gguf: bool = False, download: bool = True, 
 
 def is_named(model: str | Path) -> bool:
     """Whether ``model_path`` asks the Hub for it."""
-    return isinstance(model, str) and parse_name(model) is not None and not Path(model).expanduser().exists()
+    return isinstance(model, str) and parse_name(model) is not None and not expanded(model).exists()
 
 
 def _from_cache(name: HubName, gguf: bool) -> Path:

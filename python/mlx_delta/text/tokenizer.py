@@ -10,14 +10,17 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import tokenizers
 
 from mlx_delta.arch.base import Markup
+from mlx_delta.arch.checkpoint import Checkpoint
 from mlx_delta.arch.registry import markup_of
 from mlx_delta.errors import ArgumentError, TokenizerError
 from mlx_delta.json_files import decode_utf8, read_json
+from mlx_delta.paths import expanded
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class Tokenizer:
 
         Raises: TokenizerError naming the file, what was expected and what was found.
         """
-        path = Path(path)
+        path = expanded(path)
         file = path / "tokenizer.json"
         if not file.is_file():
             raise TokenizerError(f"{file}: expected a checkpoint's tokenizer.json, found nothing")
@@ -99,6 +102,25 @@ class Tokenizer:
         markup = markup_of(config.get("model_type"))
         eos = _eos_token_ids(backend, path, generation, settings, config, markup.ends)
         return cls(backend, markup, eos, _chat_templates(path, settings), defaults, _special_tokens(path, settings))
+
+    @classmethod
+    def of_checkpoint(cls, checkpoint: Checkpoint) -> Tokenizer:
+        """That of a checkpoint of any format: its files may be rebuilt from metadata, and be in no directory.
+
+        Raises: TokenizerError naming the file, what was expected and what was found.
+        """
+        path, config = checkpoint.path, checkpoint.config.raw
+        if path.is_dir():
+            return cls.from_dir(path, config)
+        with TemporaryDirectory() as directory:
+            for name, content in checkpoint.side_files().items():
+                file = Path(directory) / name
+                file.parent.mkdir(exist_ok=True)
+                file.write_bytes(content)
+            try:
+                return cls.from_dir(directory, config)
+            except TokenizerError as error:
+                raise TokenizerError(str(error).replace(directory, str(path.parent))) from error
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text``; added tokens written out in it are parsed as tokens, and no others are added.

@@ -233,6 +233,7 @@ def edited(path: Path, text: dict[str, int], widths: dict[str, int], without: tu
     config = json.loads((TINY / "config.json").read_text())
     config["text_config"] |= text
     (path / "config.json").write_text(json.dumps(config))
+    shutil.copy(TINY / "tokenizer.json", path)
     source = open_checkpoint(TINY).source
     arrays = {name: source.load(name) for name in source.tensors if not name.startswith(without or "\0")}
     for name in arrays:
@@ -251,9 +252,10 @@ def test_nan_is_named_and_nothing_is_left(tmp_path: Path) -> None:
     arrays[name] = mx.where(mx.arange(640) == 3, mx.nan, arrays[name])
     bad = tmp_path / "bad"
     bad.mkdir()
-    shutil.copy(TINY / "config.json", bad)
+    for file in ("config.json", "tokenizer.json"):
+        shutil.copy(TINY / file, bad)
     mx.save_safetensors(str(bad / "model.safetensors"), arrays)
-    with pytest.raises(ConvertError, match=r"layers\.5\.mlp\.down_proj\.weight: expected finite weights"):
+    with pytest.raises(CheckpointError, match=r"layers\.5\.mlp\.down_proj\.weight: expected finite weights"):
         convert(bad, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["bad"]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
@@ -22,6 +24,7 @@ from mlx_delta.conversion.awq import (
     search_scales,
 )
 from mlx_delta.conversion.imatrix import check_importance, read_imatrix
+from mlx_delta.conversion.pipeline import convert
 from mlx_delta.errors import ImatrixError
 from mlx_delta.model.cache import Cache
 from support import GOLDEN, TINY
@@ -96,6 +99,78 @@ def test_matching_nothing_is_an_error(tmp_path: Path) -> None:
         read_imatrix(tmp_path / "text", CONFIG)
     with pytest.raises(ImatrixError, match="no such file"):
         read_imatrix(tmp_path / "absent", CONFIG)
+
+
+def write_dat(path: Path, sums: dict[str, np.ndarray], calls: int = 4) -> Path:
+    parts = [struct.pack("<i", len(sums))]
+    for name, values in sums.items():
+        parts.append(struct.pack(f"<i{len(name)}sii", len(name), name.encode(), calls, values.size))
+        parts.append(values.astype("<f4").tobytes())
+    path.write_bytes(b"".join(parts))
+    return path
+
+
+UP, DOWN = "blk.0.ffn_up.weight", "blk.0.ffn_down.weight"
+
+
+@pytest.mark.parametrize("write", [write_imatrix, write_dat])
+@pytest.mark.parametrize(
+    ("value", "shown"), [(np.nan, "nan"), (np.inf, "inf"), (-np.inf, "-inf"), (-4.0, "-1.0"), (-1e-30, "-2")]
+)
+def test_values_that_are_no_squares(write: Callable[..., Path], value: float, shown: str, tmp_path: Path) -> None:
+    values = np.ones(256)
+    values[[7, 9]] = value
+    path = write(tmp_path / "i", {DOWN: np.ones(640), UP: values})
+    message = rf"i: {UP}: expected finite means of squares, found {shown}.* for channel 7 and 1 more of 256"
+    with pytest.raises(ImatrixError, match=message):
+        read_imatrix(path, CONFIG)
+
+
+@pytest.mark.parametrize("write", [write_imatrix, write_dat])
+def test_nothing_but_zeros_is_as_never_seen(write: Callable[..., Path], tmp_path: Path) -> None:
+    """And told as that; single silent channels are not."""
+    silent = np.ones(640)
+    silent[:600] = 0
+    found = read_imatrix(write(tmp_path / "i", {DOWN: silent, UP: np.zeros(256)}), CONFIG)
+    assert list(found) == [f"{LAYER}mlp.down_proj"]
+    assert found[f"{LAYER}mlp.down_proj"][:600].max() == 0
+    channels = {f"{LAYER}mlp.down_proj": 640, f"{LAYER}mlp.up_proj": 256}
+    assert check_importance(found, channels, tmp_path / "i") == [f"{LAYER}mlp.up_proj"]
+    with pytest.raises(ImatrixError, match="i: expected means of squares, found nothing but zeros in 2 tensors"):
+        read_imatrix(write(tmp_path / "i", {DOWN: np.zeros(640), UP: np.zeros(256)}), CONFIG)
+
+
+def test_conversion_tells_what_was_never_seen(tmp_path: Path) -> None:
+    sums = {f"blk.{i}.ffn_up.weight": np.ones(256) * (i != 3) for i in range(8)}
+    path = write_imatrix(tmp_path / "i.gguf", sums)
+    report = convert(TINY, tmp_path / "out", bits=4, imatrix=path, dry_run=True)
+    (warning,) = report.warnings
+    assert "i.gguf: 55 of 62 modules have no importance: " in warning
+
+
+@pytest.mark.parametrize("count", [np.nan, -1, np.inf])
+def test_counts_that_are_none(count: float, tmp_path: Path) -> None:
+    path = write_imatrix(tmp_path / "i.gguf", {UP: np.ones(256)}, count)
+    with pytest.raises(ImatrixError, match=rf"{UP}\.counts: expected a number of tokens, found {float(count)}"):
+        read_imatrix(path, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "expected an importance matrix in GGUF form or llama.cpp's older .dat, found neither"),
+        (struct.pack("<i", 1), "found neither"),
+        (struct.pack("<ii1sii4x", 1, 1, b"a", 4, -1), "found neither .* with 4 calls and -1 channels"),
+        (struct.pack("<ii1sii4x", 1, 1, b"a", -4, 1), "found neither .* with -4 calls and 1 channels"),
+        (struct.pack("<i", 2) + struct.pack("<i1siif", 1, b"a", 1, 1, 1.0) * 2, "found neither .*'a' twice"),
+        (b"GGUF\0\0\0\3", "expected a little-endian GGUF file, found a big-endian one"),
+        (b"GGUF\3\0\0\0", "truncated: expected at least 24 bytes, found 8"),
+    ],
+)
+def test_damaged_files(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "i").write_bytes(content)
+    with pytest.raises(ImatrixError, match=message):
+        read_imatrix(tmp_path / "i", CONFIG)
 
 
 def test_coverage() -> None:

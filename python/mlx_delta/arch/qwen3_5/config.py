@@ -45,7 +45,9 @@ def text_config(raw: Mapping[str, Any], origin: str) -> TextConfig:
     if dims["linear_conv_kernel_dim"] != 4:
         raise text.wrong("linear_conv_kernel_dim", "4")
     if text.values.get("num_experts"):
-        raise text.wrong("num_experts", "a dense model")
+        raise ConfigError(
+            f"{origin}: num_experts: expected a dense model, found {text.values['num_experts']!r:.20} experts"
+        )
     if text.flag("attention_bias"):
         raise text.wrong("attention_bias", "false")
     if not text.flag("attn_output_gate", True):
