@@ -1,6 +1,6 @@
 """Large files over HTTP into the Hugging Face cache, going on where an earlier run was stopped, by whatever.
 
-huggingface_hub starts a file over when its process was killed (since version 1.31, for file systems whose locks do not
+huggingface_hub starts a file over when its process was killed (since version 1.18, for file systems whose locks do not
 hold), and removes what it has when it is interrupted. Here a half file stays, under a lock; that it is right in the end
 does not rest on the lock: its SHA-256 is checked.
 """
