@@ -27,7 +27,6 @@ from mlx_delta.conversion.pipeline import Progress, convert
 from mlx_delta.conversion.recipe import choose
 from mlx_delta.conversion.report import ConvertReport
 from mlx_delta.errors import ArgumentError, CheckpointError, ConvertError, OutputError, OutputExistsError
-from mlx_delta.loading import checkpoint_tokenizer
 from mlx_delta.text.tokenizer import Tokenizer
 from support import GOLDEN, TINY
 
@@ -128,7 +127,7 @@ def test_named_templates_go_along(tmp_path: Path) -> None:
     out = convert(source, tmp_path / "out", bits=4).path
     for path in (source, out):
         assert Tokenizer.from_dir(path).chat_templates["tool_use"] == "T"
-        assert checkpoint_tokenizer(open_checkpoint(path)).chat_templates["tool_use"] == "T"
+        assert Tokenizer.of_checkpoint(open_checkpoint(path)).chat_templates["tool_use"] == "T"
 
 
 def test_mlx_lm_agrees_on_the_quantized_model(unsloth: ConvertReport, bf16: ConvertReport) -> None:
