@@ -20,7 +20,6 @@ Format: ``<think>...</think>`` around thoughts, and calls as the Qwen3.5 chat te
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -111,8 +110,8 @@ class _Stream:
         return "" if self._fresh else space
 
     def copy(self) -> _Stream:
-        stream = copy.copy(self)
-        stream._space = list(self._space)
+        stream = _Stream(False)
+        stream.__dict__.update(self.__dict__, _space=list(self._space))
         return stream
 
     def part(self) -> None:

@@ -98,7 +98,7 @@ def coerce_arguments(raw: Mapping[str, str], schema: Mapping[str, Any] | Schema)
     """
     whole = schema if isinstance(schema, Schema) else Schema(schema)
     read = {name: _coerce(text, whole, whole.parameter(name)) for name, text in raw.items()}
-    if not whole.valid(read):
+    if read != raw and not whole.valid(read):
         for name, text in raw.items():  # another parameter may say that this one is text
             other = {**read, name: text}
             if whole.valid(other):
