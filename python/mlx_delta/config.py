@@ -110,7 +110,8 @@ def quantization_of(
     that is left alone. What an override does not say, or says as null, is the default's.
 
     canonical_name: of a tensor's name, for modules are named as the file's tensors are, whichever naming that is.
-    Overrides of modules outside the language model may be anything: nothing of those is quantized here.
+    An override outside the language model may be anything, for none of those modules runs: what is not of MLX's affine
+    form is left out.
     Raises: ConfigError naming ``origin``, the module, what was expected and what was found.
     """
     top = Section(raw, origin, ConfigError)
@@ -130,10 +131,16 @@ def quantization_of(
     named: dict[str, str] = {}
     for name, value in section.values.items():
         module = (canonical_name(f"{name}.weight") or "").removesuffix(".weight")
-        if not module.startswith("language_model.") or isinstance(value, bool):
+        if not module or isinstance(value, bool):
             continue
         default = result[""]
-        found = _one_quantization(section.section(name, f"{section.origin}: {name}"), default.bits, default.group_size)
+        try:
+            override = section.section(name, f"{section.origin}: {name}")
+            found = _one_quantization(override, default.bits, default.group_size)
+        except ConfigError:
+            if module.startswith("language_model."):
+                raise
+            continue
         if result.get(module, found) != found:
             raise section.wrong(name, f"what {named[module]} says of the same module")
         result[module], named[module] = found, name

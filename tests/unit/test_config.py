@@ -216,6 +216,8 @@ def test_overrides_outside_the_language_model_may_be_anything() -> None:
     for name in names:
         found = parsed(quantization={"bits": 4, name: {"mode": "mxfp8", "bits": 8, "group_size": 32}})
         assert found.quantization == {"": Quantization(4, 64)}
+    kept = parsed(quantization={"bits": 4, "model.visual.merger.linear_fc1": {"bits": 8}}).quantization
+    assert kept["vision_tower.merger.linear_fc1"] == Quantization(8, 64)  # for `info`
 
 
 def test_what_mlx_wrote_counts_before_what_it_was_made_of() -> None:
