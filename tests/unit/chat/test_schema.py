@@ -293,7 +293,7 @@ def test_linear_time(schema: dict[str, Any], text: Callable[[int], str]) -> None
             times.append(time.process_time() - begin)
         return min(times)
 
-    assert seconds(8000) < 24 * seconds(1000) + 0.02
+    assert seconds(4000) < 24 * seconds(500) + 0.02
 
 
 def test_what_nests_too_deep_to_be_checked() -> None:
