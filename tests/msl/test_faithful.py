@@ -109,7 +109,8 @@ def test_softmax(dtype: str) -> None:
     library.launch("kernel", [encode(x, dtype), Output(y), np.int32(501)], threadgroups=3, threadgroup=128, check=True)
     wanted = np.exp(rounded(x, dtype).astype(np.float64))
     wanted /= wanted.sum(1, keepdims=True)
-    np.testing.assert_allclose(decode(y), wanted, rtol=EPSILON[dtype])
+    # MLX takes fast::exp, which may be off by 3 + 2 |x| units in the last place.
+    np.testing.assert_allclose(decode(y), wanted, rtol=max(EPSILON[dtype], 3e-6))
 
 
 def test_kernel_that_mlx_generates(tmp_path: Path) -> None:

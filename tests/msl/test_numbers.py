@@ -147,6 +147,42 @@ kernel void functions(const device float* in [[buffer(0)]], device float* y [[bu
         np.testing.assert_allclose(y[row], wanted, rtol=2e-6, atol=1e-6, err_msg=expression)
 
 
+def ulps(x: np.ndarray, n: np.ndarray | int) -> np.ndarray:
+    """So many units in the last place of a float32."""
+    return n * np.spacing(np.abs(x).astype(np.float32)).astype(np.float64)
+
+
+# Functions of metal::fast, results and the errors that the specification allows, arguments.
+FAST = {
+    "exp": (np.exp, lambda x, y: ulps(y, 3 + np.floor(np.abs(2 * x))), (-20, 20)),
+    "log": (np.log, lambda x, y: np.full_like(x, 2.0**-21), (0.5, 2)),
+    "cos": (np.cos, lambda x, y: np.full_like(x, 2.0**-13), (-3, 3)),
+    "rsqrt": (lambda x: 1 / np.sqrt(x), lambda x, y: ulps(y, 2), (0.1, 5)),
+}
+
+
+@pytest.mark.parametrize("function", FAST)
+def test_fast_functions_err_as_much_as_they_may(function: str) -> None:
+    """Precise ones do not."""
+    exact, allowed, (low, high) = FAST[function]
+    text = f"""{HEADER}
+kernel void both(const device float* in [[buffer(0)]], device float* y [[buffer(1)]],
+                 uint i [[thread_position_in_grid]]) {{
+  y[i] = fast::{function}(in[i]);
+  y[64 + i] = precise::{function}(in[i]);
+}}"""
+    x = RNG.uniform(low, high, 64).astype(np.float32)
+    y = np.zeros((2, 64), np.float32)
+    Library(text).launch("both", [x, Output(y)], threads=64, threadgroup=64)
+    wanted = exact(x.astype(np.float64))
+    limit = allowed(x.astype(np.float64), wanted)
+    fast, precise = np.abs(y - wanted)
+    rounding = ulps(wanted, 2)
+    assert (fast <= limit + rounding).all()
+    assert (fast >= limit - rounding).all()
+    assert (precise <= 4 * rounding).all()
+
+
 UNSET = (
     HEADER
     + """

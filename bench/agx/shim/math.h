@@ -20,4 +20,8 @@ inline float log(float x) { return log2(x) * M_LN2_F; }
 
 namespace metal {
 inline float rsqrt(float x) { return msl::rsqrt(x); }
+namespace precise {
+using metal::rsqrt;
+}
+namespace fast = precise;
 }  // namespace metal

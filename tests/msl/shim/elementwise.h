@@ -206,7 +206,7 @@ inline T extract_bits(T x, uint offset, uint bits) {
   return bits == 0 ? T(0) : T(T(x << (sizeof(T) * 8 - offset - bits)) >> (sizeof(T) * 8 - bits));
 }
 
-// Both precisions compute what the host's libm does.
+// What the host's libm does. Bare names do the same; fast:: is in fast.h.
 namespace precise {
 using metal::abs, metal::acos, metal::asin, metal::atan, metal::atan2, metal::ceil, metal::clamp, metal::copysign,
     metal::cos, metal::cosh, metal::exp, metal::exp2, metal::exp10, metal::fabs, metal::floor, metal::fma, metal::fmax,
@@ -214,6 +214,5 @@ using metal::abs, metal::acos, metal::asin, metal::atan, metal::atan2, metal::ce
     metal::log10, metal::max, metal::min, metal::mix, metal::pow, metal::powr, metal::rint, metal::round, metal::rsqrt,
     metal::saturate, metal::sign, metal::sin, metal::sinh, metal::sqrt, metal::tan, metal::tanh, metal::trunc;
 }  // namespace precise
-namespace fast = precise;
 
 }  // namespace metal

@@ -2,4 +2,5 @@
 #pragma once
 #include "atomic.h"
 #include "entry.h"
+#include "fast.h"
 #include "simdgroup_matrix.h"

@@ -48,10 +48,35 @@ struct vec_of {
 template <class T, int N>
 using vec = typename vec_of<T, N>::type;
 
-// Packed vectors are aligned as their elements. (Those of three are not emulated: clang pads them.)
+// Packed vectors are aligned as their elements. Those of three are structs: clang pads its own.
 #define MSL_PACKED(T)                                                              \
   typedef T packed_##T##2 __attribute__((ext_vector_type(2), aligned(sizeof(T)))); \
   typedef T packed_##T##4 __attribute__((ext_vector_type(4), aligned(sizeof(T))));
+MSL_PACKED(char)
+MSL_PACKED(uchar)
+MSL_PACKED(short)
+MSL_PACKED(ushort)
+MSL_PACKED(int)
+MSL_PACKED(uint)
+MSL_PACKED(half)
+MSL_PACKED(bfloat)
+MSL_PACKED(float)
+#undef MSL_PACKED
+template <class T>
+struct packed_of_three {
+  T x, y, z;
+
+  packed_of_three() = default;
+  packed_of_three(T x, T y, T z) : x(x), y(y), z(z) {}
+  packed_of_three(const device packed_of_three& from) : x(from.x), y(from.y), z(from.z) {}
+  packed_of_three(const constant packed_of_three& from) : x(from.x), y(from.y), z(from.z) {}
+  packed_of_three(const threadgroup packed_of_three& from) : x(from.x), y(from.y), z(from.z) {}
+  packed_of_three(const packed_of_three& from) = default;
+  packed_of_three& operator=(const packed_of_three& from) = default;
+  T operator[](int i) const { return i == 0 ? x : i == 1 ? y : z; }
+  operator typename vec_of<T, 3>::type() const { return {x, y, z}; }
+};
+#define MSL_PACKED(T) typedef packed_of_three<T> packed_##T##3;
 MSL_PACKED(char)
 MSL_PACKED(uchar)
 MSL_PACKED(short)

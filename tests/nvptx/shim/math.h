@@ -49,4 +49,8 @@ inline float cos(float x) { return sine(x, 1); }
 
 namespace metal {
 inline float rsqrt(float x) { return msl::rsqrt(x); }
+namespace precise {
+using metal::rsqrt;
+}
+namespace fast = precise;
 }  // namespace metal
