@@ -2,6 +2,10 @@
 #include "common.h"
 #include "params.h"
 
+// exp(x - highest). 1 where that is 0, which fast::exp() need not be: totals are multiplied by it again and again, and a
+// context that is split has one more such factor than one that is not.
+inline float part_of(float x, float highest) { return x == highest ? 1.0f : fast::exp(x - highest); }
+
 // Query heads that share a key head go together, G at a time, so that the cache is read once for them. A long context
 // is split: threadgroup (split, heads, token) takes its rows of the cache, the simdgroups in turns of KEYS rows, with a
 // running maximum and sum; they meet in threadgroup memory at the end, one head after the other. With PARTIAL the
@@ -18,14 +22,14 @@ template <typename T, typename Out, int D, int G, int SIMDGROUPS, bool START, bo
     device const T* values [[buffer(3)]], device const int* start [[buffer(4)]], device Out* y [[buffer(5)]],
     constant AttentionParams& p [[buffer(6)]], uint3 position [[threadgroup_position_in_grid]],
     uint thread_ [[thread_index_in_threadgroup]],
-    uint simdgroup_ [[simdgroup_index_in_threadgroup]], uint lane_ [[thread_index_in_simdgroup]]) {
+    uint simdgroup_ [[simdgroup_index_in_threadgroup]], uint lane [[thread_index_in_simdgroup]]) {
   const int KEYS = 4;
   const int per_lane = D / 32;
+  const int heads = G == 3 ? 4 : G;  // a power of two
   threadgroup float maxima[G * SIMDGROUPS];
   threadgroup float sums[G * SIMDGROUPS];
   threadgroup float shared[D * SIMDGROUPS];
 
-  const int lane = int(lane_);
   const int simdgroup = int(simdgroup_);
   const int split = int(position.x);
   const int first_head = int(position.y) * G;
@@ -33,7 +37,7 @@ template <typename T, typename Out, int D, int G, int SIMDGROUPS, bool START, bo
   const int b = token / p.T;
   const int t = token % p.T;
   const int key_head = first_head / (p.Hq / p.Hkv);
-  const size_t cache = size_t(b * p.Hkv + key_head) * size_t(p.S) * size_t(D) + size_t(lane * per_lane);
+  const size_t cache = size_t(b * p.Hkv + key_head) * size_t(p.S) * size_t(D);
   const int visible = p.length - p.T + t + 1;
   const int first_row = START ? max(start[b], 0) : 0;
   const int rows = max(p.length - first_row, 1);  // of this sequence
@@ -42,56 +46,56 @@ template <typename T, typename Out, int D, int G, int SIMDGROUPS, bool START, bo
   const int begin = first_row + split * split_rows;
   const int end = min(begin + split_rows, visible);
 
+  // Scores are summed over lanes all at once, after which a lane has one of them, and probabilities go back one by one.
+  const uint lanes = 32 / (heads * KEYS);  // that have the same score
+  const int own_key = int(lane / lanes) % KEYS;
   float query[G][per_lane];
   float total[G][per_lane];
-  float maximum[G];
   float sum[G];
+  float maximum = -INFINITY;  // of this lane's head
   UNROLL
   for (int g = 0; g < G; g++) {
-    device const T* from = q + (size_t(b * p.Hq + first_head + g) * size_t(p.T) + size_t(t)) * size_t(D);
-    load_values<per_lane>(from + lane * per_lane, query[g]);
+    load_at<per_lane>(q + (size_t(b * p.Hq + first_head + g) * size_t(p.T) + size_t(t)) * size_t(D), lane, query[g]);
     UNROLL
     for (int i = 0; i < per_lane; i++) {
       query[g][i] *= p.scale;
       total[g][i] = 0.0f;
     }
-    maximum[g] = -INFINITY;
     sum[g] = 0.0f;
   }
 
+  KEEP_LOOP
   for (int s = begin + simdgroup * KEYS; s < end; s += SIMDGROUPS * KEYS) {
-    float score[G][KEYS];
+    float score[heads * KEYS] = {};
     UNROLL
     for (int j = 0; j < KEYS; j++) {
-      device const T* from = keys + cache + size_t(min(s + j, end - 1)) * size_t(D);
       float k[per_lane];
-      load_values<per_lane>(from, k);
+      load_at<per_lane>(keys + cache, uint(min(s + j, end - 1)) * 32 + lane, k);
       UNROLL
       for (int g = 0; g < G; g++) {
         float product = 0.0f;
         UNROLL
         for (int i = 0; i < per_lane; i++) {
-          product += query[g][i] * k[i];
+          product = fma(query[g][i], k[i], product);
         }
-        score[g][j] = product;
+        score[g * KEYS + j] = product;
       }
     }
+    const float of_key = sum_over_lanes(score, lane);
+    const float own = s + own_key < end ? of_key : -INFINITY;
+    float highest = max(own, simd_shuffle_xor(own, ushort(lanes)));
+    highest = max(maximum, max(highest, simd_shuffle_xor(highest, ushort(2 * lanes))));
+    const float own_factor = part_of(maximum, highest);  // 0 the first time: the maximum is then -infinity
+    const float own_part = part_of(own, highest);
+    maximum = highest;
+    float part[G][KEYS];
     UNROLL
     for (int g = 0; g < G; g++) {
-      float highest = maximum[g];
+      const float factor = simd_broadcast(own_factor, ushort(uint(g * KEYS) * lanes));
       UNROLL
       for (int j = 0; j < KEYS; j++) {
-        const float of_key = simd_sum(score[g][j]);
-        score[g][j] = s + j < end ? of_key : -INFINITY;
-        highest = max(highest, score[g][j]);
-      }
-      const float factor = exp(maximum[g] - highest);  // 0 the first time: the maximum is then -infinity
-      maximum[g] = highest;
-      sum[g] *= factor;
-      UNROLL
-      for (int j = 0; j < KEYS; j++) {
-        score[g][j] = exp(score[g][j] - highest);
-        sum[g] += score[g][j];
+        part[g][j] = simd_broadcast(own_part, ushort(uint(g * KEYS + j) * lanes));
+        sum[g] = j == 0 ? fma(sum[g], factor, part[g][j]) : sum[g] + part[g][j];
       }
       UNROLL
       for (int i = 0; i < per_lane; i++) {
@@ -101,21 +105,26 @@ template <typename T, typename Out, int D, int G, int SIMDGROUPS, bool START, bo
     UNROLL
     for (int j = 0; j < KEYS; j++) {
       float v[per_lane];
-      load_values<per_lane>(values + cache + size_t(min(s + j, end - 1)) * size_t(D), v);
+      load_at<per_lane>(values + cache, uint(min(s + j, end - 1)) * 32 + lane, v);
       UNROLL
       for (int i = 0; i < per_lane; i++) {
         UNROLL
         for (int g = 0; g < G; g++) {
-          total[g][i] += score[g][j] * v[i];
+          total[g][i] = fma(part[g][j], v[i], total[g][i]);
         }
       }
     }
   }
 
+  float highest_of[G];
+  UNROLL
+  for (int g = 0; g < G; g++) {
+    highest_of[g] = simd_broadcast(maximum, ushort(uint(g * KEYS) * lanes));
+  }
   if (lane == 0) {
     UNROLL
     for (int g = 0; g < G; g++) {
-      maxima[g * SIMDGROUPS + simdgroup] = maximum[g];
+      maxima[g * SIMDGROUPS + simdgroup] = highest_of[g];
       sums[g * SIMDGROUPS + simdgroup] = sum[g];
     }
   }
@@ -129,12 +138,13 @@ template <typename T, typename Out, int D, int G, int SIMDGROUPS, bool START, bo
     float whole = 0.0f;
     for (int i = 0; i < SIMDGROUPS; i++) {
       const float of_simdgroup = maxima[g * SIMDGROUPS + i];
-      whole += of_simdgroup == -INFINITY ? 0.0f : sums[g * SIMDGROUPS + i] * exp(of_simdgroup - highest);
+      const float part = of_simdgroup == -INFINITY ? 0.0f : part_of(of_simdgroup, highest);
+      whole = fma(sums[g * SIMDGROUPS + i], part, whole);
     }
-    const float factor = maximum[g] == -INFINITY ? 0.0f : exp(maximum[g] - highest);
+    const float factor = highest_of[g] == -INFINITY ? 0.0f : part_of(highest_of[g], highest);
     UNROLL
     for (int i = 0; i < per_lane; i++) {
-      shared[simdgroup * D + lane * per_lane + i] = total[g][i] * factor;
+      shared[simdgroup * D + int(lane) * per_lane + i] = total[g][i] * factor;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     const int head = first_head + g;
@@ -182,9 +192,9 @@ template <typename T, int D>
   float whole = 0.0f;
   for (int s = 0; s < p.splits; s++) {
     const float maximum = from[s * (D + 2) + D];
-    const float factor = maximum == -INFINITY ? 0.0f : exp(maximum - highest);
-    value += factor * from[s * (D + 2) + d];
-    whole += factor * from[s * (D + 2) + D + 1];
+    const float factor = maximum == -INFINITY ? 0.0f : part_of(maximum, highest);
+    value = fma(factor, from[s * (D + 2) + d], value);
+    whole = fma(factor, from[s * (D + 2) + D + 1], whole);
   }
   const float gate = float(projection[token * size_t(p.width) + size_t((2 * head + 1) * D + d)]);
   const float seen = whole == 0.0f ? 0.0f : value / whole;

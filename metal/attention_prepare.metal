@@ -41,9 +41,9 @@ template <typename T, int D, bool POSITIONS>
   UNROLL
   for (int i = 0; i < per_lane; i++) {
     h[i] = float(in[lane + 32 * i]);
-    squares += h[i] * h[i];
+    squares = fma(h[i], h[i], squares);
   }
-  const float inverse = rsqrt(simd_sum(squares) / float(D) + p.eps);
+  const float inverse = precise::rsqrt(simd_sum(squares) / float(D) + p.eps);
   device const float* norm = is_query ? q_norm : k_norm;
   UNROLL
   for (int i = 0; i < per_lane; i++) {
@@ -64,7 +64,8 @@ template <typename T, int D, bool POSITIONS>
       const int at = POSITIONS ? positions[axis * int(grid.z) * p.T + token] : p.offset + t;
       const float angle = float(at) * p.frequencies[f];
       const float across = e < p.rope_half ? -head_values[e + p.rope_half] : head_values[e - p.rope_half];
-      turned = fma(h[i], cos(angle), across * sin(angle));  // the same bits with and without POSITIONS
+      // fma: the same bits with and without POSITIONS.
+      turned = fma(h[i], precise::cos(angle), across * precise::sin(angle));
     }
     out[e] = T(turned);
   }

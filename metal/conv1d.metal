@@ -50,7 +50,7 @@ template <typename T, bool MASK, int TOKENS>
       continue;
     }
     const float newest = float(xc[size_t(i) * C]);
-    yc[size_t(i) * C] = T(silu(w[0] * window[0] + w[1] * window[1] + w[2] * window[2] + w[3] * newest));
+    yc[size_t(i) * C] = T(silu(convolved(w, window, newest)));
     window[0] = window[1];
     window[1] = window[2];
     window[2] = newest;

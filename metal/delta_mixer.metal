@@ -13,7 +13,7 @@
 // whole state, 64 KB, at once, 16 bytes a load. Registers: 4 R state (Dk = 128), 8 q and k, 2 R sums, about 75; R = 8
 // makes a head 512 threads, which an Apple core's 208 KB of registers hold at up to 104 each (1024 only at 52).
 // Two barriers a token.
-template <typename T, int DK, int DV, int R, bool MASK>
+template <typename T, int DK, int DV, int R, bool MASK, bool ONE>
 [[kernel, max_total_threads_per_threadgroup(32 * DV / R)]] void delta_mixer(
     device const T* projection [[buffer(0)]], device const float* conv_weight [[buffer(1)]],
     device const float* A_log [[buffer(2)]], device const float* dt_bias [[buffer(3)]],
@@ -22,7 +22,7 @@ template <typename T, int DK, int DV, int R, bool MASK>
     device T* new_conv_state [[buffer(9)]], device float* new_state [[buffer(10)]],
     constant DeltaMixerParams& p [[buffer(11)]], uint2 threadgroup_ [[threadgroup_position_in_grid]],
     uint thread_ [[thread_index_in_threadgroup]], uint simdgroup [[simdgroup_index_in_threadgroup]],
-    uint lane_ [[thread_index_in_simdgroup]]) {
+    uint lane [[thread_index_in_simdgroup]]) {
   const int simdgroups = DV / R;
   const int threads = 32 * simdgroups;
   const int channels = 2 * DK + DV;  // q, k and v of this head
@@ -32,7 +32,6 @@ template <typename T, int DK, int DV, int R, bool MASK>
   threadgroup float* qkv = (threadgroup float*)qkv_;
   threadgroup float squares[simdgroups];
 
-  const int lane = int(lane_);
   const int head = int(threadgroup_.x);
   const int sequence = int(threadgroup_.y);
   const int row = int(simdgroup) * R;
@@ -62,16 +61,20 @@ template <typename T, int DK, int DV, int R, bool MASK>
     }
   }
   const size_t of_state = (size_t(sequence) * size_t(p.Hv) + size_t(head)) * size_t(DV * DK) + size_t(row * DK);
-  DeltaRows<DK, R> rows;
+  typedef DeltaRows<DK, R> Rows;
+  const int own_row = row + int(Rows::row_of(lane));
+  Rows rows;
   rows.load(state + of_state, lane);
 
-  for (int t = 0; t < p.T; t++) {
-    const size_t token = size_t(sequence) * size_t(p.T) + size_t(t);
+  const int tokens = ONE ? 1 : p.T;
+  KEEP_LOOP
+  for (int t = 0; t < tokens; t++) {
+    const size_t token = size_t(sequence) * size_t(tokens) + size_t(t);
     device const T* in = projection + token * size_t(width);
-    device T* out = y + token * size_t(value_dim) + size_t(head * DV + row);
+    device T* out = y + token * size_t(value_dim) + size_t(head * DV);
     if (MASK && !mask[token]) {
-      if (lane < R) {
-        out[lane] = T(0.0f);
+      if (Rows::stores(lane)) {
+        out[own_row] = T(0.0f);
       }
       continue;
     }
@@ -80,7 +83,7 @@ template <typename T, int DK, int DV, int R, bool MASK>
       const int c = int(thread_) + i * threads;
       if (c < channels) {
         const float newest = float(in[channel[i]]);
-        qkv[c] = silu(w[i][0] * window[i][0] + w[i][1] * window[i][1] + w[i][2] * window[i][2] + w[i][3] * newest);
+        qkv[c] = silu(convolved(w[i], window[i], newest));
         window[i][0] = window[i][1];
         window[i][1] = window[i][2];
         window[i][2] = newest;
@@ -90,37 +93,30 @@ template <typename T, int DK, int DV, int R, bool MASK>
 
     float q[per_lane];
     float k[per_lane];
-    float v[R];
-    float yt[R];
     UNROLL
     for (int i = 0; i < per_lane; i++) {
-      q[i] = qkv[lane * per_lane + i];
-      k[i] = qkv[DK + lane * per_lane + i];
-    }
-    UNROLL
-    for (int r = 0; r < R; r++) {
-      v[r] = qkv[2 * DK + row + r];
+      q[i] = qkv[int(lane) * per_lane + i];
+      k[i] = qkv[DK + int(lane) * per_lane + i];
     }
     const float b = float(in[C + value_dim + head]);
     const float a = float(in[C + value_dim + p.Hv + head]);
-    rows.step(q, k, v, delta_gates(a, b, A_log[head], dt_bias[head]), yt);
+    const float v = qkv[2 * DK + own_row];
+    const float yt = rows.step(q, k, v, delta_gates(a, b, A_log[head], dt_bias[head]), lane);
     float sum = 0.0f;
     UNROLL
     for (int r = 0; r < R; r++) {
-      sum += yt[r] * yt[r];
+      const float of_row = simd_broadcast(yt, ushort(r * int(Rows::lanes_of_row)));
+      sum = fma(of_row, of_row, sum);
     }
     if (lane == 0) {
       squares[simdgroup] = sum;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
 
-    const float inverse = rsqrt(simd_sum(lane < simdgroups ? squares[lane] : 0.0f) / float(DV) + p.eps);
-    UNROLL
-    for (int r = 0; r < R; r++) {
-      if (lane == r) {
-        const float z = float(in[C + head * DV + row + r]);
-        out[r] = T(norm[row + r] * (yt[r] * inverse) * silu(z));
-      }
+    const float square = sum_over_lanes(lane < uint(simdgroups) ? squares[lane] : 0.0f);
+    if (Rows::stores(lane)) {
+      const float z = float(in[C + head * DV + own_row]);
+      out[own_row] = T(norm[own_row] * (yt * precise::rsqrt(square / float(DV) + p.eps)) * silu(z));
     }
   }
   rows.store(new_state + of_state, lane);

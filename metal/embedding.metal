@@ -20,7 +20,7 @@ struct Block<Affine<S, bits, group_size>> {
     const float bias = float(((device const S*)biases)[group]);
     UNROLL
     for (int i = 0; i < 32; i++) {
-      y[block * 32 + i] = T(fma(scale, unpack<bits>(words, i), bias));
+      y[block * 32 + i] = T(fma(scale, value_of<bits>(cut<bits>(words, i), i) * factor_of<bits>(i), bias));
     }
   }
 };

@@ -16,8 +16,7 @@ template <typename T, int DK, int DV, bool MASK>
     device const float* dt_bias [[buffer(6)]], device const float* state [[buffer(7)]],
     device const bool* mask [[buffer(8)]], device T* y [[buffer(9)]], device float* new_state [[buffer(10)]],
     constant GatedDeltaParams& p [[buffer(11)]], uint3 threadgroup_ [[threadgroup_position_in_grid]],
-    uint simdgroup [[simdgroup_index_in_threadgroup]], uint lane_ [[thread_index_in_simdgroup]]) {
-  const int lane = int(lane_);
+    uint simdgroup [[simdgroup_index_in_threadgroup]], uint lane [[thread_index_in_simdgroup]]) {
   const int R = 4;
   const int per_lane = DK / 32;
   const int row = (int(threadgroup_.x) * 4 + int(simdgroup)) * R;
@@ -28,35 +27,31 @@ template <typename T, int DK, int DV, bool MASK>
   }
   const int key_head = head / (p.Hv / p.Hk);
   const size_t of_state = (size_t(sequence) * size_t(p.Hv) + size_t(head)) * size_t(DV * DK) + size_t(row * DK);
-  DeltaRows<DK, 4> rows;
+  typedef DeltaRows<DK, R> Rows;
+  const int own_row = row + int(Rows::row_of(lane));
+  Rows rows;
   rows.load(state + of_state, lane);
+  KEEP_LOOP
   for (int t = 0; t < p.T; t++) {
     const size_t token = size_t(sequence) * size_t(p.T) + size_t(t);
     const size_t value = token * size_t(p.Hv) + size_t(head);
-    device T* out = y + value * size_t(DV) + size_t(row);
+    device T* out = y + value * size_t(DV);
     if (MASK && !mask[token]) {
-      if (lane < R) {
-        out[lane] = T(0.0f);
+      if (Rows::stores(lane)) {
+        out[own_row] = T(0.0f);
       }
       continue;
     }
-    const size_t key = (token * size_t(p.Hk) + size_t(key_head)) * size_t(DK) + size_t(lane * per_lane);
+    const size_t key = (token * size_t(p.Hk) + size_t(key_head)) * size_t(DK);
     float qt[per_lane];
     float kt[per_lane];
-    float vt[R];
-    float yt[R];
-    load_values<per_lane>(q + key, qt);
-    load_values<per_lane>(k + key, kt);
-    UNROLL
-    for (int r = 0; r < R; r++) {
-      vt[r] = float(v[value * size_t(DV) + size_t(row + r)]);
-    }
-    rows.step(qt, kt, vt, delta_gates(float(a[value]), float(b[value]), A_log[head], dt_bias[head]), yt);
-    UNROLL
-    for (int r = 0; r < R; r++) {
-      if (lane == r) {
-        out[r] = T(yt[r]);
-      }
+    load_at<per_lane>(q + key, lane, qt);
+    load_at<per_lane>(k + key, lane, kt);
+    const float vt = float((v + value * size_t(DV))[own_row]);
+    const Gates gates = delta_gates(float(a[value]), float(b[value]), A_log[head], dt_bias[head]);
+    const float yt = rows.step(qt, kt, vt, gates, lane);
+    if (Rows::stores(lane)) {
+      out[own_row] = T(yt);
     }
   }
   rows.store(new_state + of_state, lane);

@@ -41,10 +41,17 @@ inline int padding_of(device const bool* mask, int T, int lane) {
   return found;
 }
 
-// Two neighbours of a row of q, k or v; 0 for a token that is not there, whatever its memory holds.
+// Two neighbours of a row of q, k or v; 0 for a token that is not there, whatever its memory holds. Floats are chosen,
+// for a choice between tiles would be one in which lanes differ.
 template <typename T>
 inline Tile load_tile(device const T* from, bool there, float factor) {
-  return there ? tile_of(float(from[0]) * factor, float(from[1]) * factor) : zero_tile();
+  float first = 0.0f;
+  float second = 0.0f;
+  if (there) {
+    first = float(from[0]) * factor;
+    second = float(from[1]) * factor;
+  }
+  return tile_of(first, second);
 }
 
 // Eight simdgroups. Bytes: q, k twice (norms, products; the second time from the cache) and v once; 64 (DK + DV + 64) 4
@@ -107,10 +114,10 @@ template <typename T, int DK, int DV, bool MASK>
     kk = simd_sum(kk);
     if (lane == i) {
       const size_t value = (first + size_t(t)) * size_t(p.Hv) + size_t(head);
-      q_inverse[t] = there ? rsqrt(qq + 1e-6f) * rsqrt(float(DK)) : 0.0f;
-      k_inverse[t] = there ? rsqrt(kk + 1e-6f) : 0.0f;
+      q_inverse[t] = there ? precise::rsqrt(qq + 1e-6f) * precise::rsqrt(float(DK)) : 0.0f;
+      k_inverse[t] = there ? precise::rsqrt(kk + 1e-6f) : 0.0f;
       beta[t] = there ? sigmoid(float(b[value])) : 0.0f;
-      log_g[t] = there ? -exp(A_log[head]) * softplus(float(a[value]) + dt_bias[head]) : 0.0f;
+      log_g[t] = there ? -precise::exp(A_log[head]) * softplus(float(a[value]) + dt_bias[head]) : 0.0f;
     }
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
@@ -144,7 +151,8 @@ template <typename T, int DK, int DV, bool MASK>
           device const T* column = kc + size_t(s) * key_step + size_t(d + place.row);
           const float first_of = k_inverse[s] != 0.0f ? float(column[0]) : 0.0f;
           const float second_of = k_inverse[s + 1] != 0.0f ? float(column[key_step]) : 0.0f;
-          simdgroup_multiply_accumulate(sum[j], left, tile_of(first_of, second_of), sum[j]);
+          const Tile right = tile_of(first_of, second_of);
+          simdgroup_multiply_accumulate(sum[j], left, right, sum[j]);
         }
       }
     }
@@ -155,7 +163,7 @@ template <typename T, int DK, int DV, bool MASK>
         for (int i = 0; i < 2; i++) {
           const int s = j * 8 + place.column + i;
           const bool seen = of_q == 1 ? s <= t : s < t;
-          const float factor = seen ? t_inverse * k_inverse[s] * exp(log_g[t] - log_g[s]) : 0.0f;
+          const float factor = seen ? t_inverse * k_inverse[s] * precise::exp(log_g[t] - log_g[s]) : 0.0f;
           const float value = sum[j].thread_elements()[i] * factor;
           if (of_q == 1) {
             out[Layout::P + t * 64 + s] = value;
@@ -168,10 +176,10 @@ template <typename T, int DK, int DV, bool MASK>
   }
   if (thread_index < 64) {
     const float G = log_g[thread_index];
-    out[Layout::q_factor + thread_index] = q_inverse[thread_index] * exp(G);
-    out[Layout::k_factor + thread_index] = k_inverse[thread_index] * exp(log_g[63] - G);
+    out[Layout::q_factor + thread_index] = q_inverse[thread_index] * precise::exp(G);
+    out[Layout::k_factor + thread_index] = k_inverse[thread_index] * precise::exp(log_g[63] - G);
     if (thread_index == 63) {
-      out[Layout::decay] = exp(G);
+      out[Layout::decay] = precise::exp(G);
     }
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
@@ -212,7 +220,7 @@ template <typename T, int DK, int DV, bool MASK>
     UNROLL
     for (int i = 0; i < 8; i++) {
       const int t = i * 8 + place.row;
-      const float factor = is_key ? -beta[t] * k_inverse[t] * exp(log_g[t]) : beta[t];
+      const float factor = is_key ? -beta[t] * k_inverse[t] * precise::exp(log_g[t]) : beta[t];
       Tile rest[2];
       UNROLL
       for (int n = 0; n < 2; n++) {

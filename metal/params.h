@@ -14,7 +14,6 @@ struct QmmParams {
   int M;
   int N;  // columns of y
   float eps;
-  int segments;
   int rows[MLX_DELTA_MAX_SEGMENTS];
   int first_threadgroup[MLX_DELTA_MAX_SEGMENTS];
   int first_column[MLX_DELTA_MAX_SEGMENTS];

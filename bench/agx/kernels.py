@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 import numpy as np
 
-from bench.agx.machine import Loop, Program
+from bench.agx.machine import Program, Region, Trips
 from mlx_delta import _core, ops
 from mlx_delta.bench.cases import CASES
 from mlx_delta.bench.cases.draws import quantized
 from support.launches import Zeros, specialisations, threads_of
 from support.mlx_kernels import QUANTIZED, mlx_source
 
-Trips = Callable[[Program, Loop], float]
 WIDTHS = (2, 3, 4, 5, 6, 8)
 HIDDEN, INNER, VOCABULARY = 4096, 12288, 248320  # the 9B's
 QMV_ROWS, QMV_SIMDGROUPS = 4, 2  # of MLX's affine_qmv_fast: rows a simdgroup, simdgroups a threadgroup
@@ -46,7 +45,13 @@ def entries() -> Iterator[Entry]:
         yield qmm(f"gate and up 3 bits, norm, SwiGLU, {M}", M, HIDDEN, [(INNER, 3)] * 2, norm=True, swiglu=True)
     yield qmm("down 4 bits, K = 12288, residual, 1", 1, INNER, [(HIDDEN, 4)], residual=True)
     yield qmm("lm_head 6 bits, norm, 1", 1, HIDDEN, [(VOCABULARY, 6)], norm=True)
-    yield qmm("bfloat16, residual, 1", 1, HIDDEN, [(HIDDEN, 0)], residual=True)
+    for M in (1, 8):
+        yield qmm(f"bfloat16, residual, {M}", M, HIDDEN, [(HIDDEN, 0)], residual=True)
+    for M in (1, 4):
+        in_proj = [(2 * HIDDEN, 5), (HIDDEN, 5), (32, 0), (32, 0)]
+        yield replace(qmm(f"in_proj 5 bits and bfloat16, norm, {M}", M, HIDDEN, in_proj, norm=True), trips=None)
+        mixed = [(INNER, 3), (INNER, 4)]
+        yield replace(qmm(f"gate 3 and up 4 bits, norm, {M}", M, HIDDEN, mixed, norm=True, swiglu=True), trips=None)
     for bits in WIDTHS:
         yield peer(bits)
     for label, case, moved, trips in OTHERS:
@@ -95,23 +100,24 @@ def qmm(
         activation="swiglu" if swiglu else None,
     )
     launch = _core.plan(result)[0].launches[0]
-    trips = qmm_trips(M, K, threads_of(launch) // 32, segments[0][1])
+    rows_of_x, _, _, simdgroups, turns = map(int, launch.kernel.split("_")[2:7])  # its template's arguments
+    trips = qmm_trips(rows_of_x, K, simdgroups, turns, packed=segments[0][1] > 0)
     return entry(label, launch, sum(m.nbytes for m in matrices), trips)
 
 
-def qmm_trips(M: int, K: int, simdgroups: int, bits: int) -> Trips:
-    """Loops of metal/qmm.metal by what is in them: a lane's blocks of columns, tiles of x, staging, groups of rows."""
-    tile = max(512 * simdgroups // M, 1024) if M > 1 else 512 * simdgroups
+def qmm_trips(M: int, K: int, simdgroups: int, turns: int, packed: bool) -> Trips:
+    """Regions of metal/qmm.metal by what is in them: groups of rows, a lane's blocks of columns, the staging of x."""
+    staged = 16 * 32 * simdgroups / M  # columns of x at a time
 
-    def trips(program: Program, loop: Loop) -> float:
-        names = {i.name for i in program.body(loop)}
-        if bits == 0:
-            return K / 256 if "ffma" in names else 1
-        if "ffma" in names and "load" in names and "lstore" not in names:
-            return K / 1024
-        if "lstore" in names or "barrier" in names:
-            return max(K / tile, 1)
-        return 1
+    def trips(program: Program, region: Region) -> float | None:
+        names = {i.name for i in program.instructions[region.first : region.last + 1]}
+        if region.loop and any(other.loop and other in region for other in program.regions):
+            return turns
+        if region.loop and {"ffma", "load"} <= names:
+            return turns * (K / 1024 if packed else K / 256)
+        if "barrier" in names and not region.loop and region.first > 0:
+            return max(K / 1024 if staged < 1024 else K / staged, 1)
+        return None
 
     return trips
 
@@ -121,8 +127,9 @@ def peer(bits: int) -> Entry:
     values = 8 if bits in (6, 8) else 16  # a lane takes at a time
     lane_bytes = QMV_ROWS * HIDDEN * (bits / 8 + 4 / 64) / 32
 
-    def trips(program: Program, loop: Loop) -> float:
-        return HIDDEN / (32 * values) if loop == max(program.loops, key=lambda other: other.last - other.first) else 1
+    def trips(program: Program, region: Region) -> float | None:
+        longest = max(program.loops, key=lambda other: other.last - other.first)
+        return HIDDEN / (32 * values) if region == longest else None
 
     def text() -> str:
         return mlx_source(QUANTIZED, f"affine_qmv_fast<bfloat16_t, 64, {bits}, false>")
@@ -132,14 +139,16 @@ def peer(bits: int) -> Entry:
 
 def once(simdgroups: int) -> Trips:
     """One token."""
-    return lambda program, loop: 1
+    return lambda program, region: None
 
 
 def attention_trips(simdgroups: int) -> Trips:
     """2000 rows in 16 splits of 125 rows, 4 at a time; sums of as many simdgroups as there are."""
 
-    def trips(program: Program, loop: Loop) -> float:
-        names = {i.name for i in program.body(loop)}
+    def trips(program: Program, region: Region) -> float | None:
+        if not region.loop:
+            return None
+        names = {i.name for i in program.body(region)}
         return 125 / (4 * simdgroups) if "load" in names and "exp2" in names else simdgroups
 
     return trips

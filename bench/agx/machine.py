@@ -68,44 +68,69 @@ class Slots:
 
 
 @dataclass(frozen=True)
-class Loop:
-    """first, last: indices of instructions."""
+class Region:
+    """A loop, or what a branch may skip. first, last: indices of instructions."""
 
     first: int
     last: int
+    loop: bool
+
+    def __contains__(self, other: Region) -> bool:
+        return other != self and self.first <= other.first and other.last <= self.last
 
 
 class Program:
-    """The instructions of one kernel, and its loops."""
+    """The instructions of one kernel, its loops and branches."""
 
     def __init__(self, instructions: Sequence[Instruction]) -> None:
         self.instructions = list(instructions)
         at = {instruction.offset: index for index, instruction in enumerate(self.instructions)}
-        self.loops = []
+        self.regions = [Region(0, len(self.instructions) - 1, False)]
         for index, instruction in enumerate(self.instructions):
-            if instruction.name.startswith("jmp"):
-                distance = int(re.search(r"-?\d+", instruction.operands)[0])  # type: ignore[index]
-                if distance < 0:
-                    self.loops.append(Loop(at[instruction.offset + distance], index))
+            if not instruction.name.startswith("jmp"):
+                continue
+            target = instruction.offset + int(re.search(r"-?\d+", instruction.operands)[0])  # type: ignore[index]
+            region = (
+                Region(at[target], index, True)
+                if target <= instruction.offset
+                else Region(index, at[target] - 1, False)
+            )
+            self.regions.append(region)
 
-    def body(self, loop: Loop) -> list[Instruction]:
-        """Without the loops in it."""
-        inner = [
-            other for other in self.loops if other != loop and loop.first <= other.first and other.last <= loop.last
-        ]
+    @property
+    def loops(self) -> list[Region]:
+        return [region for region in self.regions if region.loop]
+
+    def body(self, region: Region) -> list[Instruction]:
+        """Without the regions in it."""
+        inner = [other for other in self.regions if other in region]
         return [
             self.instructions[i]
-            for i in range(loop.first, loop.last + 1)
+            for i in range(region.first, region.last + 1)
             if not any(other.first <= i <= other.last for other in inner)
         ]
 
-    def slots(self, trips: Callable[[Program, Loop], float]) -> Slots:
-        """Of one simdgroup. trips: how often a loop runs in all."""
-        whole = Loop(0, len(self.instructions) - 1)
-        total = priced(self.body(whole))
-        for loop in self.loops:
-            total += priced(self.body(loop)) * trips(self, loop)
+    def around(self, region: Region) -> Region | None:
+        """The innermost region that it lies in."""
+        outer = [other for other in self.regions if region in other]
+        return min(outer, key=lambda other: other.last - other.first) if outer else None
+
+    def slots(self, trips: Trips) -> Slots:
+        """Of one simdgroup."""
+        total = Slots()
+        for region in self.regions:
+            total += priced(self.body(region)) * self.runs(region, trips)
         return total
+
+    def runs(self, region: Region, trips: Trips) -> float:
+        """How often a region runs in all."""
+        told = trips(self, region)
+        outer = self.around(region)
+        return told if told is not None else 1 if outer is None else self.runs(outer, trips)
+
+
+# How often a region runs in one simdgroup, in all and as the mean over simdgroups; None: as often as what is around it.
+Trips = Callable[[Program, Region], float | None]
 
 
 def read_program(disassembly: str) -> Program:

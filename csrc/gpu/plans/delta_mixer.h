@@ -25,7 +25,7 @@ inline Plan plan(const DeltaMixerShape& shape) {
   return {{{"delta_mixer",
             "delta_mixer",
             {shape.type, std::to_string(shape.Dk), std::to_string(shape.Dv), std::to_string(rows),
-             metal_bool(shape.mask >= 0)},
+             metal_bool(shape.mask >= 0), metal_bool(shape.T == 1)},
             {{Buffer::input, 0},
              {Buffer::input, 1},
              {Buffer::input, 2},

@@ -1,6 +1,7 @@
 // The launch of qmm on a GPU.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <optional>
 #include <stdexcept>
@@ -33,14 +34,46 @@ struct QmmShape {
   std::vector<QmmSegment> segments;  // 1 .. kMaxQmmSegments
 };
 
-// Simdgroups of a threadgroup. More of them share one staged row of x; but a matrix of few rows needs more, smaller
-// threadgroups than that, so that the last round of them keeps all cores of a wide GPU busy.
-inline int simdgroups(const QmmShape& shape, int R) {
-  constexpr int kThreadgroups = 512;  // a dozen for each of 40 cores
+inline int64_t bytes_of_row(const QmmSegment& segment, int K) {
+  const int64_t groups = segment.bits ? K / segment.group_size : 0;
+  return segment.bits ? int64_t(K) * segment.bits / 8 + 4 * groups : int64_t(K) * (segment.type == "float" ? 4 : 2);
+}
+
+inline int rows_of(const QmmShape& shape) {
   int rows = 0;
   for (const QmmSegment& segment : shape.segments) rows += segment.rows;
-  if (shape.swiglu) rows /= 2;
-  return rows >= kThreadgroups * 4 * R ? 4 : 2;
+  return rows;
+}
+
+inline bool any_packed(const QmmShape& shape) {
+  return std::any_of(shape.segments.begin(), shape.segments.end(), [](auto& segment) { return segment.bits != 0; });
+}
+
+// Rows of x that go together, as many as registers hold without spilling: more are threadgroups of their own.
+inline int rows_of_x(const QmmShape& shape) {
+  return std::min(int(std::bit_ceil(unsigned(shape.M))), any_packed(shape) ? 4 : 8);
+}
+
+// Rows of weights of a simdgroup, with SwiGLU half of them of either matrix: no more than any matrix has.
+inline int rows_of_weights(const QmmShape& shape) {
+  int least = 4;
+  for (const QmmSegment& segment : shape.segments) least = std::min(least, segment.rows);
+  return shape.swiglu ? (least >= 2 ? 4 : 2) : int(std::bit_floor(unsigned(least)));
+}
+
+// Simdgroups of a threadgroup. What it costs to stage x is shared by all of them, and several rows of x cost more; but
+// a matrix of few rows needs more, smaller threadgroups, so that the last ones keep all cores of a wide GPU busy.
+inline int simdgroups(const QmmShape& shape, int M, int R) {
+  constexpr int kFew = 256, kMany = 512;  // threadgroups: 6 and 12 for each of 40 cores
+  const int rows = rows_of(shape) * ceil_div(shape.M, M) / R;
+  if (!any_packed(shape)) return rows >= kMany * 4 ? 4 : 2;
+  return rows >= (M == 1 ? kMany : kFew) * 8 ? 8 : 4;
+}
+
+// How often a simdgroup takes R rows, with x staged once: of a vocabulary's rows, and x that fits.
+inline int turns(const QmmShape& shape, int simdgroups_each, int R) {
+  constexpr int kThreadgroups = 1024, kMost = 8;
+  return shape.swiglu ? 1 : std::clamp(rows_of(shape) / (kThreadgroups * simdgroups_each * R), 1, kMost);
 }
 
 inline std::string format(const QmmSegment& segment, int K) {
@@ -54,38 +87,60 @@ inline Plan plan(const QmmShape& shape) {
   if (shape.M < 1 || shape.M > kDecodeTokens || count < 1 || count > kMaxQmmSegments)
     throw std::invalid_argument("qmm: no kernel for " + std::to_string(shape.M) + " rows, " + std::to_string(count) +
                                 " segments");
-  const int tile = int(std::bit_ceil(unsigned(shape.M)));
-  const int R = tile * (shape.swiglu ? 2 : 1) <= 8 ? 4 : 2;  // bounded by registers: see metal/qmm.metal
-  const int simdgroups_each = simdgroups(shape, R);
-  QmmParams params{shape.M, shape.N, shape.eps, count, {}, {}, {}};
+  for (const QmmSegment& segment : shape.segments)
+    if (int64_t(segment.rows) * shape.K >= int64_t(1) << 32)
+      throw std::invalid_argument("qmm: a matrix on a GPU: expected fewer than 2^32 weights, found " +
+                                  std::to_string(segment.rows) + " x " + std::to_string(shape.K));
+  const int M = rows_of_x(shape), R = rows_of_weights(shape);
+  const int simdgroups_each = simdgroups(shape, M, R), turns_each = turns(shape, simdgroups_each, R);
+  const int rows_each = simdgroups_each * turns_each * R / (shape.swiglu ? 2 : 1);  // of a threadgroup
+  QmmParams params{shape.M, shape.N, shape.eps, {}, {}, {}};
   std::vector<std::string> types{shape.type,
-                                 std::to_string(tile),
+                                 std::to_string(M),
                                  std::to_string(R),
                                  std::to_string(shape.K),
                                  std::to_string(simdgroups_each),
+                                 std::to_string(turns_each),
                                  metal_bool(shape.norm >= 0),
                                  metal_bool(shape.residual >= 0),
                                  metal_bool(shape.swiglu)};
   std::vector<Buffer> buffers{{Buffer::input, 0}, optional_input(shape.norm), optional_input(shape.residual)};
-  int threadgroups = 0, column = 0;
+  // Small segments first: few threadgroups that start late would be waited for.
+  std::vector<int> order(static_cast<size_t>(count)), first_column(static_cast<size_t>(count));
+  for (int s = 0, column = 0; s < count; column += shape.segments[size_t(s++)].rows) {
+    order[size_t(s)] = s;
+    first_column[size_t(s)] = column;
+  }
+  if (!shape.swiglu)
+    std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
+      const QmmSegment &left = shape.segments[size_t(a)], &right = shape.segments[size_t(b)];
+      return left.rows * bytes_of_row(left, shape.K) < right.rows * bytes_of_row(right, shape.K);
+    });
+  int threadgroups = 0;
   for (int s = 0; s < kMaxQmmSegments; ++s) {
     if (s >= count) {
       types.push_back("None");
       buffers.insert(buffers.end(), 3, optional_input(-1));
       continue;
     }
-    const QmmSegment& segment = shape.segments[size_t(s)];
+    const QmmSegment& segment = shape.segments[size_t(order[size_t(s)])];
     types.push_back(format(segment, shape.K));
     for (int i = 0; i < 3; ++i) buffers.push_back(optional_input(i == 0 || segment.bits ? segment.input + i : -1));
     params.rows[s] = segment.rows;
     params.first_threadgroup[s] = shape.swiglu ? 0 : threadgroups;
-    params.first_column[s] = shape.swiglu ? 0 : column;
-    column += segment.rows;
-    if (s == 0 || !shape.swiglu) threadgroups += ceil_div(segment.rows, simdgroups_each * R);
+    params.first_column[s] = shape.swiglu ? 0 : first_column[size_t(order[size_t(s)])];
+    if (s == 0 || !shape.swiglu) threadgroups += ceil_div(segment.rows, rows_each);
   }
   buffers.push_back({Buffer::output, 0});
-  return {
-      {{"qmm", "qmm", types, buffers, bytes_of(params), {threadgroups, 1, 1}, {32 * simdgroups_each, 1, 1}}}, {}, {}};
+  return {{{"qmm",
+            "qmm",
+            types,
+            buffers,
+            bytes_of(params),
+            {ceil_div(shape.M, M), threadgroups, 1},
+            {32 * simdgroups_each, 1, 1}}},
+          {},
+          {}};
 }
 
 }  // namespace mlx_delta::gpu
