@@ -1,6 +1,7 @@
 // The only file that sees Metal.
 #include "gpu/metal.h"
 
+#include <memory>
 #include <mutex>
 #include <stdexcept>
 #include <string>
@@ -64,6 +65,36 @@ void encode(const Launch& launch, const std::vector<mx::array>& inputs, std::vec
   encoder.dispatch_threadgroups(size(launch.threadgroups), size(launch.threads));
 }
 
+// A command buffer that has not run, as far as one has looked. It is kept no longer than that: for as long as somebody
+// keeps a command buffer, Metal may keep what MLX holds for it.
+class Running {
+ public:
+  explicit Running(MTL::CommandBuffer* buffer) : buffer_(NS::RetainPtr(buffer)) {}
+
+  bool is(const MTL::CommandBuffer* buffer) {
+    const std::lock_guard lock(mutex_);
+    return buffer_.get() == buffer;
+  }
+
+  bool done() {
+    const std::lock_guard lock(mutex_);
+    if (buffer_ && buffer_->status() >= MTL::CommandBufferStatusCompleted) buffer_.reset();
+    return !buffer_;
+  }
+
+ private:
+  std::mutex mutex_;
+  NS::SharedPtr<MTL::CommandBuffer> buffer_;
+};
+
+// Of a buffer that many launches share, one.
+std::shared_ptr<Running> running(MTL::CommandBuffer* buffer) {
+  thread_local std::weak_ptr<Running> last;  // streams and their encoders belong to a thread
+  std::shared_ptr<Running> found = last.lock();
+  if (!found || !found->is(buffer)) last = found = std::make_shared<Running>(buffer);
+  return found;
+}
+
 }  // namespace
 
 std::function<bool()> encode(const Plan& plan, const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs,
@@ -82,8 +113,7 @@ std::function<bool()> encode(const Plan& plan, const std::vector<mx::array>& inp
     input = copy.front();
   }
   for (const Launch& launch : plan.launches) encode(launch, aligned, outputs, scratch, device, encoder);
-  const auto buffer = NS::RetainPtr(encoder.get_command_buffer());
-  return [buffer] { return buffer->status() >= MTL::CommandBufferStatusCompleted; };
+  return [running = running(encoder.get_command_buffer())] { return running->done(); };
 }
 
 }  // namespace mlx_delta::gpu

@@ -17,15 +17,18 @@ struct Hold {
   std::function<bool()> done;
 };
 
-// By memory. An entry outlives its memory at most as work that is done, which counts for nothing.
+// By memory. An entry outlives its memory at most as work that is done, which counts for nothing: each token moves its
+// states to holders of their own, so old entries are never looked up again, and are swept out.
 struct Holds {
   std::mutex mutex;
   std::unordered_map<const void*, std::vector<Hold>> of;
+  size_t many = 0;  // entries from which on to sweep: so many that sweeping costs a few steps for each that was added
 
   void add(const mx::array& a, mx::Stream stream, const std::function<bool()>& done) {
-    constexpr size_t kMany = 4096;
-    if (of.size() > kMany)
+    if (of.size() > many) {
       for (auto entry = of.begin(); entry != of.end();) entry = prune(entry->second) == 0 ? of.erase(entry) : ++entry;
+      many = 2 * of.size() + 64;
+    }
     std::vector<Hold>& holds = of[a.data_shared_ptr().get()];
     prune(holds);
     holds.push_back({stream, done});
@@ -59,10 +62,11 @@ bool can_take_over(const mx::array& in, mx::Stream stream) {
   if (in.is_donatable()) return true;
   const auto& memory = in.data_shared_ptr();
   if (!memory->is_owned()) return false;
-  const long users = memory.use_count();  // first: what is in flight after this was so when they were counted
   const std::lock_guard lock(holds().mutex);
   const auto found = holds().of.find(memory.get());
   if (found == holds().of.end()) return false;
+  Holds::prune(found->second);            // what is done may let go of the memory by that
+  const long users = memory.use_count();  // before: what is in flight after this was so when they were counted
   const auto in_flight = std::count_if(found->second.begin(), found->second.end(),
                                        [stream](const Hold& hold) { return hold.stream == stream && !hold.done(); });
   if (users - in_flight > 1) return false;
