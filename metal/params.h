@@ -8,6 +8,8 @@ namespace mlx_delta::gpu {
 
 #define MLX_DELTA_MAX_SEGMENTS 4
 #define MLX_DELTA_MAX_FREQUENCIES 128
+#define MLX_DELTA_SAMPLE_BLOCK 1024   // columns
+#define MLX_DELTA_SAMPLE_BLOCKS 1024  // at most
 #define MLX_DELTA_LEAST_SPLIT_ROWS 128  // less does not pay for its part of attention's second launch
 
 struct QmmParams {
@@ -63,6 +65,24 @@ struct AttentionParams {
   int width;  // columns of the projection that holds the gate
   int splits;  // at most, of a sequence
   float scale;
+};
+
+struct SampleParams {
+  int V;
+  int N;  // columns that are tokens
+  int blocks;
+  int allowed_stride;  // from one row's mask to the next: 0 or N
+  int prompt_stride;
+  int generated_stride;
+  float temperature;
+  float presence_penalty;
+  float repetition_penalty;
+  int top_k;            // 0: off
+  int cuts_mass;        // whether top_p is on, which is top_p_high 2^-32 + top_p_low 2^-64
+  unsigned top_p_high;
+  unsigned top_p_low;
+  float log_left_out;  // log((1 - top_p) / N)
+  float log_min_p;
 };
 
 struct CopyParams {

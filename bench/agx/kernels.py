@@ -163,4 +163,5 @@ OTHERS: list[tuple[str, str, float, Callable[[int], Trips] | None]] = [
     ("attention_prepare", "attention_prepare-b1t1h16:4d256at2000axes0", 0, None),
     ("conv1d", "conv1d-b1t1c8192", 0, None),
     ("embedding", "embedding-9b", 0, None),
+    ("sample, top_k and top_p", "sample-vocabulary-top_k-top_p", 0, None),
 ]

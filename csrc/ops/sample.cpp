@@ -21,19 +21,30 @@
 #include <limits>
 
 #include "cpu/kernels.h"
+#include "gpu/plans/sample.h"
 #include "mlx/ops.h"
 #include "ops/binding.h"
 #include "ops/checks.h"
 #include "ops/evaluation.h"
 #include "ops/inputs.h"
 #include "ops/primitive.h"
-#include "ops/sample_mlx.h"
 
 namespace mlx_delta {
 namespace {
 
 constexpr const char* kOp = "sample";
 constexpr int kMaxVocabulary = 1 << 20;  // masses are summed in 64 bits (cpu/sample.cpp)
+
+struct SampleFilters {
+  float temperature;
+  int top_k;
+  double top_p, min_p;
+  float presence_penalty, repetition_penalty;
+};
+
+struct SampleMasks {
+  std::optional<mx::array> allowed, prompt, generated;
+};
 
 class Sample : public Primitive {
  public:
@@ -71,8 +82,13 @@ class Sample : public Primitive {
     run_kernel(stream(), cpu::kernels().sample, logits.dtype(), args);
   }
 
-  gpu::Plan plan(const std::vector<mx::array>&, const std::vector<mx::array>&) const override {
-    throw std::invalid_argument("sample: no kernel for a GPU: sample_mlx is what runs there");
+  gpu::Plan plan(const std::vector<mx::array>& inputs, const std::vector<mx::array>&) const override {
+    const mx::array& logits = inputs[0];
+    const auto stride = [&](int index) { return index < 0 || inputs[size_t(index)].shape(0) == 1 ? 0 : N_; };
+    return gpu::plan(gpu::SampleShape{metal_type(logits.dtype()), logits.shape(0), logits.shape(1), N_, random_,
+                                      allowed_, prompt_, generated_, stride(allowed_), stride(prompt_),
+                                      stride(generated_), filters_.temperature, filters_.presence_penalty,
+                                      filters_.repetition_penalty, filters_.top_k, filters_.top_p, filters_.min_p});
   }
 
  private:
@@ -127,8 +143,6 @@ mx::array sample(const mx::array& logits, const std::optional<mx::array>& random
                  const SampleMasks& masks, std::optional<int> vocab_size, mx::StreamOrDevice stream) {
   const mx::Stream s = mx::to_stream(stream);
   const int N = check(logits, random, filters, masks, vocab_size);
-  if (on_gpu(s)) return sample_mlx(logits, random, filters, masks, N, s);
-
   std::vector<mx::array> inputs{contiguous(logits, s)};
   const auto push = [&](const std::optional<mx::array>& a) {
     return a ? push_optional(inputs, contiguous(*a, s)) : -1;
@@ -141,23 +155,18 @@ mx::array sample(const mx::array& logits, const std::optional<mx::array>& random
 }
 
 const Binding binding([](nb::module_& m) {
-  const auto define = [&m](const char* name, auto op, const char* doc) {
-    m.def(
-        name,
-        [op](const mx::array& logits, const std::optional<mx::array>& random, float temperature, int top_k,
-             double top_p, double min_p, const std::optional<mx::array>& allowed,
-             const std::optional<mx::array>& prompt, const std::optional<mx::array>& generated, float presence_penalty,
-             float repetition_penalty, std::optional<int> vocab_size, mx::StreamOrDevice stream) {
-          const SampleFilters filters{temperature, top_k, top_p, min_p, presence_penalty, repetition_penalty};
-          return op(logits, random, filters, {allowed, prompt, generated}, vocab_size, stream);
-        },
-        "logits"_a, "random"_a = nb::none(), nb::kw_only(), "temperature"_a = 1.0f, "top_k"_a = 0, "top_p"_a = 1.0,
-        "min_p"_a = 0.0, "allowed"_a = nb::none(), "prompt"_a = nb::none(), "generated"_a = nb::none(),
-        "presence_penalty"_a = 0.0f, "repetition_penalty"_a = 1.0f, "vocab_size"_a = nb::none(),
-        "stream"_a = nb::none(), doc);
-  };
-  define("sample", &sample, "");
-  define("sample_mlx", &sample_mlx, "For tests: what sample is on a GPU, anywhere.");
+  m.def(
+      kOp,
+      [](const mx::array& logits, const std::optional<mx::array>& random, float temperature, int top_k, double top_p,
+         double min_p, const std::optional<mx::array>& allowed, const std::optional<mx::array>& prompt,
+         const std::optional<mx::array>& generated, float presence_penalty, float repetition_penalty,
+         std::optional<int> vocab_size, mx::StreamOrDevice stream) {
+        const SampleFilters filters{temperature, top_k, top_p, min_p, presence_penalty, repetition_penalty};
+        return sample(logits, random, filters, {allowed, prompt, generated}, vocab_size, stream);
+      },
+      "logits"_a, "random"_a = nb::none(), nb::kw_only(), "temperature"_a = 1.0f, "top_k"_a = 0, "top_p"_a = 1.0,
+      "min_p"_a = 0.0, "allowed"_a = nb::none(), "prompt"_a = nb::none(), "generated"_a = nb::none(),
+      "presence_penalty"_a = 0.0f, "repetition_penalty"_a = 1.0f, "vocab_size"_a = nb::none(), "stream"_a = nb::none());
 });
 
 }  // namespace

@@ -239,24 +239,6 @@ def sample(
     vocab_size: int | None = None,
     stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None,
 ) -> mlx.core.array: ...
-def sample_mlx(
-    logits: mlx.core.array,
-    random: mlx.core.array | None = None,
-    *,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    allowed: mlx.core.array | None = None,
-    prompt: mlx.core.array | None = None,
-    generated: mlx.core.array | None = None,
-    presence_penalty: float = 0.0,
-    repetition_penalty: float = 1.0,
-    vocab_size: int | None = None,
-    stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None,
-) -> mlx.core.array:
-    """For tests: what sample is on a GPU, anywhere."""
-
 def cpu_isa() -> str:
     """The instruction set that the CPU kernels use."""
 

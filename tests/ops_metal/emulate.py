@@ -15,7 +15,7 @@ from support.launches import library
 
 LARGE = 2 << 20  # bytes: weights and states; a group's scale and bias are read by the two threads that share it
 CACHED = 128 << 10  # bytes: less is what all threadgroups read, activations and norms, and stays in caches
-_BITS = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32}
+_BITS = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}
 
 
 def to_numpy(array: mx.array) -> np.ndarray:

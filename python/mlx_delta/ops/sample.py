@@ -35,7 +35,7 @@ def sample(
     x >= max(x) + log(min_p). With the parts of exp(x) of what is kept laid end to end by ascending id, the token is the
     one at the point random / 2^64 of their sum.
 
-    On a CPU masses are integers, in 2^-43 of the likeliest token's: a draw does not depend on the number of threads.
+    Masses are integers, in 2^-43 of the likeliest token's: a draw does not depend on the number of threads.
 
     Args:
         logits: [B, V] float32, float16 or bfloat16.

@@ -16,14 +16,11 @@ from mlx_delta.engine.sample import Sampler, SamplingParams
 MARGIN = 1e-5  # a token whose filter decision lies closer than this to the threshold may go either way in float32
 
 
-@pytest.fixture(params=[*_core.cpu_isas(), "mlx"])
-def choose(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The CPU's kernels for each instruction set of this machine, and what a GPU runs."""
+@pytest.fixture(params=_core.cpu_isas())
+def choose(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The CPU's kernels for each instruction set of this machine. A GPU's: tests/ops_metal/test_sample_ties.py."""
     before = _core.cpu_isa()
-    if request.param == "mlx":
-        monkeypatch.setattr(_core, "sample", _core.sample_mlx)
-    else:
-        _core.use_cpu_isa(request.param)
+    _core.use_cpu_isa(request.param)
     yield request.param
     _core.use_cpu_isa(before)
 
