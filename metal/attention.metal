@@ -2,27 +2,27 @@
 #include "common.h"
 #include "params.h"
 
-// exp(x - highest). 1 where that is 0, which fast::exp() need not be: totals are multiplied by it again and again, and a
-// context that is split has one more such factor than one that is not.
+// exp(x - highest). 1 where that is 0, which fast::exp() need not be: totals are multiplied by it again and again.
 inline float part_of(float x, float highest) { return x == highest ? 1.0f : fast::exp(x - highest); }
 
 // Query heads that share a key head go together, G at a time, so that the cache is read once for them. A long context
 // is split: threadgroup (split, heads, token) takes its rows of the cache, the simdgroups in turns of KEYS rows, with a
-// running maximum and sum; they meet in threadgroup memory at the end, one head after the other. With PARTIAL the
-// result of a split goes to scratch as [D sums, maximum, sum], for attention_combine. Splits are counted from where the
-// sequence begins and are as long as its own length asks for: padding on its left does not change a bit of it.
+// running maximum and sum; they meet in threadgroup memory at the end, one head after the other. The result of a split
+// is [D sums, maximum, sum], for attention_combine. Splits are counted from where the sequence begins and are as long
+// as its own length asks for: padding on its left does not change a bit of it. A context of one split takes both
+// launches too: other kernels for it would mean a pause in an answer, while those for longer ones are compiled.
 //
 // Bytes: keys and values once (G divides the group for the 9B's 4:1), q and gate once per split. Threads: 256 a split
 // and G heads, 65536 for the 9B from 8192 rows on. Loads in flight: KEYS rows of keys, then of values, 16 bytes a load
 // at D = 256: 2 KB a simdgroup in half types, 16 KB a threadgroup. Registers: G D / 32 each for q and the sums (64 for
-// the 9B), D / 32 for a key or value, 2 G KEYS scores, about 110. Out is T, or float with PARTIAL.
-template <typename T, typename Out, int D, int G, int SIMDGROUPS, bool START, bool PARTIAL>
+// the 9B), D / 32 for a key or value, 2 G KEYS scores, about 110.
+template <typename T, int D, int G, int SIMDGROUPS, bool START>
 [[kernel, max_total_threads_per_threadgroup(32 * SIMDGROUPS)]] void attention(
-    device const T* q [[buffer(0)]], device const T* projection [[buffer(1)]], device const T* keys [[buffer(2)]],
-    device const T* values [[buffer(3)]], device const int* start [[buffer(4)]], device Out* y [[buffer(5)]],
-    constant AttentionParams& p [[buffer(6)]], uint3 position [[threadgroup_position_in_grid]],
-    uint thread_ [[thread_index_in_threadgroup]],
-    uint simdgroup_ [[simdgroup_index_in_threadgroup]], uint lane [[thread_index_in_simdgroup]]) {
+    device const T* q [[buffer(0)]], device const T* keys [[buffer(1)]], device const T* values [[buffer(2)]],
+    device const int* start [[buffer(3)]], device float* partial [[buffer(4)]],
+    constant AttentionParams& p [[buffer(5)]], uint3 position [[threadgroup_position_in_grid]],
+    uint thread_ [[thread_index_in_threadgroup]], uint simdgroup_ [[simdgroup_index_in_threadgroup]],
+    uint lane [[thread_index_in_simdgroup]]) {
   const int KEYS = 4;
   const int per_lane = D / 32;
   const int heads = G == 3 ? 4 : G;  // a power of two
@@ -147,25 +147,18 @@ template <typename T, typename Out, int D, int G, int SIMDGROUPS, bool START, bo
       shared[simdgroup * D + int(lane) * per_lane + i] = total[g][i] * factor;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    const int head = first_head + g;
+    const size_t row = (size_t(token) * size_t(p.Hq) + size_t(first_head + g)) * size_t(p.splits) + size_t(split);
+    device float* out = partial + row * size_t(D + 2);
     for (int d = int(thread_); d < D; d += 32 * SIMDGROUPS) {
       float value = 0.0f;
       for (int i = 0; i < SIMDGROUPS; i++) {
         value += shared[i * D + d];
       }
-      if (PARTIAL) {
-        const size_t row = (size_t(token) * size_t(p.Hq) + size_t(head)) * size_t(p.splits) + size_t(split);
-        device Out* out = y + row * size_t(D + 2);
-        out[d] = Out(value);
-        if (d == 0) {
-          out[D] = Out(highest);
-          out[D + 1] = Out(whole);
-        }
-      } else {
-        const float gate = float(projection[size_t(token) * size_t(p.width) + size_t((2 * head + 1) * D + d)]);
-        const float seen = whole == 0.0f ? 0.0f : value / whole;  // a padding token sees nothing
-        y[(size_t(token) * size_t(p.Hq) + size_t(head)) * size_t(D) + size_t(d)] = Out(seen * sigmoid(gate));
-      }
+      out[d] = value;
+    }
+    if (thread_ == 0) {
+      out[D] = highest;
+      out[D + 1] = whole;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
   }
@@ -197,6 +190,6 @@ template <typename T, int D>
     whole = fma(factor, from[s * (D + 2) + D + 1], whole);
   }
   const float gate = float(projection[token * size_t(p.width) + size_t((2 * head + 1) * D + d)]);
-  const float seen = whole == 0.0f ? 0.0f : value / whole;
+  const float seen = whole == 0.0f ? 0.0f : value / whole;  // a padding token sees nothing
   y[row * size_t(D) + size_t(d)] = T(seen * sigmoid(gate));
 }

@@ -71,6 +71,9 @@ struct SampleParams {
   int V;
   int N;  // columns that are tokens
   int blocks;
+  int has_allowed;  // whether there is such a mask
+  int has_prompt;
+  int has_generated;
   int allowed_stride;  // from one row's mask to the next: 0 or N
   int prompt_stride;
   int generated_stride;

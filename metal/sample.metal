@@ -61,9 +61,11 @@ inline ulong share_of(ulong share, ulong total) {
 // The largest of each block of columns. Otherwise than for the likeliest token, which needs of each block the first
 // column that has it, x is kept: penalties, mask and temperature applied, -inf beyond the last token.
 //
+// A mask is told of by a parameter, for an answer that gets one in its middle must not wait for another kernel.
+//
 // Bytes: the logits and masks once, and x, 1 MB for the 9B's vocabulary. A threadgroup a block, 243 of them; four
 // columns a thread. Time is the launch's own.
-template <typename T, bool GREEDY, bool ALLOWED, bool PROMPT, bool GENERATED>
+template <typename T, bool GREEDY>
 [[kernel]] void sample_read(
     device const T* logits [[buffer(0)]], device const bool* allowed [[buffer(1)]],
     device const bool* prompt [[buffer(2)]], device const bool* generated [[buffer(3)]],
@@ -85,14 +87,15 @@ template <typename T, bool GREEDY, bool ALLOWED, bool PROMPT, bool GENERATED>
     if (column < p.N) {
       const float logit = float(logits[size_t(row) * size_t(p.V) + size_t(column)]);
       v = (as_type<uint>(logit) & 0x7fffffffu) > 0x7f800000u ? -INFINITY : logit;  // not a number
-      const bool was_generated = GENERATED && generated[size_t(row) * size_t(p.generated_stride) + size_t(column)];
-      if (was_generated || (PROMPT && prompt[size_t(row) * size_t(p.prompt_stride) + size_t(column)])) {
+      const bool was_generated =
+          p.has_generated != 0 && generated[size_t(row) * size_t(p.generated_stride) + size_t(column)];
+      if (was_generated || (p.has_prompt != 0 && prompt[size_t(row) * size_t(p.prompt_stride) + size_t(column)])) {
         v = v > 0.0f ? v / p.repetition_penalty : v * p.repetition_penalty;
       }
       if (was_generated) {
         v -= p.presence_penalty;
       }
-      if (ALLOWED && !allowed[size_t(row) * size_t(p.allowed_stride) + size_t(column)]) {
+      if (p.has_allowed != 0 && !allowed[size_t(row) * size_t(p.allowed_stride) + size_t(column)]) {
         v = -INFINITY;
       }
       v = v / p.temperature + 0.0f;  // no -0

@@ -123,5 +123,5 @@ def test_attention_over_a_long_context_is_split() -> None:
     case = next(c for c in CASES if c.op == "attention" and c.real)
     arguments = case.arguments(mx.bfloat16)
     found, plan = run_plan(case.run(arguments))
-    assert [launch.kernel.split("_b")[0] for launch in plan.launches] == ["attention", "attention_combine"]
+    assert plan.launches[0].threadgroups[0] == 16
     assert relative_rms(found[0], case.reference(arguments)[0]) <= BOUNDS[mx.bfloat16]

@@ -40,34 +40,24 @@ inline Plan plan(const AttentionShape& shape) {
       std::min(ceil_div(kThreadgroups, heads * shape.T), ceil_div(shape.length, MLX_DELTA_LEAST_SPLIT_ROWS));
   const std::vector<char> params =
       bytes_of(AttentionParams{shape.T, shape.Hq, shape.Hkv, shape.S, shape.length, shape.width, splits, shape.scale});
-  const bool split = splits > 1;
   const Buffer y{Buffer::output, 0}, partial{Buffer::scratch, 0};
-  Plan result{{{"attention",
-                "attention",
-                {shape.type, split ? "float" : shape.type, std::to_string(shape.D), std::to_string(tile),
-                 std::to_string(kSimdgroups), metal_bool(shape.start >= 0), metal_bool(split)},
-                {{Buffer::input, 0},
-                 {Buffer::input, 1},
-                 {Buffer::input, 2},
-                 {Buffer::input, 3},
-                 optional_input(shape.start),
-                 split ? partial : y},
-                params,
-                {splits, heads, tokens},
-                {32 * kSimdgroups, 1, 1}}},
-              {},
-              {}};
-  if (split) {
-    result.launches.push_back({"attention",
-                               "attention_combine",
-                               {shape.type, std::to_string(shape.D)},
-                               {{Buffer::input, 1}, partial, y},
-                               params,
-                               {shape.Hq, tokens, 1},
-                               {shape.D, 1, 1}});
-    result.scratch_bytes.push_back(int64_t(tokens) * shape.Hq * splits * (shape.D + 2) * 4);
-  }
-  return result;
+  return {{{"attention",
+            "attention",
+            {shape.type, std::to_string(shape.D), std::to_string(tile), std::to_string(kSimdgroups),
+             metal_bool(shape.start >= 0)},
+            {{Buffer::input, 0}, {Buffer::input, 2}, {Buffer::input, 3}, optional_input(shape.start), partial},
+            params,
+            {splits, heads, tokens},
+            {32 * kSimdgroups, 1, 1}},
+           {"attention",
+            "attention_combine",
+            {shape.type, std::to_string(shape.D)},
+            {{Buffer::input, 1}, partial, y},
+            params,
+            {shape.Hq, tokens, 1},
+            {shape.D, 1, 1}}},
+          {int64_t(tokens) * shape.Hq * splits * (shape.D + 2) * 4},
+          {}};
 }
 
 }  // namespace mlx_delta::gpu

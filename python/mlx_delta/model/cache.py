@@ -7,6 +7,7 @@ is free, and a copy is a snapshot that later tokens do not touch.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
@@ -19,11 +20,11 @@ _LARGE = 4 << 20  # bytes from which an array fills huge pages
 
 
 def in_huge_pages(a: mx.array) -> mx.array:
-    """``a``, evaluated if it is large and moved to huge pages where the system has them.
+    """``a``, where the system has huge pages evaluated if it is large and moved to them.
 
     Every token reads the cache whole: from pages of 4 KB that is half as fast.
     """
-    if a.nbytes >= _LARGE:
+    if sys.platform == "linux" and a.nbytes >= _LARGE:
         mx.eval(a)
         use_huge_pages(a)
     return a
