@@ -12,9 +12,9 @@ inline float part_of(float x, float highest) { return x == highest ? 1.0f : fast
 // as its own length asks for: padding on its left does not change a bit of it. A context of one split takes both
 // launches too: other kernels for it would mean a pause in an answer, while those for longer ones are compiled.
 //
-// Bytes: keys and values once (G divides the group for the 9B's 4:1), q and gate once per split. Threads: 256 a split
-// and G heads, 65536 for the 9B from 8192 rows on. Loads in flight: KEYS rows of keys, then of values, 16 bytes a load
-// at D = 256: 2 KB a simdgroup in half types, 16 KB a threadgroup. Registers: G D / 32 each for q and the sums (64 for
+// Bytes: keys and values once (G divides the group for the 9B's 4:1), q and gate once per split. Threads: 128 a split
+// and G heads, 32768 for the 9B from 8192 rows on. Loads in flight: KEYS rows of keys, then of values, 16 bytes a load
+// at D = 256: 2 KB a simdgroup in half types, 8 KB a threadgroup. Registers: G D / 32 each for q and the sums (64 for
 // the 9B), D / 32 for a key or value, 2 G KEYS scores, about 110.
 template <typename T, int D, int G, int SIMDGROUPS, bool START>
 [[kernel, max_total_threads_per_threadgroup(32 * SIMDGROUPS)]] void attention(
