@@ -30,7 +30,7 @@ inline int head_tile(int group) {
 }
 
 inline Plan plan(const AttentionShape& shape) {
-  constexpr int kSimdgroups = 4;  // a core has registers for three such threadgroups, or for one of eight
+  constexpr int kSimdgroups = 4;      // a core has registers for three such threadgroups, or for one of eight
   constexpr int kThreadgroups = 256;  // of one sequence: enough for the widest GPU
   check_head_dims("attention", {shape.D});
   const int tile = head_tile(shape.Hq / shape.Hkv);
