@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -18,6 +20,7 @@ from typer.testing import CliRunner
 
 from mlx_delta import _core, ops
 from mlx_delta.arch.qwen3_5.gguf_names import canonical_from_gguf, gguf_from_canonical
+from mlx_delta.bench import timing
 from mlx_delta.bench.cases import CASES, cases_of
 from mlx_delta.bench.checks import check, check_ops
 from mlx_delta.bench.kernels import Row, Summary, steps, summarize
@@ -235,6 +238,20 @@ def test_the_reader_reads_every_whole_line_once() -> None:
     skipped = -values.ctypes.data % 64 // 4
     lines = values[skipped:][: (values.size - skipped) // 16 * 16]
     assert _core.read_all(array) == int(lines.view(np.uint64).sum(dtype=np.uint64))
+
+
+@pytest.mark.parametrize(("device", "reads"), [(mx.DeviceType.cpu, 1), (mx.DeviceType.gpu, 8)])
+def test_the_read_bandwidth_is_that_of_the_device(
+    device: mx.DeviceType, reads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that counts its readings. A GPU reads several times in one evaluation."""
+    monkeypatch.setattr(timing, "working_set", lambda: 1 << 16)
+    monkeypatch.setattr(mx, "default_device", lambda: SimpleNamespace(type=device))
+    clock = itertools.count()
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: float(next(clock)))
+    bandwidth = timing.ReadBandwidth()
+    bandwidth.sample()
+    assert bandwidth.median() == reads << 16
 
 
 def test_multiply_adds_are_counted() -> None:
