@@ -11,7 +11,7 @@ RMSNorm is a prologue and the residual an epilogue of qmm.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -122,8 +122,11 @@ class DeltaLayer:
         )
 
     def __call__(self, x: mx.array, state: LayerState, window: Window) -> mx.array:
-        x = ops.qmm(self.mix(x, state, window), (self.out_proj,), residual=x)
-        return self.feed_forward(x, self.config.rms_norm_eps)
+        return self.finish(self.mix(x, state, window), x)
+
+    def finish(self, mixed: mx.array, x: mx.array) -> mx.array:
+        """out_proj of what was mixed, added to the residual x, and what follows."""
+        return self.feed_forward(ops.qmm(mixed, (self.out_proj,), residual=x), self.config.rms_norm_eps)
 
     def stages(self) -> list[Stage]:
         eps, names = self.config.rms_norm_eps, (f"linear_attn.in_proj_{name}" for name in ("qkv", "z", "b", "a"))
@@ -138,9 +141,14 @@ class DeltaLayer:
 
     def mix(self, x: mx.array, state: LayerState, window: Window) -> mx.array:
         """What out_proj reads."""
+        return self.mix_projected(self.project(x), state, window)
+
+    def project(self, x: mx.array) -> mx.array:
+        return ops.qmm(x, self.in_proj, norm=self.norm, eps=self.config.rms_norm_eps)
+
+    def mix_projected(self, projection: mx.array, state: LayerState, window: Window) -> mx.array:
         assert isinstance(state, DeltaState)
-        projection = ops.qmm(x, self.in_proj, norm=self.norm, eps=self.config.rms_norm_eps)
-        mix = self._decode if x.shape[1] <= DECODE_TOKENS else self._prefill
+        mix = self._decode if projection.shape[1] <= DECODE_TOKENS else self._prefill
         return mix(projection, state, window)
 
     def _decode(self, projection: mx.array, state: DeltaState, window: Window) -> mx.array:
@@ -212,8 +220,11 @@ class AttentionLayer:
         )
 
     def __call__(self, x: mx.array, cache: LayerState, window: Window) -> mx.array:
-        x = ops.qmm(self.mix(x, cache, window), (self.o_proj,), residual=x)
-        return self.feed_forward(x, self.config.rms_norm_eps)
+        return self.finish(self.mix(x, cache, window), x)
+
+    def finish(self, mixed: mx.array, x: mx.array) -> mx.array:
+        """o_proj of what was mixed, added to the residual x, and what follows."""
+        return self.feed_forward(ops.qmm(mixed, (self.o_proj,), residual=x), self.config.rms_norm_eps)
 
     def stages(self) -> list[Stage]:
         eps, names = self.config.rms_norm_eps, (f"self_attn.{name}_proj" for name in "qkv")
@@ -228,12 +239,17 @@ class AttentionLayer:
 
     def mix(self, x: mx.array, cache: LayerState, window: Window) -> mx.array:
         """What o_proj reads."""
+        return self.mix_projected(self.project(x), cache, window)
+
+    def project(self, x: mx.array) -> mx.array:
+        return ops.qmm(x, self.qkv_proj, norm=self.norm, eps=self.config.rms_norm_eps)
+
+    def mix_projected(self, projection: mx.array, cache: LayerState, window: Window) -> mx.array:
         assert isinstance(cache, KeyValues)
         c = self.config
-        B, T, _ = x.shape
+        B, T, _ = projection.shape
         length = window.offset + T
-        projection = ops.qmm(x, self.qkv_proj, norm=self.norm, eps=c.rms_norm_eps)
-        keys, values = cache.reserve((B, c.num_key_value_heads, length, c.head_dim), window.offset, x.dtype)
+        keys, values = cache.reserve((B, c.num_key_value_heads, length, c.head_dim), window.offset, projection.dtype)
         q, cache.keys, cache.values = ops.attention_prepare(
             projection,
             self.q_norm,
@@ -260,6 +276,20 @@ def hybrid_layer(w: Weights, index: int, feed_forward: Callable[[Weights], FeedF
     weights = w.under(str(index))
     kind = AttentionLayer if w.config.text.layer_types[index] == "full_attention" else DeltaLayer
     return kind.from_weights(weights, feed_forward(weights))
+
+
+def decode_rows(layer: Layer, x: mx.array, states: Sequence[LayerState], windows: Sequence[Window]) -> mx.array:
+    """A layer over the next token of B sequences, x [B, 1, hidden], each with a state and an offset of its own.
+
+    Every matrix is read once for all of them; states are not brought together, so a sequence comes and goes without a
+    copy of any other's.
+    """
+    projection = layer.project(x)
+    mixed = [
+        layer.mix_projected(projection[i : i + 1], state, window)
+        for i, (state, window) in enumerate(zip(states, windows, strict=True))
+    ]
+    return layer.finish(mixed[0] if len(mixed) == 1 else mx.concatenate(mixed), x)
 
 
 def matrices(layer: Layer) -> Iterator[tuple[str, Matrix]]:

@@ -6,7 +6,7 @@ lm_head too; small parameters become float32. ``dtype`` is that of the activatio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import mlx.core as mx
 from mlx_delta import ops
 from mlx_delta.config import ModelConfig, TextConfig
 from mlx_delta.model.cache import Cache
-from mlx_delta.model.layers import Layer, Window, matrices
+from mlx_delta.model.layers import Layer, Window, decode_rows, matrices
 from mlx_delta.model.weights import Weights
 from mlx_delta.ops import Matrix
 
@@ -92,6 +92,20 @@ class Network:
         for x in self.hidden_states(tokens, cache, mask):  # noqa: B007 - the last one is what is wanted
             pass
         return self.logits(x[:, -1:] if last_only else x)
+
+    def decode(self, tokens: mx.array, caches: Sequence[Cache]) -> mx.array:
+        """The next token of B sequences, int [B], each with a cache of its own, of batch 1 -> logits [B, V].
+
+        A row has the bits that ``self(tokens[b : b + 1, None], caches[b])`` has: neither the number of sequences nor
+        which they are changes them. The caches are advanced.
+        """
+        windows = [Window(cache.offset) for cache in caches]
+        x = ops.embedding(tokens[:, None], self.embed_tokens, self.dtype)
+        for layer, *states in zip(self.layers, *(cache.layers for cache in caches), strict=True):
+            x = decode_rows(layer, x, states, windows)
+        for cache in caches:
+            cache.offset += 1
+        return self.logits(x)[:, 0]
 
     def matrices(self) -> Iterator[tuple[str, Matrix]]:
         """Every weight matrix that decoding a token reads whole, by its canonical module name."""
