@@ -19,6 +19,7 @@ from mlx_delta.chat.session import Session
 from mlx_delta.chat.settings import ChatSettings, GenerationSettings
 from mlx_delta.chat.stream import ChatStream
 from mlx_delta.config import ModelConfig
+from mlx_delta.engine.engine import Engine
 from mlx_delta.errors import ArgumentError
 from mlx_delta.model.cache import Cache
 from mlx_delta.model.network import Network
@@ -30,7 +31,8 @@ from mlx_delta.text.tokenizer import Tokenizer, check_text
 class LanguageModel(ChatMethods):
     """A loaded checkpoint. Use ``load_model``.
 
-    path, config, network, tokenizer: its parts.
+    path, config, network, tokenizer, engine: its parts. Any number of threads may use it at once: their sequences are
+    decoded together, and none notices the others.
     """
 
     def __init__(self, path: Path, config: ModelConfig, network: Network, tokenizer: Tokenizer) -> None:
@@ -38,6 +40,7 @@ class LanguageModel(ChatMethods):
         self.config = config
         self.network = network
         self.tokenizer = tokenizer
+        self.engine = Engine(network)
 
     def make_cache(self) -> Cache:
         """An empty cache, for ``forward``."""
@@ -82,7 +85,7 @@ class LanguageModel(ChatMethods):
             prompt if isinstance(prompt, str) else self.tokenizer.decode(ids), self.tokenizer.markup
         )
         return Generation(
-            self.network,
+            self.engine,
             self.tokenizer,
             ids,
             settings.sampling(thinking, self.config.text, self.tokenizer),
@@ -104,7 +107,7 @@ class LanguageModel(ChatMethods):
 
     def session(self) -> Session:
         """A conversation that keeps its cache: ``session.chat`` and ``session.chat_stream`` as the model's own."""
-        return Session(self.network, self.tokenizer)
+        return Session(self.engine, self.tokenizer)
 
     @takes(ChatOptions)
     def chat_batch(
@@ -121,7 +124,7 @@ class LanguageModel(ChatMethods):
         """
         if settings is not None and options:
             raise ArgumentError(f"settings: expected settings or arguments, found both ({', '.join(options)})")
-        return chat_batch(self.network, self.tokenizer, conversations, settings or ChatSettings(**options))
+        return chat_batch(self.engine, self.tokenizer, conversations, settings or ChatSettings(**options))
 
     def render_chat(
         self,
@@ -145,7 +148,7 @@ class LanguageModel(ChatMethods):
         )
 
     def _start(self, messages: Sequence[Message], settings: ChatSettings) -> ChatStream:
-        return Session(self.network, self.tokenizer, goes_on=False)._start(messages, settings)
+        return Session(self.engine, self.tokenizer, goes_on=False)._start(messages, settings)
 
     def _check_ids(self, ids: Sequence[int]) -> None:
         vocab_size = self.config.text.vocab_size

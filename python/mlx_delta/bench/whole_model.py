@@ -12,9 +12,11 @@ import numpy as np
 from mlx_delta.bench.memory import peak_arrays, peak_resident
 from mlx_delta.bench.timing import ReadBandwidth, Time
 from mlx_delta.config import TextConfig
-from mlx_delta.engine.decode import Steps
+from mlx_delta.engine.engine import Engine
+from mlx_delta.engine.likelihood import Likelihood
 from mlx_delta.engine.prefill import prefill
 from mlx_delta.engine.sample import Sampler, SamplingParams
+from mlx_delta.engine.sequence import Clock, TokenSequence
 from mlx_delta.errors import RedTests
 from mlx_delta.model.cache import Cache, DeltaState, KeyValues, in_huge_pages
 from mlx_delta.model.network import Network
@@ -46,6 +48,20 @@ class Decode:
         return asdict(self)
 
 
+class Tokens:
+    """Reads a sequence to its end: its tokens are its events."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.finish_reason: str | None = None
+
+    def allowed(self) -> None:
+        return None
+
+    def push(self, token: int, likelihood: Likelihood | None) -> list[int]:
+        return [token]
+
+
 @dataclass(frozen=True)
 class Prefill:
     """The prompt's pass: all its tokens, and the logits of the last one."""
@@ -72,16 +88,20 @@ def bench_decode(
     A context's cache is filled with random values. Raises: RedTests when logits are not finite.
     """
     sampler = Sampler(SamplingParams(), network.config.vocab_size)
-    caches = [filled_cache(network.config, n, n + (rounds + 1) * tokens + 1, network.dtype) for n in contexts]
-    logits = [_checked(network(mx.array([[1]]), cache)[:, 0]) for cache in caches]
+    caches = [filled_cache(network.config, n, n + (rounds + 1) * (tokens + 1) + 1, network.dtype) for n in contexts]
+    for cache in caches:
+        _checked(network(mx.array([[1]]), cache)[:, 0])
+    engine = Engine(network)
     times: list[list[float]] = [[] for _ in contexts]
     for index in range(rounds + 1):
-        for first, cache, seconds in zip(logits, caches, times, strict=True):
+        for cache, seconds in zip(caches, times, strict=True):
             bandwidth.sample()
+            prompt = [1] * (cache.offset + 1)  # of which the cache covers all but the last
+            generated = engine.run(TokenSequence(prompt, cache, sampler, Tokens(), most=tokens + 1))
+            next(generated)
             start = time.perf_counter()
-            steps = Steps(network, first, [sampler], cache)
-            for left in reversed(range(tokens + 1)):  # the first token is there already
-                steps.next(last=left == 0)
+            for _ in generated:
+                pass
             if index:  # the first round warms up
                 seconds.append((time.perf_counter() - start) / tokens)
     read = bandwidth.median()

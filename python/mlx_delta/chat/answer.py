@@ -10,9 +10,10 @@ from mlx_delta.chat.parse import Event, OutputParser
 from mlx_delta.chat.result import ChatEvent, ChatResult, TokenLogprob, Usage
 from mlx_delta.chat.settings import ChatSettings
 from mlx_delta.chat.tools import ToolCall
-from mlx_delta.engine.decode import Clock, Likelihood, Steps
+from mlx_delta.engine.likelihood import Likelihood
 from mlx_delta.engine.limit import Limit
-from mlx_delta.engine.sample import Sampler
+from mlx_delta.engine.sample import Allowed, Sampler
+from mlx_delta.engine.sequence import Clock
 from mlx_delta.text.detokenize import Detokenizer
 from mlx_delta.text.stop import StopStrings
 from mlx_delta.text.tokenizer import Tokenizer
@@ -60,12 +61,11 @@ class Answer:
         self._banned: set[int] = set()  # as the sampler has it
         self._ban()
 
-    def steer(self, steps: Steps, row: int) -> None:
-        """Before the row's next token is used: see that it may be, and that the one after it will be."""
+    def allowed(self) -> Allowed | None:
+        """What the next token, before it is used, has to be one of. Bans what must not follow it, too."""
         allowed = self._constraints.allowed()
-        if allowed is not None:
-            steps.restrict(row, allowed)
         self._ban()
+        return allowed
 
     def push(self, token: int, likelihood: Likelihood | None = None) -> list[ChatEvent]:
         """The events that this token completes; sets ``finish_reason`` when it ends the answer."""

@@ -17,8 +17,8 @@ from mlx_delta.chat.request import Prompt
 from mlx_delta.chat.result import Usage
 from mlx_delta.chat.settings import ChatSettings
 from mlx_delta.chat.stream import ChatStream
+from mlx_delta.engine.engine import Engine
 from mlx_delta.engine.exclusive import Exclusive
-from mlx_delta.model.network import Network
 from mlx_delta.text.tokenizer import Tokenizer
 
 
@@ -33,12 +33,12 @@ class Session(ChatMethods):
     turns: the usage of every turn that ended.
     """
 
-    def __init__(self, network: Network, tokenizer: Tokenizer, *, goes_on: bool = True) -> None:
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, *, goes_on: bool = True) -> None:
         self.turns: list[Usage] = []
         self._goes_on = goes_on
-        self._network = network
+        self._engine = engine
         self._tokenizer = tokenizer
-        self._prefix = PrefixCache(network.config)
+        self._prefix = PrefixCache(engine.network.config)
         self._exclusive = Exclusive("session")
         self._stream: ChatStream | None = None
 
@@ -46,7 +46,7 @@ class Session(ChatMethods):
         """Forget everything, and free its memory."""
         with self._exclusive:
             self._end_turn()
-            self._prefix = PrefixCache(self._network.config)
+            self._prefix = PrefixCache(self._engine.network.config)
             self.turns.clear()
 
     @property
@@ -61,7 +61,7 @@ class Session(ChatMethods):
         with self._exclusive:
             self._end_turn()
             self._stream = ChatStream(
-                self._network, self._tokenizer, self._prefix, prompt, settings, self.turns, self._exclusive
+                self._engine, self._tokenizer, self._prefix, prompt, settings, self.turns, self._exclusive
             )
             return self._stream
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
-
-import mlx.core as mx
+from collections.abc import Generator, Iterator
 
 from mlx_delta._core import DECODE_TOKENS
 from mlx_delta.chat.answer import Answer
@@ -12,44 +10,44 @@ from mlx_delta.chat.prefix import PrefixCache
 from mlx_delta.chat.request import Prompt
 from mlx_delta.chat.result import ChatEvent, ChatResult, Usage
 from mlx_delta.chat.settings import ChatSettings
-from mlx_delta.engine.decode import Steps, run
+from mlx_delta.engine.engine import Engine
 from mlx_delta.engine.exclusive import Exclusive
 from mlx_delta.engine.limit import Limit
-from mlx_delta.engine.prefill import ALIGNED, prefill
+from mlx_delta.engine.prefill import ALIGNED
 from mlx_delta.engine.sample import Sampler
-from mlx_delta.model.network import Network
+from mlx_delta.engine.sequence import TokenSequence
 from mlx_delta.text.tokenizer import Tokenizer
 
 
 class ChatStream:
     """An answer under way: iterate over it for its events; ``result()`` is the whole of it.
 
-    Any thread may take the next event, one at a time. The last event is ``done``. ``close()`` ends it
-    early (and so does leaving a ``with`` block); what was there by then is the result, with finish_reason
-    "interrupted".
+    The last event is ``done``. ``close()`` ends it early (and so does leaving a ``with`` block); what was there by then
+    is the result, with finish_reason "interrupted".
     """
 
     def __init__(
         self,
-        network: Network,
+        engine: Engine,
         tokenizer: Tokenizer,
         prefix: PrefixCache,
         prompt: Prompt,
         settings: ChatSettings,
         turns: list[Usage],
         exclusive: Exclusive,
+        argument: str = "messages",
     ) -> None:
-        self._network = network
+        config = engine.network.config
+        self._engine = engine
         self._prefix = prefix
         self._prompt = prompt
         self._turns = turns
         self._exclusive = exclusive
-        positions = network.config.max_position_embeddings
-        self._limit = Limit.of(len(prompt.ids), settings.max_new_tokens, positions, "messages")
         self._logprobs = settings.logprobs
         self._progress = settings.prompt_progress
-        params = settings.sampling(prompt.thinking, network.config, tokenizer)
-        self._sampler = Sampler(params, min(tokenizer.vocab_size, network.config.vocab_size), prompt.ids)
+        self._limit = Limit.of(len(prompt.ids), settings.max_new_tokens, config.max_position_embeddings, argument)
+        params = settings.sampling(prompt.thinking, config, tokenizer)
+        self._sampler = Sampler(params, min(tokenizer.vocab_size, config.vocab_size), prompt.ids)
         self._answer = Answer(
             tokenizer,
             settings,
@@ -59,15 +57,29 @@ class ChatStream:
             written=prompt.written,
         )
         self._cached = 0
+        self._sequence: TokenSequence | None = None
         self._result: ChatResult | None = None
-        self._events = self._run()
+        self._events: Generator[ChatEvent, None, None] | None = None  # which knows nothing of self: no circle
 
     def __iter__(self) -> Iterator[ChatEvent]:
         return self
 
     def __next__(self) -> ChatEvent:
         with self._exclusive:
-            return next(self._events)
+            if self._result is not None:
+                raise StopIteration
+            if self._events is None:
+                self._events = self._engine.run(self._begun())
+            try:
+                return next(self._events)
+            except StopIteration:
+                pass
+            except BaseException:
+                self._finish()
+                raise
+            result = self._finish()
+            logprobs = self._answer.unshown_logprobs()
+            return ChatEvent(num_tokens=result.num_tokens, logprobs=logprobs, done=True, result=result)
 
     def __enter__(self) -> ChatStream:
         return self
@@ -78,59 +90,49 @@ class ChatStream:
     def close(self) -> None:
         """End the answer now, if it has not ended."""
         with self._exclusive:
-            self._events.close()
             if self._result is None:
                 self._finish()
 
     def result(self) -> ChatResult:
         """The whole answer: generates what is left of it."""
         with self._exclusive:
-            for _ in self._events:
+            for _ in self:
                 pass
             return self._result or self._finish()
 
-    def _run(self) -> Generator[ChatEvent, None, None]:
-        answer = self._answer
-        answer.clock.start()
-        logits, self._cached = prefill_prompt(self._network, self._prefix, self._prompt, self._progress)
-        steps = Steps(self._network, logits, [self._sampler], self._prefix.cache, logprobs=self._logprobs)
-        seen = list(self._prompt.ids)
-        try:
-            for _, token, likelihood in run(steps, [answer], self._limit.tokens):
-                seen.append(token)
-                yield from answer.push(token, likelihood)
-        finally:
-            if steps.whole:  # the cache covers the last token, or all but the last: it knows
-                self._prefix.mark(seen[: self._prefix.cache.offset])
-        result = self._finish()
-        logprobs = answer.unshown_logprobs()
-        yield ChatEvent(num_tokens=result.num_tokens, logprobs=logprobs, done=True, result=result)
+    def start(self) -> None:
+        """Let it be computed beside others from now on, before the first event is asked for."""
+        with self._exclusive:
+            self._engine.submit(self._begun())
+
+    def _begun(self) -> TokenSequence:
+        if self._sequence is None:
+            prefix, prompt = self._prefix, self._prompt
+            self._cached = prefix.resume(prompt.ids, prompt.lasting)
+            head = 0 if self._cached or not prompt.stable else _head_cut(prompt.head())
+            self._sequence = TokenSequence(
+                prompt.ids,
+                prefix.cache,
+                self._sampler,
+                self._answer,
+                most=self._limit.tokens,
+                logprobs=self._logprobs,
+                borders=(head, prompt.stable),
+                reached=lambda position: prefix.mark(prompt.ids[:position], head=position == head),
+                progress=self._progress,
+            )
+        return self._sequence
 
     def _finish(self) -> ChatResult:
+        if self._events is not None:
+            self._events.close()
+        if self._sequence is not None:
+            self._engine.cancel(self._sequence)
+            if self._sequence.covered is not None:
+                self._prefix.mark(self._sequence.covered)
         self._result = self._answer.result(len(self._prompt.ids), self._cached)
         self._turns.append(self._result.usage)
         return self._result
-
-
-def prefill_prompt(
-    network: Network, prefix: PrefixCache, prompt: Prompt, progress: Callable[[int, int], None] | None = None
-) -> tuple[mx.array, int]:
-    """Logits [1, V] after the prompt, and how many of its tokens were not computed again. Marks where turns go on."""
-    cached = start = prefix.resume(prompt.ids, prompt.lasting)
-    head = 0 if cached or not prompt.stable else _head_cut(prompt.head())
-
-    def show(done: int, _: int) -> None:
-        if progress is not None:
-            progress(start - cached + done, len(prompt.ids) - cached)
-
-    for cut in (head, prompt.stable):
-        if start < cut < len(prompt.ids):
-            prefill(network, mx.array([prompt.ids[start:cut]]), prefix.cache, progress=show)
-            start = cut
-            prefix.mark(prompt.ids[:start], head=cut == head)
-    logits = prefill(network, mx.array([prompt.ids[start:]]), prefix.cache, progress=show)
-    prefix.mark(prompt.ids)
-    return logits, cached
 
 
 def _head_cut(head: int) -> int:

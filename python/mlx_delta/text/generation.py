@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-import mlx.core as mx
-
-from mlx_delta.engine.decode import Clock, Steps, run
+from mlx_delta.engine.engine import Engine
 from mlx_delta.engine.exclusive import Exclusive
+from mlx_delta.engine.likelihood import Likelihood
 from mlx_delta.engine.limit import Limit
-from mlx_delta.engine.prefill import prefill
-from mlx_delta.engine.sample import Sampler, SamplingParams
+from mlx_delta.engine.sample import Allowed, Sampler, SamplingParams
+from mlx_delta.engine.sequence import Clock, TokenSequence
 from mlx_delta.errors import ArgumentError
 from mlx_delta.model.cache import Cache
-from mlx_delta.model.network import Network
 from mlx_delta.text.detokenize import Detokenizer
 from mlx_delta.text.stop import StopStrings
 from mlx_delta.text.tokenizer import Tokenizer
@@ -38,17 +36,50 @@ class Piece(str):
         return str(self)
 
 
-class Generation:
-    """One run of the model over a prompt: iterate over it for its pieces, once; then read its figures.
+class _Reader:
+    """Tokens to pieces of text. It knows nothing of the iteration, so that one that is forgotten ends at once."""
 
-    token_ids: generated so far, the end token not included. finish_reason: None while it runs, then "stop" (end token
-    or stop string) or "length". warnings: what is wrong with the text, if anything. Seconds are wall time: prefill up
-    to the first token, decoding after it.
-    """
+    def __init__(self, tokenizer: Tokenizer, limit: Limit, stop: Sequence[str]) -> None:
+        self.clock = Clock()
+        self.token_ids: list[int] = []
+        self.finish_reason: str | None = None
+        self.warnings: list[str] = []
+        self._tokenizer = tokenizer
+        self._limit = limit
+        self._stops = StopStrings(stop)
+        self._detokenizer = Detokenizer(tokenizer, skip_special=True)
+
+    def allowed(self) -> Allowed | None:
+        """Any token may come."""
+        return None
+
+    def push(self, token: int, likelihood: Likelihood | None) -> list[Piece]:
+        """The piece that this token completes, if it does."""
+        if token in self._tokenizer.eos_token_ids:
+            return self._end("stop")
+        self.token_ids.append(token)
+        text = self._stops.push(self._detokenizer.push(token))
+        pieces = [Piece(text, token)] if text else []
+        if self._stops.stopped:
+            self.finish_reason = "stop"
+        elif len(self.token_ids) == self._limit.tokens:
+            self.warnings += [self._limit.warning] if self._limit.warning is not None else []
+            pieces += self._end("length")
+        return pieces
+
+    def _end(self, reason: str) -> list[Piece]:
+        self.finish_reason = reason
+        rest = self._stops.push(self._detokenizer.finish()) + self._stops.finish()
+        return [Piece(rest, None)] if rest else []
+
+
+class Generation:
+    """One run of the model over a prompt: iterate over it for its pieces, once; then read its figures. Seconds are wall
+    time: prefill up to the first token, decoding after it."""
 
     def __init__(
         self,
-        network: Network,
+        engine: Engine,
         tokenizer: Tokenizer,
         prompt: Sequence[int],
         params: SamplingParams,
@@ -63,20 +94,14 @@ class Generation:
         if not prompt:
             raise ArgumentError("prompt: expected at least one token, found none")
         self.prompt_ids = list(prompt)
-        self.token_ids: list[int] = []
-        self.finish_reason: str | None = None
-        self.clock = Clock()
-        self._tokenizer = tokenizer
-        self._stops = StopStrings(stop)
-        self._sampler = Sampler(params, min(tokenizer.vocab_size, network.config.vocab_size), self.prompt_ids)
-        self._network = network
-        self._cache = Cache.empty(network.config) if cache is None else cache
-        positions = network.config.max_position_embeddings
-        self._limit = Limit.of(len(self.prompt_ids), max_new_tokens, positions, "prompt")
-        self.warnings: list[str] = []
+        config = engine.network.config
+        sampler = Sampler(params, min(tokenizer.vocab_size, config.vocab_size), self.prompt_ids)
+        limit = Limit.of(len(self.prompt_ids), max_new_tokens, config.max_position_embeddings, "prompt")
+        self._reader = _Reader(tokenizer, limit, stop)
+        cache = Cache.empty(config) if cache is None else cache
+        self._sequence = TokenSequence(self.prompt_ids, cache, sampler, self._reader, most=limit.tokens, progress=prompt_progress)
         self._exclusive = Exclusive("generation")
-        self._progress = prompt_progress
-        self._pieces = self._run()
+        self._pieces = engine.run(self._sequence)
 
     def __iter__(self) -> Iterator[Piece]:
         return self
@@ -91,12 +116,27 @@ class Generation:
             return "".join(self._pieces)
 
     @property
+    def token_ids(self) -> list[int]:
+        """Generated so far, the end token not included."""
+        return self._reader.token_ids
+
+    @property
+    def finish_reason(self) -> str | None:
+        """None while it runs, then "stop" (end token or stop string) or "length"."""
+        return self._reader.finish_reason
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is wrong with the text, if anything."""
+        return self._reader.warnings
+
+    @property
     def prompt_seconds(self) -> float:
-        return self.clock.prefill_seconds
+        return self._reader.clock.prefill_seconds
 
     @property
     def decode_seconds(self) -> float:
-        return self.clock.decode_seconds
+        return self._reader.clock.decode_seconds
 
     @property
     def prompt_tokens_per_second(self) -> float:
@@ -106,29 +146,3 @@ class Generation:
     def tokens_per_second(self) -> float:
         """Decoding speed; the first token counts to the prompt."""
         return max(0, len(self.token_ids) - 1) / self.decode_seconds if self.decode_seconds else 0.0
-
-    def steer(self, steps: Steps, row: int) -> None:
-        """Any token may come."""
-
-    def _run(self) -> Iterator[Piece]:
-        detokenizer = Detokenizer(self._tokenizer, skip_special=True)
-        self.clock.start()
-        logits = prefill(self._network, mx.array([self.prompt_ids]), self._cache, progress=self._progress)
-        steps = Steps(self._network, logits, [self._sampler], self._cache)
-        for _, token, _ in run(steps, [self], self._limit.tokens):
-            if token in self._tokenizer.eos_token_ids:
-                self.finish_reason = "stop"
-                break
-            self.token_ids.append(token)
-            text = self._stops.push(detokenizer.push(token))
-            if text:
-                yield Piece(text, token)
-            if self._stops.stopped:
-                self.finish_reason = "stop"
-                return
-        else:
-            self.finish_reason = "length"
-            self.warnings += [self._limit.warning] if self._limit.warning is not None else []
-        rest = self._stops.push(detokenizer.finish()) + self._stops.finish()
-        if rest:
-            yield Piece(rest, None)

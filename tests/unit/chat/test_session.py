@@ -14,7 +14,6 @@ from mlx_delta import create_tool_definition, load_model
 from mlx_delta.chat.prefix import PrefixCache
 from mlx_delta.chat.request import ChatSettings, Prompt
 from mlx_delta.chat.session import Session
-from mlx_delta.chat.stream import prefill_prompt
 from mlx_delta.language_model import LanguageModel
 
 COUNT = [{"role": "user", "content": "Count to 7."}]
@@ -42,10 +41,18 @@ def assert_equal_to_fresh(model: LanguageModel, logits: mx.array, ids: list[int]
 
 def next_turn(model: LanguageModel, session: Session, messages: list[dict[str, Any]], **settings: Any) -> int:
     """Prefill the next prompt over what the session holds: equal logits; how many tokens were there already."""
-    prompt = Prompt.build(model.tokenizer, messages, ChatSettings(**settings))
-    logits, cached = prefill_prompt(model.network, session._prefix, prompt)
-    assert_equal_to_fresh(model, logits, prompt.ids)
+    logits, ids, cached = prefilled(session, messages, **settings)
+    assert_equal_to_fresh(model, logits, ids)
     return cached
+
+
+def prefilled(session: Session, messages: list[dict[str, Any]], **settings: Any) -> tuple[mx.array, list[int], int]:
+    """Logits after the prompt of a turn, its ids, and how many of them were there already."""
+    with session._start(messages, ChatSettings(**{**settings, "max_new_tokens": 1})) as stream:
+        result = stream.result()
+    sequence = stream._sequence
+    assert sequence is not None
+    return sequence._logits, list(sequence.ids), result.usage.cached_tokens
 
 
 def test_ten_turns_with_tools_and_thinking(model: LanguageModel) -> None:
@@ -151,11 +158,11 @@ def test_an_exception_inside_a_step_leaves_the_marks(model: LanguageModel, monke
         window_states = states[:3]
         for layer, state in zip(layers, window_states, strict=False):
             assert layer is not None
-            for array in state.arrays():
-                array[...] = 0
+            for name, value in vars(state).items():
+                setattr(state, name, mx.zeros_like(value))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(type(model.network), "__call__", half)
+    monkeypatch.setattr(type(model.network), "decode", half)
     with pytest.raises(KeyboardInterrupt):
         list(stream)
     monkeypatch.undo()
@@ -258,13 +265,12 @@ def test_another_conversation_keeps_system_message_and_tools(model: LanguageMode
 @pytest.mark.parametrize("question", ["", "Count to 7.", "word " * 40])
 def test_what_is_kept_of_another_conversation_changes_no_bit(model: LanguageModel, question: str) -> None:
     asked: dict[str, Any] = {**PLAIN, "tools": [ADD]}
-    prompt = Prompt.build(model.tokenizer, ask(question), ChatSettings(**asked))
     logits = []
     for first in ([], ask("Hello, I am Ada.")):
         session = model.session()
         if first:
             session.chat(first, **asked)
-        found, cached = prefill_prompt(model.network, session._prefix, prompt)
+        found, _, cached = prefilled(session, ask(question), **asked)
         assert (cached > 0) == bool(first)
         logits.append(found)
     assert mx.array_equal(*logits).item()

@@ -104,7 +104,7 @@ def test_the_next_step_is_under_way_when_a_token_comes(model: LanguageModel) -> 
     """Pipelining: when the first piece is here, the cache already covers its token."""
     generation = model.generate(COUNT, temperature=0)
     next(generation)
-    assert generation._cache.offset == len(generation.prompt_ids) + 1
+    assert generation._sequence.cache.offset == len(generation.prompt_ids) + 1
 
 
 def test_figures(model: LanguageModel) -> None:

@@ -1,0 +1,214 @@
+"""The one loop over tokens: many sequences at once over one network, none of which notices the others.
+
+A step decodes the next token of every sequence that is that far, in one pass over the weights, beside a piece of the
+prompt that has waited longest. A sequence joins and leaves between two steps. Its tokens depend on nothing but itself:
+a row of the network has the same bits whatever the others are (``Network.decode``), and a prompt wherever it is cut
+(``prefill``).
+
+There is no thread of the engine's own. Whoever waits for a token takes the steps, for all; the others wait for theirs.
+So one sequence alone costs what a plain loop does, and nothing runs when nobody waits.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_delta.engine.prefill import ALIGNED, CHUNK, piece_end
+from mlx_delta.engine.sequence import TokenSequence
+from mlx_delta.model.network import Network
+
+MOST_ROWS = 16  # sequences that decode at once; more wait for one of them to end
+
+
+class Engine:
+    """Sequences over ``network``, from any number of threads.
+
+    most_rows: sequences that hold states at once; those beyond wait their turn, first come, first served.
+    """
+
+    def __init__(self, network: Network, *, most_rows: int = MOST_ROWS) -> None:
+        self.network = network
+        self._most_rows = most_rows
+        self._change = threading.Condition()  # guards what follows; notified after every step
+        self._driver: int | None = None  # the thread that takes a step: it alone touches the sequences that go on
+        self._waiting: deque[TokenSequence] = deque()
+        self._going: list[TokenSequence] = []
+        self._cancelled: set[TokenSequence] = set()
+
+    def run(self, sequence: TokenSequence) -> Generator[Any, None, None]:
+        """The events of a sequence as they come. It begins when the first is asked for; closing it ends it."""
+        self.submit(sequence)
+        try:
+            while events := self._events(sequence):
+                yield from events
+        finally:
+            self.cancel(sequence)
+
+    def submit(self, sequence: TokenSequence) -> None:
+        """Let it go on beside the others whenever a step is taken, until ``run`` is asked for its events."""
+        with self._change:
+            if sequence not in self._waiting and sequence not in self._going and not sequence.ended:
+                sequence.reader.clock.start()
+                self._waiting.append(sequence)
+
+    def cancel(self, sequence: TokenSequence) -> None:
+        """End it. On return its cache is nobody's but the caller's.
+
+        Within a step, in its own thread (where a forgotten iterator may be collected), it ends after the step.
+        """
+        with self._change:
+            if sequence in self._waiting:
+                self._waiting.remove(sequence)
+            if sequence not in self._going:
+                return
+            self._cancelled.add(sequence)
+            if self._driver == threading.get_ident():
+                return
+            while self._driver is not None and sequence in self._going:
+                self._change.wait()
+            self._drop_cancelled()
+
+    def _events(self, sequence: TokenSequence) -> list[Any]:
+        """Those that are there, or the next to come; none when it has ended."""
+        while True:
+            with self._change:
+                while self._driver is not None and not sequence.events and not sequence.ended:
+                    self._change.wait()
+                if sequence.events:
+                    events = list(sequence.events)
+                    sequence.events.clear()
+                    return events
+                if sequence.error is not None:
+                    raise sequence.error
+                if sequence.ended:
+                    return []
+                self._driver = threading.get_ident()
+                self._admit()
+                alone = len(self._going) == 1
+            try:
+                with _later_interrupt(wanted=not alone):
+                    self._step()
+            finally:
+                with self._change:
+                    self._driver = None
+                    self._drop_cancelled()
+                    self._going = [each for each in self._going if not each.ended]
+                    self._change.notify_all()
+
+    def _admit(self) -> None:
+        self._drop_cancelled()
+        while self._waiting and len(self._going) < self._most_rows:
+            self._going.append(self._waiting.popleft())
+
+    def _drop_cancelled(self) -> None:
+        if self._cancelled:
+            self._going = [each for each in self._going if each not in self._cancelled]
+            self._cancelled.clear()
+
+    def _step(self) -> None:
+        rows = [each for each in self._going if each.decoding]
+        self._read(rows)  # what a step before, cut short, has left
+        prompt = next((each for each in self._going if not each.decoding), None)
+        if prompt is not None:
+            with _errors_of([prompt]):
+                self._compute_prompt(prompt, CHUNK if not rows else ALIGNED)
+            if prompt.decoding and not prompt.ended:
+                rows.append(prompt)
+        rows = [each for each in rows if not each.ended]
+        for row in rows:
+            with _errors_of([row]):
+                row.steer()
+        rows = [each for each in rows if not each.ended]
+        with _errors_of(rows):
+            self._decode([row for row in rows if not row.last])
+        for row in rows:
+            if row.last and not row.ended:
+                row.use()
+        self._read(rows)
+
+    def _compute_prompt(self, sequence: TokenSequence, chunk: int) -> None:
+        """One piece of it; after the last, its first token is chosen."""
+        cache, start, total = sequence.cache, sequence.cache.offset, len(sequence.ids)
+        border = next((each for each in sequence.borders if start < each < total), total)
+        end = piece_end(start, border, chunk)
+        with _restored([sequence]):
+            tokens = mx.array([sequence.ids[start:end]])
+            if end == total:
+                logits = self.network(tokens, cache, last_only=True)[:, 0]
+            else:
+                *_, x = self.network.hidden_states(tokens, cache)
+        if end == total:
+            sequence.sample(logits)
+            mx.async_eval(*sequence.arrays())
+        else:
+            mx.eval(x, cache.arrays())
+            sequence.progress(end - sequence.known, total - sequence.known)
+        if end == border:
+            sequence.reached(end)
+
+    def _decode(self, rows: Sequence[TokenSequence]) -> None:
+        """Set off the pass over the weights in which each row's next token becomes the one after it."""
+        if not rows:
+            return
+        with _restored(rows):
+            tokens = rows[0].next if len(rows) == 1 else mx.concatenate([row.next for row in rows])
+            logits = self.network.decode(tokens, [row.cache for row in rows])
+            for i, row in enumerate(rows):
+                row.use()
+                row.sample(logits[i : i + 1] if len(rows) > 1 else logits)
+        mx.async_eval(*(array for row in rows for array in row.arrays()))
+
+    def _read(self, rows: Sequence[TokenSequence]) -> None:
+        for row in rows:
+            with _errors_of([row]):
+                row.read()
+
+
+@contextmanager
+def _errors_of(sequences: Sequence[TokenSequence]) -> Iterator[None]:
+    """A block whose failure ends these sequences and no other; an interrupt is the caller's."""
+    try:
+        yield
+    except Exception as error:
+        for each in sequences:
+            each.error, each.ended = error, True
+
+
+@contextmanager
+def _restored(sequences: Sequence[TokenSequence]) -> Iterator[None]:
+    """A block that builds a graph: caches are as they were before it if it fails half way."""
+    before = [each.cache.copy() for each in sequences]
+    try:
+        yield
+    except BaseException:
+        for each, cache in zip(sequences, before, strict=True):
+            each.cache.layers, each.cache.offset, each.cache.start = cache.layers, cache.offset, cache.start
+        raise
+    finally:
+        before.clear()  # a held state is not updated in place
+
+
+@contextmanager
+def _later_interrupt(*, wanted: bool) -> Iterator[None]:
+    """A block after which, and not within, Ctrl-C is heard: the step is for other threads' sequences too."""
+    here = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT) if wanted and here else None
+    if not callable(handler):
+        yield
+        return
+    heard: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: heard.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if heard:
+            handler(*heard[0])

@@ -1,0 +1,158 @@
+"""One sequence of tokens under way: its prompt, its cache, its sampler, and who reads what it brings."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_delta.engine.likelihood import Likelihood
+from mlx_delta.engine.sample import Allowed, Sampler
+from mlx_delta.model.cache import Cache
+
+
+class Clock:
+    """Wall time of a sequence in seconds: its prompt, up to the first token; and its decoding, after that."""
+
+    def __init__(self) -> None:
+        self._begin = self._first = self._last = 0.0
+
+    def start(self) -> None:
+        """The prompt begins."""
+        self._begin = time.perf_counter()
+
+    def tick(self) -> None:
+        """A token is there."""
+        self._last = time.perf_counter()
+        self._first = self._first or self._last
+
+    @property
+    def started(self) -> bool:
+        return self._begin > 0
+
+    @property
+    def prefill_seconds(self) -> float:
+        return max(0.0, self._first - self._begin)
+
+    @property
+    def decode_seconds(self) -> float:
+        return self._last - self._first
+
+
+class Reader(Protocol):
+    """What becomes of a sequence's tokens. finish_reason: None while it goes on."""
+
+    clock: Clock
+
+    @property
+    def finish_reason(self) -> str | None: ...
+
+    def allowed(self) -> Allowed | None:
+        """Before the next token is used: the only ids that it may be; None: any that the sampler takes."""
+
+    def push(self, token: int, likelihood: Likelihood | None) -> Sequence[Any]:
+        """The events that this token completes; sets ``finish_reason`` when it ends the sequence."""
+
+
+class TokenSequence:
+    """A prompt, and what is generated after it.
+
+    ids: the prompt, of which the cache covers the first ``cache.offset`` already. borders: positions, ascending, where
+    the prompt is always cut, and where ``reached`` is called with the number of tokens that the cache then covers.
+    progress: called while the prompt is computed, with the tokens done and how many there are to do.
+    most: tokens to generate, unless the reader ends it before. logprobs: how many of the likeliest tokens the reader is
+    told besides the chosen one; None: no likelihoods.
+    tokens: generated so far. The cache covers the prompt and all of them, or all but the last.
+    """
+
+    def __init__(
+        self,
+        ids: Sequence[int],
+        cache: Cache,
+        sampler: Sampler,
+        reader: Reader,
+        *,
+        most: int,
+        logprobs: int | None = None,
+        borders: Sequence[int] = (),
+        reached: Callable[[int], None] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.ids = ids
+        self.cache = cache
+        self.sampler = sampler
+        self.reader = reader
+        self.most = most
+        self.logprobs = logprobs
+        self.borders = borders
+        self.reached = reached or (lambda position: None)
+        self.progress = progress or (lambda done, total: None)
+        self.known = cache.offset  # of the prompt, before it begins
+        self.tokens: list[int] = []
+        self.events: deque[Any] = deque()  # that nobody has taken yet
+        self.ended = False
+        self.error: Exception | None = None
+        self._logits: mx.array
+        self._next: mx.array  # the token sampled last, int [1]; not known yet, perhaps
+        self._unread: mx.array | None = None  # the one before, which the cache covers
+        self._unread_logits: mx.array
+
+    @property
+    def decoding(self) -> bool:
+        """Whether its prompt has been computed."""
+        return self.cache.offset >= len(self.ids)
+
+    @property
+    def last(self) -> bool:
+        """Whether its next token is the last: nothing follows that would have to be computed."""
+        return len(self.tokens) + 1 == self.most
+
+    @property
+    def next(self) -> mx.array:
+        """The token that the next step computes on, int [1]."""
+        return self._next
+
+    def sample(self, logits: mx.array) -> None:
+        """Choose the next token out of logits [1, V]."""
+        self._logits = logits
+        self._next = self.sampler.sample(logits)
+
+    def steer(self) -> None:
+        """See that the next token, chosen already but not used, may come: else it is chosen again."""
+        allowed = self.reader.allowed()
+        if allowed is not None:
+            self.sampler.forget()
+            self._next = self.sampler.sample(self._logits, allowed)
+
+    def use(self) -> None:
+        """The next token is computed on, or needs no more than to be read."""
+        self._unread, self._unread_logits = self._next, self._logits
+
+    def read(self) -> None:
+        """Wait for the token in use, and give it to the reader."""
+        if self._unread is None:
+            return
+        (token,) = np.array(self._unread).tolist()
+        likelihood = None
+        if self.logprobs is not None:
+            logits = self._unread_logits[:, : self.sampler.vocab_size]
+            likelihood = Likelihood.of(logits, token, self.logprobs)
+        self._unread = None
+        self.tokens.append(token)
+        self.reader.clock.tick()
+        self.events.extend(self.reader.push(token, likelihood))
+        self.ended = self.reader.finish_reason is not None or len(self.tokens) == self.most
+
+    @property
+    def covered(self) -> list[int] | None:
+        """The ids that the cache covers; None where it was interrupted while a token that it covers was not known."""
+        ids = [*self.ids, *self.tokens]
+        return ids[: self.cache.offset] if self.cache.offset <= len(ids) else None
+
+    def arrays(self) -> list[mx.array]:
+        """What the next step needs besides the cache; evaluated, any thread can go on with it."""
+        return [self._next, *self.sampler.arrays()]

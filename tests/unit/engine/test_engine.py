@@ -1,0 +1,246 @@
+"""Many sequences at once: each has the tokens that it has alone, whatever the others are and do."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlx_delta import load_model
+from mlx_delta.engine.engine import Engine
+from mlx_delta.engine.likelihood import Likelihood
+from mlx_delta.engine.prefill import ALIGNED
+from mlx_delta.engine.sample import Allowed, Sampler, SamplingParams
+from mlx_delta.engine.sequence import Clock, TokenSequence
+from mlx_delta.language_model import LanguageModel
+from mlx_delta.model.cache import Cache
+from mlx_delta.model.network import Network
+from support import TINY
+
+SCHEDULES = int(os.environ.get("MLX_DELTA_SOAK_SCHEDULES", "25"))
+VOCABULARY = 400
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, LanguageModel]:
+    return {dtype: load_model(TINY, dtype) for dtype in ("float32", "bfloat16")}
+
+
+@dataclass
+class Collect:
+    """Reads tokens until ``stop`` of them are there; fails at ``fails``; allows some ids alone at every third token."""
+
+    stop: int = 1 << 30
+    fails: int = -1
+    steered: bool = False
+    clock: Clock = field(default_factory=Clock)
+    finish_reason: str | None = None
+    seen: list[int] = field(default_factory=list)
+
+    def allowed(self) -> Allowed | None:
+        return range(100, 140) if self.steered and len(self.seen) % 3 == 2 else None
+
+    def push(self, token: int, likelihood: Likelihood | None) -> Sequence[Any]:
+        if len(self.seen) == self.fails:
+            raise RuntimeError("the reader fails")
+        self.seen.append(token)
+        if len(self.seen) == self.stop:
+            self.finish_reason = "stop"
+        return [(token, likelihood and (likelihood.logprob, likelihood.top))]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a sequence is, to be made as often as wanted."""
+
+    ids: tuple[int, ...]
+    params: SamplingParams
+    most: int
+    stop: int
+    steered: bool
+    logprobs: int | None
+    borders: tuple[int, ...]
+
+    @classmethod
+    def random(cls, rng: random.Random) -> Work:
+        length = rng.choice([1, 2, 15, 16, 17, 40, 64, 65, 80, 81, 127, 150, 300])
+        params = SamplingParams(
+            temperature=rng.choice([0, 0.7, 1.5]),
+            top_k=rng.choice([0, 5]),
+            top_p=rng.choice([1, 0.8]),
+            presence_penalty=rng.choice([0, 1.5]),
+            repetition_penalty=rng.choice([1, 1.2]),
+            seed=rng.randrange(1000),
+        )
+        ids = tuple(rng.randrange(VOCABULARY) for _ in range(length))
+        border = (rng.randrange(1, length),) if length > 1 and rng.random() < 0.3 else ()
+        logprobs = rng.choice([None, None, 3])
+        return cls(ids, params, rng.randrange(1, 20), rng.randrange(1, 30), rng.random() < 0.3, logprobs, border)
+
+    def sequence(self, network: Network, **reader: Any) -> TokenSequence:
+        sampler = Sampler(self.params, network.config.vocab_size, self.ids)
+        read = Collect(self.stop, steered=self.steered, **reader)
+        options: dict[str, Any] = {"most": self.most, "logprobs": self.logprobs, "borders": self.borders}
+        return TokenSequence(self.ids, Cache.empty(network.config), sampler, read, **options)
+
+    def alone(self, network: Network) -> list[Any]:
+        return list(Engine(network).run(self.sequence(network)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_random_schedules(models: dict[str, LanguageModel], dtype: str) -> None:
+    """Sequences come, go, are asked for and cancelled at random; what each brings is what it brings alone."""
+    network = models[dtype].network
+    for seed in range(SCHEDULES):
+        rng = random.Random(seed)
+        engine = Engine(network, most_rows=rng.choice([2, 5, 16]))
+        works = [Work.random(rng) for _ in range(rng.randrange(2, 9))]
+        expected = [work.alone(network) for work in works]
+        going: dict[int, Any] = {}
+        found: dict[int, list[Any]] = {i: [] for i in range(len(works))}
+        left = list(range(len(works)))
+        cancelled = set()
+        while left or going:
+            if left and (not going or rng.random() < 0.4):
+                i = left.pop()
+                sequence = works[i].sequence(network)
+                going[i] = engine.run(sequence)
+                if rng.random() < 0.5:
+                    engine.submit(sequence)
+                continue
+            i = rng.choice(list(going))
+            if rng.random() < 0.03:
+                cancelled.add(i)
+                going.pop(i).close()
+                continue
+            event = next(going[i], None)
+            if event is None:
+                going.pop(i)
+            else:
+                found[i].append(event)
+        for i, events in found.items():
+            whole = expected[i][: len(events)] if i in cancelled else expected[i]
+            assert events == whole, (seed, i, works[i])
+        assert not engine._going
+        assert not engine._waiting
+        assert not engine._cancelled
+
+
+def test_a_long_prompt_keeps_nobody_waiting(models: dict[str, LanguageModel]) -> None:
+    """While another decodes, a step has a piece of the prompt beside the next token, and no more."""
+    network = models["float32"].network
+    engine = Engine(network)
+    rng = random.Random(0)
+    short = Work(tuple([5] * 20), SamplingParams(), 60, 99, False, None, ())
+    long = Work(tuple(rng.randrange(VOCABULARY) for _ in range(1000)), SamplingParams(), 2, 99, False, None, ())
+    decoding = engine.run(short.sequence(network))
+    next(decoding)
+    sequence = long.sequence(network)
+    engine.submit(sequence)
+    covered = [0]
+    for _ in decoding:
+        covered.append(sequence.cache.offset)
+    steps = np.diff(covered)
+    assert max(steps) <= ALIGNED + 16
+    assert sequence.ended
+    assert sequence.tokens == [token for token, _ in long.alone(network)]
+
+
+def test_one_that_fails_ends_alone(models: dict[str, LanguageModel]) -> None:
+    network = models["float32"].network
+    engine = Engine(network)
+    work = Work(tuple(range(30)), SamplingParams(), 12, 99, False, None, ())
+    expected = work.alone(network)
+    good, bad = work.sequence(network), work.sequence(network, fails=4)
+    wrong = Work((1, 2), SamplingParams(), 5, 99, False, None, ()).sequence(network)
+    wrong.ids = (1, VOCABULARY * 10**6)  # beyond the integers of a prompt
+    wrong.cache.layers = wrong.cache.layers[:-1]  # and a cache of another model
+    for each in (good, bad, wrong):
+        engine.submit(each)
+    found = list(engine.run(good))
+    assert found == expected
+    with pytest.raises(RuntimeError, match="the reader fails"):
+        list(engine.run(bad))
+    with pytest.raises(ValueError, match="zip"):
+        list(engine.run(wrong))
+    assert bad.tokens[:4] == good.tokens[:4]
+    assert list(engine.run(work.sequence(network))) == expected
+    assert not engine._going
+
+
+def test_ctrl_c_is_for_who_presses_it(models: dict[str, LanguageModel]) -> None:
+    """The main thread takes a step for all when it comes: the others lose nothing."""
+    network = models["float32"].network
+    engine = Engine(network)
+    work = Work(tuple(range(40)), SamplingParams(temperature=1, seed=1), 40, 99, False, None, ())
+    expected = work.alone(network)
+    other = work.sequence(network)
+    engine.submit(other)
+
+    class Presses(Collect):
+        def push(self, token: int, likelihood: Likelihood | None) -> Sequence[Any]:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)  # an interrupt that is not held back comes here
+            return super().push(token, likelihood)
+
+    mine = work.sequence(network)
+    mine.reader = Presses()
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        list(engine.run(mine))
+    assert signal.getsignal(signal.SIGINT) is before
+    assert mine not in engine._going
+    assert list(engine.run(other)) == expected
+
+
+def test_from_eight_threads(models: dict[str, LanguageModel]) -> None:
+    """Every way in, of one model, at once: the answers that each has alone."""
+    model = models["bfloat16"]
+    count = [{"role": "user", "content": "Count to 7."}]
+    hello = [{"role": "user", "content": "Hello, I am Ada."}]
+    options: dict[str, Any] = {"max_new_tokens": 12, "seed": 3, "presence_penalty": 1.0, "temperature": 0.8}
+
+    def turns() -> list[str]:
+        session = model.session()
+        first = session.chat(count, **options)
+        return [first.text, session.chat([*count, first.message, *hello], **options).text]
+
+    uses: list[Callable[[], Any]] = [
+        lambda: model.chat(count, **options).text,
+        lambda: [event.text for event in model.chat_stream(hello, **options)],
+        lambda: model.generate("def f(x):", **options).text(),
+        lambda: [result.text for result in model.chat_batch([count, hello], **options)],
+        turns,
+        lambda: model.chat(hello, logprobs=2, **options).logprobs,
+        lambda: model.generate("import os\n" * 40, **options).text(),
+        lambda: model.chat(count, json_schema={"type": "integer"}, **options).text,
+    ]
+    expected = [use() for use in uses]
+    start = threading.Barrier(len(uses))
+
+    def together(use: Callable[[], Any]) -> list[Any]:
+        start.wait()
+        return [use() for _ in range(3)]
+
+    with ThreadPoolExecutor(len(uses)) as pool:
+        for found, alone in zip(pool.map(together, uses), expected, strict=True):
+            assert found == [alone] * 3
+    assert not model.engine._going
+    assert not model.engine._waiting
+
+
+def test_a_forgotten_stream_gives_its_place_back(models: dict[str, LanguageModel]) -> None:
+    model = models["float32"]
+    for _ in range(20):
+        next(iter(model.chat_stream([{"role": "user", "content": "Count to 7."}], max_new_tokens=50)))
+    assert not model.engine._going
+    assert model.chat([{"role": "user", "content": "Count to 7."}], temperature=0, enable_thinking=False).text
