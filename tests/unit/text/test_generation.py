@@ -67,9 +67,9 @@ def test_stop_strings_at_every_cut() -> None:
 
 
 def test_the_checkpoint_decides_what_is_not_given(model: LanguageModel) -> None:
-    params = model.generate(COUNT)._sampler.params
+    params = model.generate(COUNT)._sequence.sampler.params
     assert (params.temperature, params.top_k, params.top_p) == (0.6, 20, 0.95)
-    params = model.generate(COUNT, temperature=0.9, min_p=0.1)._sampler.params
+    params = model.generate(COUNT, temperature=0.9, min_p=0.1)._sequence.sampler.params
     assert (params.temperature, params.top_k, params.min_p) == (0.9, 20, 0.1)
 
 
