@@ -148,14 +148,14 @@ def test_presets_of_a_prompt_without_a_template(model: LanguageModel) -> None:
     """As the checkpoint says, unless a preset is asked for; auto sees whether the prompt ends inside thoughts."""
 
     def temperature(prompt: str, **options: Any) -> float:
-        return model.generate(prompt, **options)._sampler.params.temperature
+        return model.generate(prompt, **options)._sequence.sampler.params.temperature
 
     assert temperature("<think>\n") == 0.6
     assert temperature("<think>\n", preset="auto") == temperature("x", preset="thinking") == 1.0
-    assert model.generate("<think>\n", preset="auto")._sampler.params.top_p == 0.95
-    assert model.generate("<think>\n\n</think>", preset="auto")._sampler.params.top_p == 1.0
+    assert model.generate("<think>\n", preset="auto")._sequence.sampler.params.top_p == 0.95
+    assert model.generate("<think>\n\n</think>", preset="auto")._sequence.sampler.params.top_p == 1.0
     ids = model.tokenizer.encode("<think>\n")
-    assert model.generate(ids, preset="auto")._sampler.params.top_p == 0.95
+    assert model.generate(ids, preset="auto")._sequence.sampler.params.top_p == 0.95
 
 
 def test_settings_tell_what_was_given() -> None:
