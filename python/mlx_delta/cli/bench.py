@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlx_delta.cli.command import register
+from mlx_delta.cli.errors import UsageError
 from mlx_delta.cli.options import NAMES
 from mlx_delta.errors import ArgumentError, RedTests
 from mlx_delta.progress import Bars, megabytes
@@ -148,6 +149,50 @@ def prefill(
         yield row, _prefill_lines(row), Point("prefill", 2 * _weights_used(network) * tokens, nbytes, seconds)
 
     _whole_model("Prefill", run, shape, layers, model, as_json, plot)
+
+
+def throughput(
+    shape: Shape = "9b",
+    layers: Layers = None,
+    model: ModelDir = None,
+    concurrency: Annotated[str, typer.Option(help="Numbers of clients, in turn.")] = "1,2,4,8,16",
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of a prompt: from half to one and a half of it.")] = 32,
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens to generate: likewise.")] = 32,
+    repeats: Annotated[int, typer.Option(min=1, help="Sequences of a client, one after another.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Many sequences at once, of unequal length, coming and going: random weights of a shape, or a model of your own.
+
+    Refuses to when an op differs from its reference.
+    """
+    from mlx_delta.bench.throughput import bench_throughput
+
+    counts = _counts(concurrency)
+    machine = _machine()
+    network, facts = _network(shape, layers, model)
+    rows = bench_throughput(network, concurrency=counts, prompt=prompt, tokens=tokens, rounds=repeats)
+    if as_json:
+        typer.echo(json.dumps({**facts, "concurrency": {str(row.concurrency): row.as_dict() for row in rows}}))
+        return
+    _table({"machine": machine, "model": f"{facts['model']}, {facts['layers']} layers"})
+    typer.echo(f"{'clients':>8}{'tok/s':>9}{'times':>7}{'of each':>9}{'first':>10}{'99 %':>10}{'gap':>10}{'worst':>10}")
+    for row in rows:
+        seconds = (row.time_to_first_token, row.time_to_first_token_p99, row.gap, row.worst_gap)
+        typer.echo(
+            f"{row.concurrency:8}{row.tokens_per_second:9.1f}{row.tokens_per_second / rows[0].tokens_per_second:7.2f}"
+            f"{row.sequence_tokens_per_second:9.1f}" + "".join(f"{1e3 * each:7.0f} ms" for each in seconds)
+        )
+
+
+def _counts(text: str) -> list[int]:
+    """Of "1,2,8"."""
+    try:
+        counts = [int(each) for each in text.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < 1:
+        raise UsageError(f"--concurrency: expected numbers such as 1,8, found {text!r:.80}")
+    return counts
 
 
 def _whole_model(
@@ -318,5 +363,6 @@ app = typer.Typer(
 )
 register(app, "kernels", kernels)
 register(app, "decode", decode)
+register(app, "throughput", throughput)
 register(app, "prefill", prefill)
 register(app, "model", model)

@@ -99,7 +99,9 @@ class Generation:
         limit = Limit.of(len(self.prompt_ids), max_new_tokens, config.max_position_embeddings, "prompt")
         self._reader = _Reader(tokenizer, limit, stop)
         cache = Cache.empty(config) if cache is None else cache
-        self._sequence = TokenSequence(self.prompt_ids, cache, sampler, self._reader, most=limit.tokens, progress=prompt_progress)
+        self._sequence = TokenSequence(
+            self.prompt_ids, cache, sampler, self._reader, most=limit.tokens, progress=prompt_progress
+        )
         self._exclusive = Exclusive("generation")
         self._pieces = engine.run(self._sequence)
 
