@@ -1,10 +1,10 @@
-# make demo | test | bench | agx | lint | docs | wheel | clean: each sets up what it needs in .venv. `PYTHON=python3.12 make ...` picks the interpreter.
+# make demo | test | soak | bench | agx | lint | docs | wheel | clean: each sets up what it needs in .venv. `PYTHON=python3.12 make ...` picks the interpreter.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.def')
 
-.PHONY: demo test bench agx lint format stub docs wheel wheel-macos clean
+.PHONY: demo test soak bench agx lint format stub docs wheel wheel-macos clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -14,6 +14,10 @@ demo: $(VENV)/installed
 TESTS ?=
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(TESTS)
+
+# Long runs of the tests of random inputs, which CI samples; figures in docs/measurements/soak.md.
+soak: $(VENV)/installed-dev
+	$(BIN)/python -m pytest --soak tests/unit/engine/test_engine.py -k random
 
 # The benches refuse to report on red tests: those of the ops come first.
 bench: $(VENV)/installed-dev

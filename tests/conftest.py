@@ -18,6 +18,10 @@ from support.report import lines
 mx.set_default_device(mx.cpu)  # on a Mac too: see support/devices.py
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak", action="store_true", help="long runs of the tests of random inputs, see `make soak`")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     stats = terminalreporter.stats.values()
     reports = [one for group in stats for one in group if isinstance(one, pytest.TestReport)]
@@ -47,6 +51,12 @@ def device(request: pytest.FixtureRequest) -> Iterator[mx.Device]:
     mx.set_default_device(request.param)
     yield request.param
     mx.set_default_device(mx.cpu)
+
+
+@pytest.fixture(scope="session")
+def soak(request: pytest.FixtureRequest) -> bool:
+    """Whether tests of random inputs are to take as many as they are said to."""
+    return bool(request.config.getoption("--soak"))
 
 
 @pytest.fixture(scope="session")
