@@ -24,7 +24,7 @@ class Entry:
 
     shared, local: bytes of threadgroup memory, and of thread memory that is not in registers. constants: bytes of each
     symbol in constant memory. loads: the number of load instructions of device memory by the bytes of one. calls:
-    functions called. threads: the launch bound.
+    functions called. threads: the launch bound. loops: how many that load device memory the optimiser has left.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Entry:
     loads: Counter[int]
     calls: tuple[str, ...]
     instructions: int
+    loops: int
 
 
 def read_ptx(text: str) -> Entry:
@@ -59,4 +60,12 @@ def read_ptx(text: str) -> Entry:
         loads=Counter(int(width or 1) * int(bits) // 8 for width, bits in LOAD.findall(body)),
         calls=tuple(re.findall(r"\bcall\.\w+\s+(?:\(.*?\),\s*)?(\w+)", body)),
         instructions=len(re.findall(r";$", body, re.M)),
+        loops=loading_loops(body),
     )
+
+
+def loading_loops(body: str) -> int:
+    """Places that are branched back to, with loads of device memory before the last branch."""
+    labels = {m[1]: m.end() for m in re.finditer(r"^(\$\w+):", body, re.M)}
+    ends = {m[1]: m.start() for m in re.finditer(r"\bbra(?:\.uni)?\s+(\$\w+)", body)}
+    return sum(bool(LOAD.search(body, labels[name], end)) for name, end in ends.items() if labels[name] < end)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -45,6 +46,8 @@ def test_compiles(name: str, kernels: dict[str, Future[Kernel]]) -> None:
     assert entry.local == 0, "thread memory: an array that is indexed by a value the compiler does not know"
     assert entry.calls == ()
     assert entry.loads
+    if re.search(r"^(qmm|attention)_b?float", name) and specialisations()[name].case.real:
+        assert entry.loops, "the optimiser has unrolled all: then it moves loads out, and registers spill"
     if specialisations()[name].case.real:
         widths = ", ".join(f"{count} of {width}" for width, count in sorted(entry.loads.items()))
         report(

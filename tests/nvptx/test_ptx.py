@@ -33,6 +33,16 @@ def test_vector_loads_are_told_from_others() -> None:
     assert dict(wide.loads) == {16: 1, 4: 1}
 
 
+def test_loops_are_counted_that_are_left_and_load() -> None:
+    def loops(body: str) -> int:
+        return read_ptx(compiled(kernel(f"float sum = 0; {body} y[i] = sum;"))).loops
+
+    keep = '_Pragma("clang loop unroll(disable)")'
+    assert loops(f"{keep} for (uint j = 0; j < 4; j++) sum += x[i + 64 * j * n];") == 1
+    assert loops("for (uint j = 0; j < 4; j++) sum += x[i + 64 * j * n];") == 0
+    assert loops(f"{keep} for (uint j = 0; j < n; j++) sum = sum * 3 + j;") == 0
+
+
 def test_memory_that_is_not_registers_is_seen() -> None:
     spilled = kernel("float own[8] = {}; for (uint j = 0; j < n; j++) own[uint(x[j]) % 8] += x[j]; y[i] = own[i % 8];")
     assert read_ptx(compiled(spilled)).local >= 32
