@@ -9,7 +9,7 @@ import pytest
 from bench.agx import ir
 from bench.agx.compiler import Code, code_of, read
 from bench.agx.debian import Debian
-from bench.agx.machine import Instruction, Loop, Slots, price, read_program
+from bench.agx.machine import Instruction, Region, Slots, price, read_program
 from bench.agx.table import Row
 
 from msl.compiler import CompileError
@@ -45,18 +45,30 @@ define dso_local spir_kernel void @kernel_entry(ptr addrspace(1) %p) local_unnam
 """
 
 
+INNER, OUTER = Region(2, 4, loop=True), Region(1, 6, loop=True)
+
+
 def test_the_longest_program_and_its_loops() -> None:
     program = read_program(DISASSEMBLY)
     assert [i.name for i in program.instructions] == [
         "mov", "ffma", "shl", "iadd", "jmp_any", "simd_fadd", "jmp_any", "stop"
     ]  # fmt: skip
-    assert program.loops == [Loop(2, 4), Loop(1, 6)]
-    assert [i.name for i in program.body(Loop(1, 6))] == ["ffma", "simd_fadd", "jmp_any"]
+    assert program.loops == [INNER, OUTER]
+    assert [i.name for i in program.body(OUTER)] == ["ffma", "simd_fadd", "jmp_any"]
+
+
+def test_what_a_branch_skips_is_a_region_that_runs_as_often_as_what_is_around_it() -> None:
+    skipping = DISASSEMBLY.replace("jmp_any  -12", "jmp_any  12")
+    program = read_program(skipping)
+    skipped = Region(4, 5, loop=False)
+    assert [region for region in program.regions if not region.loop] == [Region(0, 7, loop=False), skipped]
+    assert program.around(skipped) == OUTER
+    assert program.runs(skipped, lambda program, region: 4 if region == OUTER else None) == 4
 
 
 def test_slots_count_loops_as_often_as_they_run() -> None:
     """mov 1, four times ffma 1 and a reduction of 24, twelve times a 64-bit addition of 4, and a shift of 4 beside."""
-    slots = read_program(DISASSEMBLY).slots(lambda program, loop: 12 if loop == Loop(2, 4) else 4)
+    slots = read_program(DISASSEMBLY).slots(lambda program, region: {INNER: 12, OUTER: 4}.get(region))
     assert slots == Slots(1 + 4 * 25 + 12 * 4, 12 * 4)
     assert slots.total == 149
 
