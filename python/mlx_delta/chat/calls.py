@@ -30,6 +30,7 @@ from mlx_delta.chat.tools import Parameters
 
 _STRAY_ENDS = re.compile(r"(?:\s*</[\w:-]{1,40}>){0,4}")  # before the call's own </tool_call>, or where it is missing
 _STRAY_THEN_END = re.compile(_STRAY_ENDS.pattern + r"?\s*</(?:func|tool)[^<>\n]{0,64}>")
+_NAMELESS = re.compile(r"</parameter>\s*<parameter(?:[ \t]*=)?[ \t]*[>\n]")  # in a value: more likely slips than quoted
 _NO_FUNCTION = "expected '<function=NAME>'"
 
 
@@ -384,4 +385,7 @@ class CallReader:
         arguments = {
             name: raw[start:stop].removeprefix("\n").removesuffix("\n") for name, (start, stop) in self._given.items()
         }
+        for name, value in arguments.items():
+            if _NAMELESS.search(value):
+                self._doubt(f"the value of {name!r} holds a parameter without a name")
         return Ended(self._name, arguments, tuple(self._doubts), raw[end:])

@@ -207,6 +207,17 @@ def test_a_parameter_that_the_tool_has_not_is_told_wherever_it_stands() -> None:
     assert check(PING.replace("ping>\n", f"any>\n{unknown}\n"), "", "", [("any", {"path": "a"})]) == []  # any will do
 
 
+@pytest.mark.parametrize("slip", ["<parameter=\n", "<parameter=>\n", "<parameter>\n"])
+def test_a_parameter_without_a_name_is_told(slip: str) -> None:
+    """It stays in the value before it, where it may be quoted, but hardly is."""
+    held = f"b.md\n</parameter>\n{slip}echo 1"
+    output = inside(f"<parameter=file>\n{held}\n</parameter>")
+    told = ["save: the value of 'file' holds a parameter without a name"]
+    assert check(output, "", "", [("save", {"file": held})]) == told
+    quoted = "a <parameter=> b </parameter> c"
+    assert check(inside(f"<parameter=file>\n{quoted}\n</parameter>"), "", "", [("save", {"file": quoted})]) == []
+
+
 @pytest.mark.parametrize("fence", FENCES)
 @pytest.mark.parametrize("call", [PING, save("x"), "<function=ping>\n</function>", "<tool_call>x</tool_call>"])
 def test_fenced_calls_are_examples(fence: str, call: str) -> None:
