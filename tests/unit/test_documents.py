@@ -80,9 +80,11 @@ def test_links_to_files_lead_somewhere(document: Path) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file: str(file.relative_to(ROOT)))
 def test_paths_in_the_text_exist(document: Path) -> None:
-    """`csrc/ops/common.h`, `tests/ops/test_cases.py::test_x`, or `conversion/awq.py` for a file of the package."""
+    """`csrc/ops/common.h`, `tests/ops/test_cases.py::test_x`, or `conversion/awq.py` for a file of the package;
+    `chat/test_calls.py` for a test of it."""
     for name in re.findall(r"`([\w.]+/[\w./*-]+)(?:::\w+)?`", document.read_text(encoding="utf-8")):
-        roots = [root for root in (ROOT, ROOT / "python" / "mlx_delta") if (root / name.split("/")[0]).is_dir()]
+        bases = (ROOT, ROOT / "python" / "mlx_delta", ROOT / "tests" / "unit")
+        roots = [base for base in bases if (base / name.split("/")[0]).is_dir()]
         if roots and not name.startswith("dist/"):
             assert any(list(root.glob(name)) for root in roots), f"{document.name}: expected a file, found {name}"
 
