@@ -150,7 +150,8 @@ class Engine:
             mx.async_eval(*sequence.arrays())
         else:
             mx.eval(x, cache.arrays())
-            sequence.progress(end - sequence.known, total - sequence.known)
+            if end < border:  # a short prompt has nothing to tell
+                sequence.progress(end - sequence.known, total - sequence.known)
         if end == border:
             sequence.reached(end)
 
