@@ -164,6 +164,8 @@ def throughput(
     """Many sequences at once, of unequal length, coming and going: random weights of a shape, or a model of your own.
 
     Refuses to when an op differs from its reference.
+
+    mlx-delta bench throughput --shape 9b --layers 8 --concurrency 1,8
     """
     from mlx_delta.bench.throughput import bench_throughput
 
