@@ -15,7 +15,7 @@ TESTS ?=
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(TESTS)
 
-# Long runs of the tests of random inputs, which CI samples; figures in docs/measurements/soak.md.
+# Long runs of the tests of random inputs, of which CI takes a few.
 soak: $(VENV)/installed-dev
 	$(BIN)/python -m pytest --soak tests/unit/engine/test_engine.py -k random
 
