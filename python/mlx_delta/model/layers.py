@@ -284,12 +284,14 @@ def decode_rows(layer: Layer, x: mx.array, states: Sequence[LayerState], windows
     Every matrix is read once for all of them; states are not brought together, so a sequence comes and goes without a
     copy of any other's.
     """
+    if len(states) == 1:
+        return layer(x, states[0], windows[0])
     projection = layer.project(x)
     mixed = [
         layer.mix_projected(projection[i : i + 1], state, window)
         for i, (state, window) in enumerate(zip(states, windows, strict=True))
     ]
-    return layer.finish(mixed[0] if len(mixed) == 1 else mx.concatenate(mixed), x)
+    return layer.finish(mx.concatenate(mixed), x)
 
 
 def matrices(layer: Layer) -> Iterator[tuple[str, Matrix]]:
