@@ -128,8 +128,9 @@ class ChatStream:
             self._events.close()
         if self._sequence is not None:
             self._engine.cancel(self._sequence)
-            if self._sequence.covered is not None:
-                self._prefix.mark(self._sequence.covered)
+            covered = self._sequence.covered
+            if covered is not None:
+                self._prefix.mark(covered)
         self._result = self._answer.result(len(self._prompt.ids), self._cached)
         self._turns.append(self._result.usage)
         return self._result
