@@ -49,19 +49,6 @@ template <class T, int N>
 using vec = typename vec_of<T, N>::type;
 
 // Packed vectors are aligned as their elements. Those of three are structs: clang pads its own.
-#define MSL_PACKED(T)                                                              \
-  typedef T packed_##T##2 __attribute__((ext_vector_type(2), aligned(sizeof(T)))); \
-  typedef T packed_##T##4 __attribute__((ext_vector_type(4), aligned(sizeof(T))));
-MSL_PACKED(char)
-MSL_PACKED(uchar)
-MSL_PACKED(short)
-MSL_PACKED(ushort)
-MSL_PACKED(int)
-MSL_PACKED(uint)
-MSL_PACKED(half)
-MSL_PACKED(bfloat)
-MSL_PACKED(float)
-#undef MSL_PACKED
 template <class T>
 struct packed_of_three {
   T x, y, z;
@@ -76,7 +63,10 @@ struct packed_of_three {
   T operator[](int i) const { return i == 0 ? x : i == 1 ? y : z; }
   operator typename vec_of<T, 3>::type() const { return {x, y, z}; }
 };
-#define MSL_PACKED(T) typedef packed_of_three<T> packed_##T##3;
+#define MSL_PACKED(T)                                                              \
+  typedef T packed_##T##2 __attribute__((ext_vector_type(2), aligned(sizeof(T)))); \
+  typedef packed_of_three<T> packed_##T##3;                                        \
+  typedef T packed_##T##4 __attribute__((ext_vector_type(4), aligned(sizeof(T))));
 MSL_PACKED(char)
 MSL_PACKED(uchar)
 MSL_PACKED(short)
