@@ -8,6 +8,7 @@ import pytest
 from emulate import run_plan
 
 from mlx_delta import ops
+from support.sampling import check_nothing_to_choose_from
 
 SHAPES = {
     "tied": lambda rng, n: rng.normal(0, 2, n).round(),
@@ -52,11 +53,4 @@ def test_every_kept_token_is_drawn() -> None:
 
 
 def test_nothing_to_choose_from() -> None:
-    """Rows of -inf or NaN give token 0; infinity is the likeliest."""
-    rows = np.full((3, 40), -np.inf, dtype=np.float32)
-    rows[1] = np.nan
-    rows[2, 30] = np.inf
-    random = mx.array(np.full(3, 2**63, dtype=np.uint64))
-    for settings in ({}, {"top_k": 5}, {"top_p": 0.5}, {"min_p": 0.1}):
-        assert chosen(mx.array(rows), random, **settings) == [0, 0, 30]
-    assert chosen(mx.array(rows), None) == [0, 0, 30]
+    check_nothing_to_choose_from(chosen)

@@ -12,6 +12,7 @@ import pytest
 
 from mlx_delta import _core, ops
 from mlx_delta.engine.sample import Sampler, SamplingParams
+from support.sampling import check_nothing_to_choose_from
 
 MARGIN = 1e-5  # a token whose filter decision lies closer than this to the threshold may go either way in float32
 
@@ -157,14 +158,7 @@ def test_draws_do_not_depend_on_the_number_of_threads() -> None:
 
 
 def test_nothing_to_choose_from() -> None:
-    """Rows of -inf or NaN give token 0; infinity is the likeliest."""
-    rows = np.full((3, 40), -np.inf, dtype=np.float32)
-    rows[1] = np.nan
-    rows[2, 30] = np.inf
-    random = mx.array(np.full(3, 2**63, dtype=np.uint64))
-    for settings in ({}, {"top_k": 5}, {"top_p": 0.5}, {"min_p": 0.1}):
-        assert ops.sample(mx.array(rows), random, **settings).tolist() == [0, 0, 30]
-    assert ops.sample(mx.array(rows)).tolist() == [0, 0, 30]
+    check_nothing_to_choose_from(lambda logits, random, **settings: ops.sample(logits, random, **settings).tolist())
 
 
 @pytest.mark.parametrize(
