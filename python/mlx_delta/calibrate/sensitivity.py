@@ -31,7 +31,7 @@ from mlx_delta.errors import ArgumentError, CheckpointError
 from mlx_delta.language_model import LanguageModel
 from mlx_delta.model.cache import Cache
 from mlx_delta.model.layers import Window
-from mlx_delta.model.network import EMBEDDING, Network
+from mlx_delta.model.network import EMBEDDING, HEAD, LAYERS, Network
 from mlx_delta.ops.matrix import Matrix
 
 CHUNKS = 4
@@ -119,10 +119,10 @@ def _substituted(part: Any, old: Matrix, new: Matrix) -> Any:
 
 def _last_state(network: Network, module: str, tokens: mx.array, states: Sequence[mx.array]) -> mx.array:
     """x as it leaves the last layer; ``states`` are right up to the layer of ``module``."""
-    if module.startswith("language_model.lm_head"):
+    if module.startswith(HEAD):
         return states[-1]
     cache = Cache.empty(network.config)
-    if not module.startswith("language_model.model.layers."):
+    if not module.startswith(f"{LAYERS}."):
         return list(network.hidden_states(tokens, cache))[-1]
     index = int(module.split(".")[3])
     x = states[index]

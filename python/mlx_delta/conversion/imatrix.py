@@ -16,6 +16,7 @@ from mlx_delta.arch.registry import architecture_of
 from mlx_delta.config import ModelConfig, Quantization
 from mlx_delta.conversion.imatrix_file import Calibration, read_means, write_dat, write_gguf
 from mlx_delta.errors import ImatrixError
+from mlx_delta.model.network import LAYERS
 
 Importance = Mapping[str, np.ndarray]
 FORMATS = {"gguf": write_gguf, "dat": write_dat}
@@ -62,7 +63,7 @@ def measured_channels(
     return {
         name.removesuffix(".weight"): shapes[name][1]
         for name, width in widths.items()
-        if width is not None and name.startswith("language_model.model.layers.")
+        if width is not None and name.startswith(f"{LAYERS}.")
     }
 
 

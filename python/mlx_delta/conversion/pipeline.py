@@ -27,6 +27,7 @@ from mlx_delta.conversion.recipe import Recipe, TensorPlan, quantization_section
 from mlx_delta.conversion.report import ConvertReport, report
 from mlx_delta.errors import OutputError
 from mlx_delta.hub.path import model_path
+from mlx_delta.model.network import LAYERS
 from mlx_delta.paths import expanded
 
 _MODEL = "model.safetensors"
@@ -188,7 +189,7 @@ def _arrays(
 
 def _layer_prefix(name: str) -> str:
     """``language_model.model.layers.3.`` of a layer's tensor; any other tensor is a group of its own."""
-    head, layers, tail = name.partition("language_model.model.layers.")
+    head, layers, tail = name.partition(f"{LAYERS}.")
     return name if not layers else f"{head}{layers}{tail.partition('.')[0]}."
 
 

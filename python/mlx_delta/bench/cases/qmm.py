@@ -15,6 +15,7 @@ from mlx_delta.bench.cases.case import DTYPES, Arguments, Case
 from mlx_delta.bench.cases.draws import normal, plain, quantized
 from mlx_delta.config import TextConfig
 from mlx_delta.conversion.recipe import choose
+from mlx_delta.model.network import LAYERS
 
 
 def thin(matrix: ops.Matrix, every: int) -> ops.Matrix:
@@ -121,7 +122,7 @@ def model_cases(size: str, text: TextConfig) -> Iterator[Case]:
     o_proj has the shape and the width of out_proj in every published size.
     """
     recipe = choose("unsloth", None, 64, QWEN3_5.recipes)
-    layer, hidden, inner = "language_model.model.layers.0", text.hidden_size, text.intermediate_size
+    layer, hidden, inner = f"{LAYERS}.0", text.hidden_size, text.intermediate_size
     queries, keys = text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim
     gates = text.linear_num_value_heads
 
