@@ -122,8 +122,8 @@ def test_timed_steps_update_their_states_in_place(op: str) -> None:
         before = mx.get_active_memory()
         mx.eval(todo)
         more.append(mx.get_peak_memory() - before - sum(result.nbytes for result in todo[: 3 * len(sets)]))
-    # The least: on a busy machine MLX may free something late; a state that is copied is copied every time.
-    assert min(more[1:]) < largest // 2
+    # The least: on a busy machine MLX may free something late; a state that is copied is copied every time, whole.
+    assert min(more[1:]) < largest
 
 
 def test_thinned_comparisons_see_every_segment() -> None:
