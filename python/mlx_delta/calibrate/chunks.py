@@ -43,7 +43,7 @@ def _chunks(file: Path, tokenizer: Tokenizer, context: int) -> list[list[int]]:
 
 def read_text(file: Path, tokenizer: Tokenizer | None = None) -> str:
     """The text of ``file``, its conversations (.jsonl) rendered. Raises: TextError naming the file (and line)."""
-    file = expanded(file)
+    file = expanded(file, "file")
     try:
         content = decode_utf8(file.read_bytes(), str(file), TextError)
     except OSError as error:

@@ -102,18 +102,18 @@ def convert(
         recipe=recipe,
         bits=bits,
         group_size=group_size,
-        imatrix=None if imatrix is None else expanded(imatrix),
+        imatrix=None if imatrix is None else expanded(imatrix, "imatrix"),
         awq=awq,
         awq_ratio=awq_ratio,
         fit=fit,
-        overrides=None if overrides is None else expanded(overrides),
+        overrides=None if overrides is None else expanded(overrides, "overrides"),
         target_bpw=target_bpw,
         keep_mtp=keep_mtp,
         calibrated=calibration is not None,
         measured=sensitivity is not None,
     )
     checkpoint = model_path(source, gguf=True)
-    prepared = prepare(checkpoint, expanded(out), arguments, force=force, dry_run=dry_run)
+    prepared = prepare(checkpoint, expanded(out, "out"), arguments, force=force, dry_run=dry_run)
     return run(prepared, sensitivity=sensitivity, calibration=calibration, dry_run=dry_run, progress=progress)
 
 

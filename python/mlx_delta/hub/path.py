@@ -30,7 +30,7 @@ def model_path(model: str | Path, *, gguf: bool = False, download: bool = True, 
     """
     name = parse_name(str(model)) if is_named(model) else None
     if name is None:
-        return expanded(model)
+        return expanded(model, "model")
     if name.file is not None and not gguf:
         raise HubError(convert_first(name))
     with told(name):

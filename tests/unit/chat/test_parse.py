@@ -301,7 +301,8 @@ def test_definitions() -> None:
         "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
         "required": ["a", "b"],
     }
-    assert parameter_schemas([ADD, ADD["function"]]) == {"add": ADD["function"]["parameters"]}
+    for form in (ADD, ADD["function"]):
+        assert parameter_schemas([form]) == {"add": ADD["function"]["parameters"]}
     with pytest.raises(ValueError, match=r"required: expected names among a, found 'b'"):
         create_tool_definition("f", "", {"a": {}}, ["b"])
     with pytest.raises(ValueError, match=r"tools\[0\]: expected a function with a name"):

@@ -62,6 +62,7 @@ def test_against_each_other(given: dict[str, Any], message: str) -> None:
         ({"imatrix": "absent.gguf"}, ImatrixError, "absent.gguf: expected an importance matrix, found no such file"),
         ({"imatrix": TINY / "config.json"}, ImatrixError, "expected an importance matrix"),
         ({"overrides": TINY / "config.json"}, ConvertError, "expected a pattern of a module"),
+        ({"overrides": {"lm_head": 8}}, ArgumentError, "overrides: expected a path, found {'lm_head': 8}"),
     ],
 )
 def test_against_the_checkpoint(given: dict[str, Any], kind: type[MlxDeltaError], message: str, tmp_path: Path) -> None:
