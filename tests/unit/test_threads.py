@@ -18,6 +18,7 @@ import pytest
 from mlx_delta import load_model
 from mlx_delta.chat.result import ChatResult
 from mlx_delta.chat.settings import ChatSettings
+from mlx_delta.chat.stream import ChatStream
 from mlx_delta.conversion.pipeline import convert
 from mlx_delta.errors import BusyError, MlxDeltaError
 from mlx_delta.language_model import LanguageModel
@@ -192,7 +193,7 @@ def test_nothing_enters_what_another_thread_is_in(models: tuple[LanguageModel, L
     stream = session.chat_stream(ASK, temperature=0, max_new_tokens=4)
     pieces = models[0].generate("def f(", temperature=0, max_new_tokens=4)
     with session._exclusive, pieces._exclusive:
-        for use in (stream.result, stream.close, session.reset, lambda: session.chat(ASK), lambda: list(stream)):
+        for use in (stream.result, session.reset, lambda: session.chat(ASK), lambda: list(stream)):
             with pytest.raises(BusyError, match=r"^session: expected one use at a time"):
                 elsewhere(use)
         for use in (pieces.text, lambda: next(pieces)):
@@ -200,3 +201,30 @@ def test_nothing_enters_what_another_thread_is_in(models: tuple[LanguageModel, L
                 elsewhere(use)
     assert elsewhere(stream.result).finish_reason == "length"
     assert elsewhere(pieces.text) != ""
+
+
+@pytest.mark.parametrize("reading", [True, False], ids=["prompt", "answer"])
+def test_another_thread_closes_what_one_waits_for(models: tuple[LanguageModel, LanguageModel], reading: bool) -> None:
+    """It is told at once that there are no more: the rest of its prompt is not read either."""
+    model, waits, seen = models[0], threading.Event(), []
+
+    def progress(done: int, total: int) -> None:
+        seen.append(done / total)
+        waits.set()
+
+    text = "one two three " * 1500 if reading else "def f("
+    for begun in (
+        model.chat_stream([{"role": "user", "content": text}], temperature=0, prompt_progress=progress),
+        model.generate(text, temperature=0, max_new_tokens=2000, prompt_progress=progress),
+    ):
+        waits.clear()
+        seen.clear()
+        with ThreadPoolExecutor(1) as pool:
+            rest = pool.submit(list, begun if reading else (waits.set() or each for each in begun))
+            assert waits.wait(9)
+            begun.close()
+            rest.result(60)
+        if reading and isinstance(begun, ChatStream):
+            assert begun.result().finish_reason == "interrupted"
+        assert not reading or seen[-1] < 0.5
+    assert not model.engine._going

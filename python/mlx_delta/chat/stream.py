@@ -57,6 +57,7 @@ class ChatStream:
             written=prompt.written,
         )
         self._cached = 0
+        self._closed = False
         self._sequence: TokenSequence | None = None
         self._result: ChatResult | None = None
         self._events: Generator[ChatEvent, None, None] | None = None  # which knows nothing of self: no circle
@@ -69,7 +70,10 @@ class ChatStream:
             if self._result is not None:
                 raise StopIteration
             if self._events is None:
-                self._events = self._engine.run(self._begun())
+                sequence = self._begun()
+                if self._closed:  # while it began
+                    self._engine.cancel(sequence)
+                self._events = self._engine.run(sequence)
             try:
                 return next(self._events)
             except StopIteration:
@@ -88,8 +92,17 @@ class ChatStream:
         self.close()
 
     def close(self) -> None:
-        """End the answer now, if it has not ended."""
-        with self._exclusive:
+        """End the answer now, if it has not ended: from any thread, while its prompt is read too.
+
+        A thread that waits for an event gets what there is as the last one.
+        """
+        if self._result is not None:
+            return
+        self._closed = True
+        sequence = self._sequence
+        if sequence is not None:
+            self._engine.cancel(sequence)
+        with self._exclusive.after():
             if self._result is None:
                 self._finish()
 

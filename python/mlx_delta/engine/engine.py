@@ -60,7 +60,7 @@ class Engine:
                 self._waiting.append(sequence)
 
     def cancel(self, sequence: TokenSequence) -> None:
-        """End it. On return its cache is nobody's but the caller's.
+        """End it: whoever waits for its events hears that there are no more. On return its cache is the caller's alone.
 
         Within a step, in its own thread (where a forgotten iterator may be collected), it ends after the step.
         """
@@ -68,6 +68,8 @@ class Engine:
             if sequence in self._waiting:
                 self._waiting.remove(sequence)
             if sequence not in self._going:
+                sequence.ended = True
+                self._change.notify_all()
                 return
             self._cancelled.add(sequence)
             if self._driver == threading.get_ident():
@@ -75,6 +77,7 @@ class Engine:
             while self._driver is not None and sequence in self._going:
                 self._change.wait()
             self._drop_cancelled()
+            self._change.notify_all()
 
     def _events(self, sequence: TokenSequence) -> list[Any]:
         """Those that are there, or the next to come; none when it has ended."""
@@ -110,6 +113,8 @@ class Engine:
 
     def _drop_cancelled(self) -> None:
         if self._cancelled:
+            for each in self._cancelled:
+                each.ended = True
             self._going = [each for each in self._going if each not in self._cancelled]
             self._cancelled.clear()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from mlx_delta.errors import BusyError
@@ -17,6 +19,12 @@ class Exclusive:
     def __init__(self, what: str) -> None:
         self._what = what
         self._lock = threading.RLock()
+
+    @contextmanager
+    def after(self) -> Iterator[None]:
+        """A block that waits for the thread inside to leave, which has been told to."""
+        with self._lock:
+            yield
 
     def __enter__(self) -> None:
         if not self._lock.acquire(blocking=False):

@@ -103,6 +103,7 @@ class Generation:
             self.prompt_ids, cache, sampler, self._reader, most=limit.tokens, progress=prompt_progress
         )
         self._exclusive = Exclusive("generation")
+        self._engine = engine
         self._pieces = engine.run(self._sequence)
 
     def __iter__(self) -> Iterator[Piece]:
@@ -116,6 +117,10 @@ class Generation:
         """All the text that has not been iterated over yet."""
         with self._exclusive:
             return "".join(self._pieces)
+
+    def close(self) -> None:
+        """End it now, from any thread, while its prompt is read too: a thread that waits for a piece gets no more."""
+        self._engine.cancel(self._sequence)
 
     @property
     def token_ids(self) -> list[int]:
