@@ -13,6 +13,7 @@ from msl import Unsupported
 from support import GOLDEN, TINY
 from support.ahead import compile_ahead as compile_ahead  # a fixture
 from support.devices import DEVICES
+from support.experts import write_experts
 from support.report import lines
 
 mx.set_default_device(mx.cpu)  # on a Mac too: see support/devices.py
@@ -69,3 +70,9 @@ def tiny() -> Path:
 def golden() -> Path:
     """What Hugging Face transformers and a float64 recurrence computed."""
     return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with experts, fused, in the official layout: random, with mixers of the trained one."""
+    return write_experts(tmp_path_factory.mktemp("experts") / "model")

@@ -35,8 +35,20 @@ class RopeConfig:
 
 
 @dataclass(frozen=True)
+class ExpertsConfig:
+    """A mixture of experts in place of the MLP: of ``count`` of them each token takes ``chosen``, and a shared one."""
+
+    count: int  # E
+    chosen: int  # k
+    shared_size: int  # I of the shared expert
+
+
+@dataclass(frozen=True)
 class TextConfig:
-    """The language model's dimensions. model_type: as ``ModelConfig`` has it."""
+    """The language model's dimensions. model_type: as ``ModelConfig`` has it.
+
+    intermediate_size: I of the MLP; of each expert where there are ``experts``.
+    """
 
     hidden_size: int
     intermediate_size: int
@@ -56,6 +68,7 @@ class TextConfig:
     eos_token_id: tuple[int, ...]
     model_type: str = ""
     max_position_embeddings: int | None = None  # None: the file does not say
+    experts: ExpertsConfig | None = None
 
     @property
     def num_layers(self) -> int:

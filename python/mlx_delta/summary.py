@@ -15,6 +15,7 @@ from mlx_delta.arch.checkpoint import open_checkpoint
 from mlx_delta.checkpoint.source import TensorInfo
 from mlx_delta.checkpoint.tensors import base_name
 from mlx_delta.config import ModelConfig, TextConfig
+from mlx_delta.model.experts import EXPERTS
 
 _HALF = 2  # bytes of an activation, or of what a cache holds of it
 
@@ -58,6 +59,7 @@ class Summary:
             f"{text.num_layers - linear} full attention",
             "hidden, MLP, vocabulary": f"{text.hidden_size}, {text.intermediate_size}, {text.vocab_size}"
             + (" (tied)" if text.tie_word_embeddings else ""),
+            **_experts(text),
             "gated-delta heads": f"{text.linear_num_key_heads} key of {text.linear_key_head_dim}, "
             f"{text.linear_num_value_heads} value of {text.linear_value_head_dim}",
             "attention heads": f"{text.num_attention_heads} query, {text.num_key_value_heads} key/value "
@@ -96,6 +98,13 @@ def summarize(path: Path) -> Summary:
         state_bytes=state_bytes(config.text),
         kv_bytes_per_token=kv_bytes_per_token(config.text),
     )
+
+
+def _experts(text: TextConfig) -> dict[str, str]:
+    if text.experts is None:
+        return {}
+    count, chosen, shared = text.experts.count, text.experts.chosen, text.experts.shared_size
+    return {"experts": f"{count}, {chosen} a token, and one of {shared} for all"}
 
 
 def state_bytes(text: TextConfig) -> int:
@@ -143,7 +152,8 @@ def _groups(stored: Mapping[str, TensorInfo], config: ModelConfig, components: C
 
 
 def _bytes_per_token(stored: Mapping[str, TensorInfo], config: ModelConfig, components: Components) -> int:
-    """Every text tensor once, but one row of the embedding (all of it where lm_head is tied to it)."""
+    """Every text tensor once, of experts those chosen, but one row of the embedding (all of it where lm_head is tied to
+    it)."""
     total = 0
     for name, info in stored.items():
         kind = components.of(name)
@@ -151,4 +161,6 @@ def _bytes_per_token(stored: Mapping[str, TensorInfo], config: ModelConfig, comp
             continue
         once = kind != "embed_tokens" or config.text.tie_word_embeddings
         total += info.nbytes if once else info.nbytes // config.text.vocab_size
+        if (experts := config.text.experts) is not None and EXPERTS in name:
+            total -= info.nbytes - info.nbytes * experts.chosen // experts.count
     return total

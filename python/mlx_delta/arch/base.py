@@ -122,7 +122,8 @@ class Architecture:
     order of a converted file. canonical_name: of a tensor's name in any naming; None in none. canonical_tensors: a
     source's tensors, under canonical names with canonical values; the shapes are the text model's. network: out of
     canonical tensors, activations in a dtype. layer: one alone, by number. presets: sampling as the model cards
-    recommend it. gguf: None where no GGUF file is read.
+    recommend it. gguf: None where no GGUF file is read. source: a checkpoint's tensors cut and put together such that
+    each is one canonical tensor; as they are by default.
     """
 
     model_types: tuple[str, ...]
@@ -139,3 +140,4 @@ class Architecture:
     presets: Callable[[TextConfig], Presets]
     markup: Markup
     gguf: GGUFFormat | None
+    source: Callable[[Source, ModelConfig], Source] = lambda source, config: source

@@ -78,6 +78,7 @@ def open_checkpoint(path: Path, *, gguf: bool = True) -> Checkpoint:
 
 
 def _checked(config: ModelConfig, architecture: Architecture, source: Source) -> Checkpoint:
+    source = architecture.source(source, config)
     config = _tied_as_stored(config, architecture, source)
     shapes = architecture.text_shapes(config)
     tensors = architecture.canonical_tensors(source, config, shapes)

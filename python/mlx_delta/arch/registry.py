@@ -9,6 +9,7 @@ from typing import Any
 
 from mlx_delta.arch.base import Architecture, Markup
 from mlx_delta.arch.qwen3_5 import QWEN3_5
+from mlx_delta.arch.qwen3_5_moe import QWEN3_5_MOE
 from mlx_delta.config import ModelConfig, TextConfig, quantization_of
 from mlx_delta.errors import CheckpointError, ConfigError
 from mlx_delta.json_files import read_json
@@ -22,6 +23,7 @@ def register(architecture: Architecture) -> None:
 
 
 register(QWEN3_5)
+register(QWEN3_5_MOE)
 
 
 def architecture_of(config: ModelConfig | TextConfig) -> Architecture:

@@ -1,7 +1,8 @@
 """Canonical tensors, and the check of a checkpoint's against the shapes that its model has.
 
 Canonical names are MLX's: ``language_model.model.layers.N...``, ``language_model.lm_head.weight``, ``vision_tower.*``,
-``mtp.*``. A quantized module has ``weight`` uint32 [N, K * bits / 32] and ``scales``, ``biases`` [N, K / group].
+``mtp.*``. A quantized module has ``weight`` uint32 [.., N, K * bits / 32] and ``scales``, ``biases``
+[.., N, K / group].
 """
 
 from __future__ import annotations
@@ -65,12 +66,12 @@ def _quantized_problems(
 ) -> list[str]:
     if quantization is None:
         return [f"{module}.scales: expected a quantization section in config.json, found none"]
-    if len(shape) != 2 or shape[1] % quantization.group_size:
+    if len(shape) not in (2, 3) or shape[-1] % quantization.group_size:
         return [f"{module}.scales: expected no quantization of {list(shape)} by {quantization.group_size}, found it"]
-    rows, columns = shape
-    groups = (rows, columns // quantization.group_size)
+    *rows, columns = shape
+    groups = (*rows, columns // quantization.group_size)
     return [
-        *_problems(tensors, f"{module}.weight", (rows, columns * quantization.bits // 32), packed=True),
+        *_problems(tensors, f"{module}.weight", (*rows, columns * quantization.bits // 32), packed=True),
         *_problems(tensors, f"{module}.scales", groups, packed=False),
         *_problems(tensors, f"{module}.biases", groups, packed=False),
     ]

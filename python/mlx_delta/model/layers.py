@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Protocol
 
 import mlx.core as mx
@@ -41,12 +42,17 @@ class Stage:
     """Matrices of a layer, by their names within it, that read the same.
 
     reads: what, float32, of the residual stream x [B, T, hidden] of sequences from their beginning, as it enters this
-    stage. adds: whether their product is added to the stream.
+    stage. adds: whether their product is added to the stream. part: of the matrices, that one token reads.
     """
 
     matrices: Mapping[str, Matrix]
     reads: Callable[[mx.array], mx.array]
     adds: bool = False
+    part: Fraction = Fraction(1)
+
+    @property
+    def bytes_per_token(self) -> int:
+        return int(self.part * sum(matrix.nbytes for matrix in self.matrices.values()))
 
 
 class FeedForward(Protocol):

@@ -108,19 +108,21 @@ class Network:
         return self.logits(x)[:, 0]
 
     def matrices(self) -> Iterator[tuple[str, Matrix]]:
-        """Every weight matrix that decoding a token reads whole, by its canonical module name."""
+        """Every weight matrix that decoding a token reads, by its canonical module name."""
         for index, layer in enumerate(self.layers):
             yield from ((f"{LAYERS}.{index}.{name}", matrix) for name, matrix in matrices(layer))
         yield EMBEDDING if self.lm_head is self.embed_tokens else HEAD, self.lm_head
 
     @property
     def bytes_per_token(self) -> int:
-        """Weight bytes that decoding one token reads: every matrix once, one row of the embedding.
+        """Weight bytes that decoding one token reads: every matrix once, of experts those chosen, one row of the
+        embedding.
 
         States and the KV cache come on top: they depend on the batch and the context.
         """
         row = self.embed_tokens.nbytes // self.embed_tokens.rows
-        return row + sum(matrix.nbytes for _, matrix in self.matrices())
+        layers = sum(stage.bytes_per_token for layer in self.layers for stage in layer.stages())
+        return row + layers + self.lm_head.nbytes
 
 
 def _arrays(part: Any) -> Iterator[mx.array]:

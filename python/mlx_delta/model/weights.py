@@ -25,16 +25,21 @@ class Weights:
         return Weights(self.config, self.tensors, f"{self.root}{name}.")
 
     def matrix(self, name: str) -> Matrix:
-        """The module's weight as it is stored, quantized where it has scales."""
+        """The module's weight as it is stored, quantized where it has scales; [E, N, K] of experts as [E * N, K]."""
         module = f"{self.root}{name}"
-        weight, scales = self.tensors[f"{module}.weight"], self.tensors.get(f"{module}.scales")
+        weight, scales = _rows(self.tensors[f"{module}.weight"]), self.tensors.get(f"{module}.scales")
         if scales is None:
             return Matrix.plain(weight)
         width = self.config.module_quantization(module)
         if width is None:
             raise CheckpointError(f"{module}: expected a width in config.json, for it has scales, found none")
-        return Matrix.affine(weight, scales, self.tensors[f"{module}.biases"], width.bits, width.group_size)
+        biases = _rows(self.tensors[f"{module}.biases"])
+        return Matrix.affine(weight, _rows(scales), biases, width.bits, width.group_size)
 
     def parameter(self, name: str) -> mx.array:
         """A small parameter, float32."""
         return self.tensors[f"{self.root}{name}"].astype(mx.float32)
+
+
+def _rows(array: mx.array) -> mx.array:
+    return array.reshape(-1, array.shape[-1])

@@ -165,5 +165,5 @@ def test_it_is_converted_and_calibrated(toy: Path, tmp_path: Path) -> None:
 
 def test_others_are_refused_by_the_names_of_those_known(toy: Path) -> None:
     (toy / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(ConfigError, match=r"model_type: expected one of qwen3_5, qwen3_5_text, toy, found 'llama'"):
+    with pytest.raises(ConfigError, match=r"model_type: expected one of qwen3_5, .*, toy, found 'llama'"):
         load_model(toy)

@@ -11,7 +11,6 @@ from mlx_delta.json_files import Section
 
 _INTEGERS = (
     "hidden_size",
-    "intermediate_size",
     "vocab_size",
     "num_attention_heads",
     "num_key_value_heads",
@@ -23,8 +22,7 @@ _INTEGERS = (
     "linear_conv_kernel_dim",
 )
 
-
-_MOST = 1 << 24  # of a dimension: the largest published is the vocabulary, 248,320
+MOST = 1 << 24  # of a dimension: the largest published is the vocabulary, 248,320
 _MOST_LAYERS = 4096
 
 
@@ -33,9 +31,24 @@ def text_config(raw: Mapping[str, Any], origin: str) -> TextConfig:
 
     Raises: ConfigError naming ``origin``, the key, what was expected and what was found.
     """
+    text = text_section(raw, origin)
+    if text.values.get("num_experts"):
+        raise ConfigError(
+            f"{origin}: num_experts: expected a dense model, found {text.values['num_experts']!r:.20} experts"
+        )
+    return common_config(raw, origin, text.integer("intermediate_size", most=MOST))
+
+
+def text_section(raw: Mapping[str, Any], origin: str) -> Section:
+    """The text model's part of a config.json, which may be all of it."""
     whole = Section(raw, origin, ConfigError)
-    text = whole.section("text_config") if "text_config" in whole.values else whole
-    dims: dict[str, Any] = {name: text.integer(name, most=_MOST) for name in _INTEGERS}
+    return whole.section("text_config") if "text_config" in whole.values else whole
+
+
+def common_config(raw: Mapping[str, Any], origin: str, intermediate_size: int) -> TextConfig:
+    """``text_config`` whatever the feed-forward is."""
+    whole, text = Section(raw, origin, ConfigError), text_section(raw, origin)
+    dims: dict[str, Any] = {name: text.integer(name, most=MOST) for name in _INTEGERS}
     for many, few in (
         ("linear_num_value_heads", "linear_num_key_heads"),
         ("num_attention_heads", "num_key_value_heads"),
@@ -44,10 +57,6 @@ def text_config(raw: Mapping[str, Any], origin: str) -> TextConfig:
             raise text.wrong(many, f"a multiple of {few} = {dims[few]}")
     if dims["linear_conv_kernel_dim"] != 4:
         raise text.wrong("linear_conv_kernel_dim", "4")
-    if text.values.get("num_experts"):
-        raise ConfigError(
-            f"{origin}: num_experts: expected a dense model, found {text.values['num_experts']!r:.20} experts"
-        )
     if text.flag("attention_bias"):
         raise text.wrong("attention_bias", "false")
     if not text.flag("attn_output_gate", True):
@@ -58,6 +67,7 @@ def text_config(raw: Mapping[str, Any], origin: str) -> TextConfig:
     ids = text.array("eos_token_id", int) if isinstance(eos, list) else [text.integer("eos_token_id", 0, least=0)]
     return TextConfig(
         **dims,
+        intermediate_size=intermediate_size,
         layer_types=_layer_types(text),
         rms_norm_eps=text.number("rms_norm_eps", 1e-6),
         rope=_rope(text, dims["head_dim"]),

@@ -16,5 +16,6 @@ _SMALL_INSTRUCT = {"temperature": 1.0, "top_p": 1.0, "top_k": 20, "min_p": 0.0, 
 
 
 def presets(config: TextConfig) -> Presets:
-    instruct = _SMALL_INSTRUCT if config.hidden_size <= _SMALL else _INSTRUCT
+    small = config.hidden_size <= _SMALL and config.experts is None  # the narrowest with experts are as wide as the 2B
+    instruct = _SMALL_INSTRUCT if small else _INSTRUCT
     return {"thinking": _THINKING, "coding": _CODING, "instruct": instruct}

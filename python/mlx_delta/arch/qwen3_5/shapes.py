@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from mlx_delta.arch.qwen3_5.config import text_section
 from mlx_delta.checkpoint.tensors import Shapes
 from mlx_delta.config import ModelConfig, TextConfig
-from mlx_delta.errors import ConfigError
-from mlx_delta.json_files import Section
 
 _MTP_NORMS = ("norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden")
 
 
-def text_shapes(config: ModelConfig) -> Shapes:
-    """Every tensor of the unquantized text model, in the order a converted file has them."""
+def mlp_shapes(text: TextConfig) -> Shapes:
+    hidden, inner = text.hidden_size, text.intermediate_size
+    return {
+        "mlp.gate_proj.weight": (inner, hidden),
+        "mlp.up_proj.weight": (inner, hidden),
+        "mlp.down_proj.weight": (hidden, inner),
+    }
+
+
+def text_shapes(config: ModelConfig, feed_forward: Callable[[TextConfig], Shapes] = mlp_shapes) -> Shapes:
+    """Every tensor of the unquantized text model, in the order a converted file has them.
+
+    feed_forward: the tensors of what follows a layer's mixer, by their names within the layer.
+    """
     text = config.text
     root = "language_model.model"
     shapes: Shapes = {f"{root}.embed_tokens.weight": (text.vocab_size, text.hidden_size)}
     for index, kind in enumerate(text.layer_types):
         mixer = _linear_shapes(text) if kind == "linear_attention" else _attention_shapes(text)
-        for name, shape in {**mixer, **_common_shapes(text)}.items():
+        for name, shape in {**mixer, **_norm_shapes(text), **feed_forward(text)}.items():
             shapes[f"{root}.layers.{index}.{name}"] = shape
     shapes[f"{root}.norm.weight"] = (text.hidden_size,)
     if not text.tie_word_embeddings:
@@ -25,17 +38,15 @@ def text_shapes(config: ModelConfig) -> Shapes:
     return shapes
 
 
-def mtp_shapes(config: ModelConfig) -> Shapes:
+def mtp_shapes(config: ModelConfig, feed_forward: Callable[[TextConfig], Shapes] = mlp_shapes) -> Shapes:
     """Every tensor of the head that predicts the token after next: attention layers on [embedding, hidden state].
 
     None where config.json has no ``mtp_num_hidden_layers``.
     """
-    text = config.text
-    whole = Section(config.raw, "config.json", ConfigError)
-    raw = whole.section("text_config") if "text_config" in whole.values else whole
+    text, raw = config.text, text_section(config.raw, "config.json")
     shapes: Shapes = {}
     for index in range(raw.integer("mtp_num_hidden_layers", 0, least=0, most=64)):
-        for name, shape in {**_attention_shapes(text), **_common_shapes(text)}.items():
+        for name, shape in {**_attention_shapes(text), **_norm_shapes(text), **feed_forward(text)}.items():
             shapes[f"mtp.layers.{index}.{name}"] = shape
     if shapes:
         shapes["mtp.fc.weight"] = (text.hidden_size, 2 * text.hidden_size)
@@ -43,14 +54,10 @@ def mtp_shapes(config: ModelConfig) -> Shapes:
     return shapes
 
 
-def _common_shapes(text: TextConfig) -> Shapes:
-    hidden, inner = text.hidden_size, text.intermediate_size
+def _norm_shapes(text: TextConfig) -> Shapes:
     return {
-        "input_layernorm.weight": (hidden,),
-        "post_attention_layernorm.weight": (hidden,),
-        "mlp.gate_proj.weight": (inner, hidden),
-        "mlp.up_proj.weight": (inner, hidden),
-        "mlp.down_proj.weight": (hidden, inner),
+        "input_layernorm.weight": (text.hidden_size,),
+        "post_attention_layernorm.weight": (text.hidden_size,),
     }
 
 
