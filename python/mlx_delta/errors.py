@@ -73,3 +73,26 @@ class VersionError(MlxDeltaError, ImportError):
 
 class BusyError(MlxDeltaError):
     """Something that is for one thread at a time is used by two."""
+
+
+class RequestError(MlxDeltaError):
+    """A request to the server is refused, with this HTTP status.
+
+    param: the field that is wrong, if one is. code: what a program can tell it by. retry_after: seconds until another
+    try may succeed.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.param = param
+        self.code = code
+        self.retry_after = retry_after

@@ -106,6 +106,11 @@ class ChatStream:
             if self._result is None:
                 self._finish()
 
+    @property
+    def prompt_tokens(self) -> int:
+        """How many tokens the prompt has."""
+        return len(self._prompt.ids)
+
     def result(self) -> ChatResult:
         """The whole answer: generates what is left of it."""
         with self._exclusive:

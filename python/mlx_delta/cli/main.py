@@ -18,6 +18,7 @@ from mlx_delta.cli.evaluate import evaluate
 from mlx_delta.cli.generate import generate
 from mlx_delta.cli.imatrix import imatrix
 from mlx_delta.cli.info import info
+from mlx_delta.cli.serve import serve
 
 app = typer.Typer(
     name="mlx-delta",
@@ -31,6 +32,7 @@ register(app, "convert", convert)
 register(app, "imatrix", imatrix)
 register(app, "chat", chat)
 register(app, "generate", generate)
+register(app, "serve", serve)
 register(app, "info", info)
 register(app, "evaluate", evaluate)
 app.add_typer(bench, name="bench")

@@ -1,0 +1,82 @@
+"""The process of ``mlx-delta serve``: its socket, its ready line, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import typer
+
+from mlx_delta.cli.errors import UsageError
+from mlx_delta.errors import MissingPackageError
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+
+def server_package() -> None:
+    """Raises: MissingPackageError without the extra."""
+    try:
+        import fastapi
+        import prometheus_client
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise MissingPackageError(
+            f"serve: expected the package {error.name}, found it missing: pip install 'mlx-delta[server]'"
+        ) from None
+    del fastapi, prometheus_client
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that has the address and does not listen yet. Raises: UsageError where it cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise UsageError(f"--host: expected an address of this machine, found {host}: {error.strerror}") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise UsageError(
+            f"--port: expected a free one at {host}, found {port}: {os.strerror(error.errno or 0)}"
+        ) from error
+    return listener
+
+
+def run(app: FastAPI, listener: socket.socket, ready: str) -> None:
+    """Serve until a signal ends it. ready: printed when it listens, with the address behind it."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                typer.echo(ready + address(listener))
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            """The first drains, the second ends answers within a step; neither is an error of the program."""
+            if self.should_exit:
+                self.force_exit = True
+                app.state.service.runner.stop()
+            self.should_exit = True
+
+    config = uvicorn.Config(app, http="h11", ws="none", log_config=None, access_log=False, timeout_keep_alive=30)
+    try:
+        Server(config).run(sockets=[listener])
+    finally:
+        app.state.service.runner.stop()
+        for number in (signal.SIGTERM, signal.SIGINT):  # what is left ends by itself
+            signal.signal(number, signal.SIG_DFL)
+
+
+def address(listener: socket.socket) -> str:
+    """As a browser takes it."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,70 @@
+"""From a request's fields to what the library is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from mlx_delta.chat.stream import ChatStream
+from mlx_delta.errors import RequestError
+from mlx_delta.language_model import LanguageModel
+from mlx_delta.options import SAMPLING
+from mlx_delta.server.limits import Limits
+from mlx_delta.server.models import Sampling
+from mlx_delta.server.runner import Make
+
+_MOST_CHOICES = 16
+
+
+@dataclass(frozen=True)
+class Question:
+    """messages and options as ``LanguageModel.chat_stream`` takes them."""
+
+    messages: Sequence[Mapping[str, Any]]
+    options: Mapping[str, Any]
+
+    def checked(self, limits: Limits) -> Question:
+        """With an end. Raises: RequestError 422 where there are more messages than the server takes."""
+        if len(self.messages) > limits.messages:
+            message = f"messages: expected at most {limits.messages}, found {len(self.messages)}"
+            raise RequestError(422, message, param="messages")
+        asked = self.options.get("max_new_tokens")
+        tokens = limits.answer_tokens if asked is None else min(asked, limits.answer_tokens)
+        return replace(self, options={**self.options, "max_new_tokens": tokens})
+
+    def makes(self, model: LanguageModel, limits: Limits, choices: int | None = None) -> list[Make]:
+        """An answer for each choice: the first as the library gives it, the next ones with the seeds after its own."""
+        count = 1 if choices is None else choices
+        most = min(_MOST_CHOICES, limits.concurrent + limits.queue)
+        if not 1 <= count <= most:
+            raise RequestError(400, f"n: expected 1 to {most}, found {count}", param="n")
+        seed = self.options.get("seed")
+        each = [self.options if seed is None else {**self.options, "seed": seed + i} for i in range(count)]
+        return [partial(begin, model, self.messages, options, limits) for options in each]
+
+
+def begin(
+    model: LanguageModel, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any], limits: Limits
+) -> ChatStream:
+    """An answer, its prompt made and nothing computed. Raises: RequestError 422 for a prompt beyond the limit."""
+    stream = model.chat_stream(messages, **options)
+    if limits.prompt_tokens is not None and stream.prompt_tokens > limits.prompt_tokens:
+        found = f"expected a prompt of at most {limits.prompt_tokens} tokens, found {stream.prompt_tokens}"
+        raise RequestError(422, f"messages: {found}", param="messages", code="context_length_exceeded")
+    return stream
+
+
+def sampling_options(body: Sampling) -> dict[str, Any]:
+    """Raises: RequestError for what would change the answer and cannot be had."""
+    for name in ("frequency_penalty", "logit_bias"):
+        if getattr(body, name):
+            raise RequestError(400, f"{name}: expected nothing (it is not supported), found a value", param=name)
+    names = (*SAMPLING, "seed", "preset", "stop")
+    return {name: getattr(body, name) for name in names if getattr(body, name) is not None}
+
+
+def effort_options(effort: str | None) -> dict[str, Any]:
+    """A model thinks or does not; how much is its own affair."""
+    return {"enable_thinking": False} if effort == "none" else {}

@@ -1,0 +1,177 @@
+"""Answers beside each other, outside of the event loop, which never waits for the model.
+
+A thread for each answer that is computed: it waits for the engine, and takes its steps where nobody else does. So as
+many answers are under way as there are threads, and the queue before them is the executor's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any, Protocol
+
+from mlx_delta.chat.result import ChatEvent
+from mlx_delta.errors import RequestError
+from mlx_delta.server.limits import Limits
+
+_LONGEST_RETRY = 60  # seconds
+
+
+class Stream(Protocol):
+    """What is run: a ``ChatStream``, or whatever has events and can be closed from another thread."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+    def close(self) -> None:
+        """End it; returns when it has ended."""
+
+    def result(self) -> Any:
+        """All of it, once it has ended."""
+
+
+Make = Callable[[], Stream]
+
+
+class Runner:
+    """All that runs. Use it from the event loop's thread, but for ``stop``, which waits for a step."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._answering = ThreadPoolExecutor(limits.concurrent, "answer")
+        self._preparing = ThreadPoolExecutor(2, "prompt")  # templates and tokenizers: short, but not for an event loop
+        self._closing = ThreadPoolExecutor(1, "close")  # waits for a step of the engine to be over
+        self._change = threading.Lock()  # guards what follows
+        self._places = 0  # taken: by answers under way or waiting
+        self._running: set[Stream] = set()
+        self._seconds = 1.0  # that an answer took, lately
+
+    @property
+    def running(self) -> int:
+        """Answers that are computed now."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Answers that were accepted and have not begun."""
+        return max(0, self._places - len(self._running))
+
+    async def start(self, makes: Sequence[Make]) -> Answers:
+        """Accept answers that belong together. makes: prepare one each, and raise where the request is wrong.
+
+        Raises: RequestError 429 where the queue is full, and whatever ``makes`` raise.
+        """
+        self._take_places(len(makes))
+        streams: list[Stream] = []
+        try:
+            for make in makes:
+                streams.append(await self.call(make))
+        except BaseException:
+            self._leave_places(len(makes))
+            raise
+        return Answers(self, streams, self._limits.keep_alive_seconds)
+
+    async def call(self, function: Callable[[], Any]) -> Any:
+        """Something short, outside of the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._preparing, function)
+
+    def stop(self) -> None:
+        """End all answers within a step; nothing is accepted any more."""
+        with self._change:
+            self._places = self._limits.concurrent + self._limits.queue
+            running = list(self._running)
+        for stream in running:
+            stream.close()
+        for pool in (self._answering, self._preparing, self._closing):
+            pool.shutdown(wait=False, cancel_futures=pool is not self._closing)
+
+    def close(self, stream: Stream) -> None:
+        """End a stream within a step, without waiting for it."""
+        self._closing.submit(stream.close)
+
+    def submit(self, stream: Stream, tell: Callable[[Any], None]) -> Future[None]:
+        """Run a stream that has a place when its turn comes; its events, or its error, are told in another thread."""
+        future = self._answering.submit(self._run, stream, tell)
+        future.add_done_callback(lambda _: self._leave_places(1))
+        return future
+
+    def _run(self, stream: Stream, tell: Callable[[Any], None]) -> None:
+        begin, done = time.monotonic(), False
+        with self._change:
+            self._running.add(stream)
+        try:
+            for event in stream:
+                done = event.done
+                tell(event)
+            if not done:  # it was closed between two events
+                tell(ChatEvent(done=True, result=stream.result()))
+        except Exception as error:
+            tell(error)
+        finally:
+            with self._change:
+                self._running.discard(stream)
+                self._seconds += (time.monotonic() - begin - self._seconds) / 8
+
+    def _take_places(self, count: int) -> None:
+        limits = self._limits
+        with self._change:
+            if self._places + count > limits.concurrent + limits.queue:
+                wait = self._seconds * (1 + self._places / limits.concurrent)
+                raise RequestError(
+                    429,
+                    f"expected at most {limits.concurrent} answers at once and {limits.queue} waiting, found as many",
+                    code="rate_limit_exceeded",
+                    retry_after=max(1, min(_LONGEST_RETRY, round(wait))),
+                )
+            self._places += count
+
+    def _leave_places(self, count: int) -> None:
+        with self._change:
+            self._places -= count
+
+
+class Answers:
+    """Accepted answers that belong together. ``async for index, event in answers``: once; None is the event where
+    nothing has come for a while. They end with the iteration, and ``close`` ends what was never iterated over."""
+
+    def __init__(self, runner: Runner, streams: Sequence[Stream], keep_alive_seconds: float) -> None:
+        self.streams = streams
+        self._runner = runner
+        self._keep_alive_seconds = keep_alive_seconds
+        self._events: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def tell(index: int, event: Any) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
+
+        self._futures = [runner.submit(stream, partial(tell, i)) for i, stream in enumerate(streams)]
+
+    async def __aiter__(self) -> AsyncIterator[tuple[int, Any]]:
+        left = len(self.streams)
+        try:
+            while left:
+                try:
+                    index, event = await asyncio.wait_for(self._events.get(), self._keep_alive_seconds)
+                except asyncio.TimeoutError:
+                    yield 0, None
+                    continue
+                if isinstance(event, Exception):
+                    raise event
+                left -= bool(event.done)
+                yield index, event
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """End them, if they have not ended: within a step their places are free."""
+        for stream, future in zip(self.streams, self._futures, strict=True):
+            if not future.done() and not future.cancel():
+                self._runner.close(stream)
+
+    def end(self, index: int) -> None:
+        """End one of them: its last event is still to come."""
+        self._runner.close(self.streams[index])

@@ -1,0 +1,57 @@
+"""What all routes share: the model, its name, the limits, what runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+
+from starlette.requests import Request
+
+from mlx_delta.language_model import LanguageModel
+from mlx_delta.server.limits import Limits
+from mlx_delta.server.replies import body_of, refusal
+from mlx_delta.server.runner import Answers, Make, Runner
+from mlx_delta.server.sse import EventStream, frame
+
+
+@dataclass
+class Service:
+    """name: the model's, as clients see it."""
+
+    model: LanguageModel
+    name: str
+    limits: Limits
+    runner: Runner = field(init=False)
+    created: int = field(default_factory=lambda: int(time.time()))
+    fingerprint: str = f"mlx-delta-{version('mlx-delta')}"
+
+    def __post_init__(self) -> None:
+        self.runner = Runner(self.limits)
+
+    async def answers(self, makes: Sequence[Make]) -> Answers:
+        return await self.runner.start(makes)
+
+
+def service_of(request: Request) -> Service:
+    return request.app.state.service
+
+
+def event_stream(frames: AsyncIterator[bytes], answers: Answers, path: str, error_event: str | None) -> EventStream:
+    """A response of frames, at whose end all answers are ended. An error on the way is the last frame.
+
+    error_event: its name, in APIs that name their events.
+    """
+
+    async def guarded() -> AsyncIterator[bytes]:
+        try:
+            async for each in frames:
+                yield each
+        except Exception as error:
+            yield frame(body_of(refusal(error), path), error_event)
+        finally:
+            await frames.aclose()  # type: ignore[attr-defined]  # they are a generator
+            answers.close()
+
+    return EventStream(guarded())

@@ -1,0 +1,115 @@
+"""Answers beside each other: places, the queue, and who is told what."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from mlx_delta.errors import ArgumentError, RequestError
+from mlx_delta.server.limits import Limits
+from mlx_delta.server.runner import Answers, Runner
+
+
+@dataclass
+class Event:
+    done: bool = False
+
+
+class Slow:
+    """A stream that has an event, and then waits to be closed or released."""
+
+    def __init__(self) -> None:
+        self.end = threading.Event()
+        self.closed = False
+
+    def __iter__(self) -> Iterator[Event]:
+        yield Event()
+        assert self.end.wait(10)
+        yield Event(done=True)
+
+    def close(self) -> None:
+        self.closed = True
+        self.end.set()
+
+    def result(self) -> None: ...
+
+
+def run(limits: Limits, scenario: Callable[[Runner], Awaitable[None]]) -> None:
+    async def all_of_it() -> None:
+        runner = Runner(limits)
+        try:
+            await scenario(runner)
+        finally:
+            runner.stop()
+
+    asyncio.run(all_of_it())
+
+
+async def soon(condition: Callable[[], bool]) -> None:
+    for _ in range(500):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail("it did not come")
+
+
+def test_beyond_the_queue_is_refused_and_places_come_back() -> None:
+    async def scenario(runner: Runner) -> None:
+        streams = [Slow() for _ in range(3)]
+        taken = [await runner.start([lambda one=one: one]) for one in streams]
+        await soon(lambda: (runner.running, runner.waiting) == (1, 2))
+        with pytest.raises(RequestError) as refused:
+            await runner.start([Slow])
+        assert (refused.value.status, (refused.value.retry_after or 0) >= 1) == (429, True)
+        taken[1].close()  # it waits: nothing is to be closed
+        await soon(lambda: runner.waiting == 1)
+        assert not streams[1].closed
+        iteration = taken[0].__aiter__()
+        assert await iteration.__anext__() == (0, Event())
+        await iteration.aclose()  # type: ignore[attr-defined]
+        await soon(lambda: streams[0].closed)
+        await soon(lambda: (runner.running, runner.waiting) == (1, 0))
+        streams[2].end.set()
+        assert [event async for _, event in taken[2]] == [Event(), Event(done=True)]
+        await soon(lambda: (runner.running, runner.waiting) == (0, 0))
+
+    run(Limits(concurrent=1, queue=2), scenario)
+
+
+def test_what_cannot_begin_leaves_its_place() -> None:
+    def wrong() -> Slow:
+        raise ArgumentError("stop: expected text")
+
+    async def scenario(runner: Runner) -> None:
+        for _ in range(3):
+            with pytest.raises(ArgumentError):
+                await runner.start([Slow, wrong])
+        assert (runner.running, runner.waiting) == (0, 0)
+
+    run(Limits(concurrent=2, queue=0), scenario)
+
+
+def test_a_silent_answer_is_told_to_be_alive_and_an_error_is_raised() -> None:
+    class Failing(Slow):
+        def __iter__(self) -> Iterator[Event]:
+            assert not self.end.wait(0.2)
+            raise ArgumentError("x: no")
+
+    async def scenario(runner: Runner) -> None:
+        answers: Answers = await runner.start([Failing])
+        iteration = answers.__aiter__()
+        assert await iteration.__anext__() == (0, None)
+        with pytest.raises(ArgumentError):
+            [event async for event in iteration]
+
+    run(Limits(keep_alive_seconds=0.05), scenario)
+
+
+def test_limits_are_checked() -> None:
+    for wrong in ({"concurrent": 0}, {"concurrent": 17}, {"queue": -1}, {"prompt_tokens": 0}):
+        with pytest.raises(ArgumentError, match=next(iter(wrong))):
+            Limits(**wrong)
