@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 import signal
 import socket
@@ -16,6 +18,8 @@ from mlx_delta.errors import MissingPackageError
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+_FIRST_REQUEST_SECONDS = 30
+
 
 def server_package() -> None:
     """Raises: MissingPackageError without the extra."""
@@ -28,6 +32,19 @@ def server_package() -> None:
             f"serve: expected the package {error.name}, found it missing: pip install 'mlx-delta[server]'"
         ) from None
     del fastapi, prometheus_client
+
+
+def log_to_stderr() -> None:
+    """Requests as lines of JSON, which need nothing more; the rest with its time and its kind."""
+    for name, form in (
+        ("mlx_delta.server", "%(asctime)s %(levelname)s %(message)s"),
+        ("mlx_delta.server.requests", None),
+    ):
+        log, handler = logging.getLogger(name), logging.StreamHandler()
+        handler.setFormatter(logging.Formatter(form))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -53,6 +70,18 @@ def bind(host: str, port: int) -> socket.socket:
 def run(app: FastAPI, listener: socket.socket, ready: str) -> None:
     """Serve until a signal ends it. ready: printed when it listens, with the address behind it."""
     import uvicorn
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Protocol(H11Protocol):
+        """A connection on which no request comes is closed."""
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self.loop.call_later(_FIRST_REQUEST_SECONDS, self._close_unused)
+
+        def _close_unused(self) -> None:
+            if self.cycle is None:
+                self.transport.close()
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -62,12 +91,10 @@ def run(app: FastAPI, listener: socket.socket, ready: str) -> None:
 
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             """The first drains, the second ends answers within a step; neither is an error of the program."""
-            if self.should_exit:
-                self.force_exit = True
-                app.state.service.runner.stop()
+            self.force_exit = self.should_exit
             self.should_exit = True
 
-    config = uvicorn.Config(app, http="h11", ws="none", log_config=None, access_log=False, timeout_keep_alive=30)
+    config = uvicorn.Config(app, http=Protocol, ws="none", log_config=None, access_log=False, timeout_keep_alive=30)
     try:
         Server(config).run(sockets=[listener])
     finally:

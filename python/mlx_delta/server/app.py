@@ -8,9 +8,13 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import PlainTextResponse, Response
 
 from mlx_delta.language_model import LanguageModel
 from mlx_delta.server import openai_routes
+from mlx_delta.server.access import Access
+from mlx_delta.server.guard import Guard
 from mlx_delta.server.limits import Limits
 from mlx_delta.server.models import ErrorReply, Json
 from mlx_delta.server.replies import handle_errors
@@ -29,9 +33,17 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def create_app(model: LanguageModel, *, name: str, limits: Limits | None = None) -> FastAPI:
-    """name: the model's, as /v1/models tells it."""
+def create_app(
+    model: LanguageModel,
+    *,
+    name: str,
+    limits: Limits | None = None,
+    access: Access | None = None,
+    log_prompts: bool = False,
+) -> FastAPI:
+    """name: the model's, as /v1/models tells it. log_prompts: write what is asked to the log."""
     service = Service(model, name, limits or Limits())
+    access = access or Access()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -42,10 +54,21 @@ def create_app(model: LanguageModel, *, name: str, limits: Limits | None = None)
     app = FastAPI(title="mlx-delta", version=version("mlx-delta"), docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.service = service
     handle_errors(app)
+    app.add_middleware(Guard, access, service.limits, service.metrics, log_prompts=log_prompts)
+    if access.origins:  # outermost: a browser reads refusals too
+        app.add_middleware(
+            CORSMiddleware, allow_origins=access.origins, allow_methods=("GET", "POST"), allow_headers=("*",)
+        )
     app.include_router(openai_routes.router, responses=_REFUSALS)
 
     @app.get("/health")
     async def health() -> Json:
         return {"status": "ok"}
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        runner = service.runner
+        text = service.metrics.text(runner.running, runner.waiting)
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return app

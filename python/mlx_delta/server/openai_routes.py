@@ -50,7 +50,7 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
         single_call=body.parallel_tool_calls is False,
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
     )
-    answers = await until_gone(request, service.answers(asked.makes(service.model, service.limits, body.n)))
+    answers = await service.answers(request, asked.makes(service.model, service.limits, body.n))
     if body.stream:
         return event_stream(reply.chunks(answers), answers, request.url.path, None)
     return json_response(await until_gone(request, reply.whole(answers)))

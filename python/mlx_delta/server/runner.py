@@ -14,9 +14,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol
 
-from mlx_delta.chat.result import ChatEvent
+from mlx_delta.chat.result import ChatEvent, Usage
 from mlx_delta.errors import RequestError
 from mlx_delta.server.limits import Limits
+from mlx_delta.server.metrics import Metrics
 
 _LONGEST_RETRY = 60  # seconds
 
@@ -39,12 +40,14 @@ Make = Callable[[], Stream]
 class Runner:
     """All that runs. Use it from the event loop's thread, but for ``stop``, which waits for a step."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, metrics: Metrics) -> None:
+        self.metrics = metrics
         self._limits = limits
         self._answering = ThreadPoolExecutor(limits.concurrent, "answer")
         self._preparing = ThreadPoolExecutor(2, "prompt")  # templates and tokenizers: short, but not for an event loop
         self._closing = ThreadPoolExecutor(1, "close")  # waits for a step of the engine to be over
         self._change = threading.Lock()  # guards what follows
+        self._stopped = False
         self._places = 0  # taken: by answers under way or waiting
         self._running: set[Stream] = set()
         self._seconds = 1.0  # that an answer took, lately
@@ -81,7 +84,7 @@ class Runner:
     def stop(self) -> None:
         """End all answers within a step; nothing is accepted any more."""
         with self._change:
-            self._places = self._limits.concurrent + self._limits.queue
+            self._stopped = True
             running = list(self._running)
         for stream in running:
             stream.close()
@@ -90,7 +93,8 @@ class Runner:
 
     def close(self, stream: Stream) -> None:
         """End a stream within a step, without waiting for it."""
-        self._closing.submit(stream.close)
+        if not self._stopped:
+            self._closing.submit(stream.close)
 
     def submit(self, stream: Stream, tell: Callable[[Any], None]) -> Future[None]:
         """Run a stream that has a place when its turn comes; its events, or its error, are told in another thread."""
@@ -118,6 +122,8 @@ class Runner:
     def _take_places(self, count: int) -> None:
         limits = self._limits
         with self._change:
+            if self._stopped:
+                raise RequestError(503, "the server is ending")
             if self._places + count > limits.concurrent + limits.queue:
                 wait = self._seconds * (1 + self._places / limits.concurrent)
                 raise RequestError(
@@ -139,6 +145,9 @@ class Answers:
 
     def __init__(self, runner: Runner, streams: Sequence[Stream], keep_alive_seconds: float) -> None:
         self.streams = streams
+        self.usages: dict[int, Usage] = {}  # of those that have ended
+        self._first_seconds: float | None = None
+        self._begin = time.monotonic()
         self._runner = runner
         self._keep_alive_seconds = keep_alive_seconds
         self._events: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
@@ -161,10 +170,30 @@ class Answers:
                     continue
                 if isinstance(event, Exception):
                     raise event
+                self._count(index, event)
                 left -= bool(event.done)
                 yield index, event
         finally:
             self.close()
+
+    def figures(self) -> dict[str, Any]:
+        """For a line in the log: tokens and seconds so far, and no text."""
+        usages = self.usages.values()
+        return {
+            "first_seconds": None if self._first_seconds is None else round(self._first_seconds, 3),
+            "prompt_tokens": max((usage.prompt_tokens for usage in usages), default=None),
+            "cached_tokens": max((usage.cached_tokens for usage in usages), default=None),
+            "completion_tokens": sum(usage.completion_tokens for usage in usages),
+        }
+
+    def _count(self, index: int, event: ChatEvent) -> None:
+        metrics = self._runner.metrics
+        if self._first_seconds is None:
+            self._first_seconds = time.monotonic() - self._begin
+            metrics.first_event(self._first_seconds)
+        if event.result is not None:
+            self.usages[index] = event.result.usage
+            metrics.answer(event.result.usage)
 
     def close(self) -> None:
         """End them, if they have not ended: within a step their places are free."""

@@ -11,9 +11,10 @@ from starlette.requests import Request
 
 from mlx_delta.language_model import LanguageModel
 from mlx_delta.server.limits import Limits
+from mlx_delta.server.metrics import Metrics
 from mlx_delta.server.replies import body_of, refusal
 from mlx_delta.server.runner import Answers, Make, Runner
-from mlx_delta.server.sse import EventStream, frame
+from mlx_delta.server.sse import EventStream, frame, until_gone
 
 
 @dataclass
@@ -24,14 +25,19 @@ class Service:
     name: str
     limits: Limits
     runner: Runner = field(init=False)
+    metrics: Metrics = field(init=False)
     created: int = field(default_factory=lambda: int(time.time()))
     fingerprint: str = f"mlx-delta-{version('mlx-delta')}"
 
     def __post_init__(self) -> None:
-        self.runner = Runner(self.limits)
+        self.metrics = Metrics()
+        self.runner = Runner(self.limits, self.metrics)
 
-    async def answers(self, makes: Sequence[Make]) -> Answers:
-        return await self.runner.start(makes)
+    async def answers(self, request: Request, makes: Sequence[Make]) -> Answers:
+        """Accepted answers, unless the client goes away before; they are told in the log with the request."""
+        answers = await until_gone(request, self.runner.start(makes))
+        request.state.answers = answers
+        return answers
 
 
 def service_of(request: Request) -> Service:

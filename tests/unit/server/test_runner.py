@@ -11,12 +11,14 @@ import pytest
 
 from mlx_delta.errors import ArgumentError, RequestError
 from mlx_delta.server.limits import Limits
+from mlx_delta.server.metrics import Metrics
 from mlx_delta.server.runner import Answers, Runner
 
 
 @dataclass
 class Event:
     done: bool = False
+    result: None = None
 
 
 class Slow:
@@ -40,7 +42,7 @@ class Slow:
 
 def run(limits: Limits, scenario: Callable[[Runner], Awaitable[None]]) -> None:
     async def all_of_it() -> None:
-        runner = Runner(limits)
+        runner = Runner(limits, Metrics())
         try:
             await scenario(runner)
         finally:

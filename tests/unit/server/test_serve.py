@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
+import time
 from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
@@ -14,22 +18,57 @@ from mlx_delta.cli.errors import UsageError
 from mlx_delta.cli.serve_process import bind
 from support.serving import serving
 
+LONG = {"type": "array", "items": {"type": "integer"}, "minItems": 5000}
 
-def post(address: str, body: dict[str, object]) -> HTTPConnection:
+
+def post(address: str, **body: Any) -> HTTPConnection:
     connection = HTTPConnection(address.removeprefix("http://"), timeout=60)
-    connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
+    asked = {"messages": [{"role": "user", "content": "Count to 7."}], "temperature": 0, "enable_thinking": False}
+    content = json.dumps(asked | body)
+    connection.request("POST", "/v1/chat/completions", content, {"content-type": "application/json"})
     return connection
 
 
-def test_it_is_ready_drains_and_ends(tiny: Path) -> None:
+def figure(address: str, name: str) -> float:
+    with urlopen(f"{address}/metrics") as response:
+        text = response.read().decode()
+    found = re.search(rf"^{name} (.*)$", text, re.MULTILINE)
+    return float(found[1]) if found else 0.0
+
+
+def soon(address: str, name: str, value: float) -> None:
+    for _ in range(100):
+        if figure(address, name) == value:
+            return
+        time.sleep(0.05)
+    pytest.fail(f"{name}: expected {value}, found {figure(address, name)}")
+
+
+def test_its_life(tiny: Path) -> None:
+    """Ready; clients that go away leave nothing; asked to end it ends what it has begun; asked again it ends."""
+    form = {"type": "json_schema", "json_schema": {"schema": LONG}}
+    long = {"response_format": form, "max_tokens": 8000}
     with serving(tiny) as (process, address):
         assert address.startswith("http://127.0.0.1:")
-        body = {"messages": [{"role": "user", "content": "Count to 7."}], "stream": True, "temperature": 0}
-        stream = post(address, {**body, "logprobs": True, "top_logprobs": 20}).getresponse()
-        assert stream.readline().startswith(b"data: ")
+        for stream in (True, False):
+            gone = post(address, **long, stream=stream)
+            soon(address, "mlx_delta_answers_running", 1)
+            gone.sock.close()
+            soon(address, "mlx_delta_answers_running", 0)
+
+        going = post(address, **long, stream=True).getresponse()
+        short = post(address, stream=True).getresponse()
+        assert going.readline().startswith(b"data: ")
+        assert short.readline().startswith(b"data: ")
         process.send_signal(signal.SIGTERM)
-        assert stream.read().rstrip().endswith(b"data: [DONE]")
+        assert short.read().rstrip().endswith(b"data: [DONE]")
+        assert going.readline() == b"\n"
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
+        assert process.stderr is not None
+        lines = [json.loads(line) for line in process.stderr if line.startswith("{")]
+    assert [line["status"] for line in lines[:2]] == [200, 499]
 
 
 def test_a_port_that_is_taken() -> None:
