@@ -21,7 +21,7 @@ from mlx_delta.chat.stream import ChatStream
 from mlx_delta.config import ModelConfig
 from mlx_delta.engine.engine import Engine
 from mlx_delta.errors import ArgumentError
-from mlx_delta.model.cache import Cache
+from mlx_delta.model.cache import Cache, KeyValues
 from mlx_delta.model.network import Network
 from mlx_delta.options import ChatOptions, GenerationOptions, takes
 from mlx_delta.text.generation import Generation
@@ -56,17 +56,27 @@ class LanguageModel(ChatMethods):
         left-padded prompts of unequal length, given with the first call on a cache: false before each sequence begins.
         Raises: ArgumentError naming the argument.
         """
-        ids = tokens if isinstance(tokens, mx.array) else mx.array(list(tokens))
-        if ids.ndim != 2 or ids.size == 0 or not mx.issubdtype(ids.dtype, mx.integer):
-            raise ArgumentError(f"tokens: expected non-empty integers [B, T], found {ids.dtype} {list(ids.shape)}")
-        if not isinstance(tokens, mx.array):  # those are not looked at: it would wait for them to be computed
-            self._check_ids([i for row in tokens for i in row])
+        ids = self._ids(tokens)
         if mask is not None and mask.shape != ids.shape:
             raise ArgumentError(f"mask: expected shape {list(ids.shape)}, found {list(mask.shape)}")
         logits = self.network(ids, self.make_cache() if cache is None else cache, mask=mask)
         if cache is not None:  # so that it can go on in any thread: what is lazy, only this one could evaluate
             mx.async_eval(*cache.arrays())
         return logits
+
+    def mtp_logits(self, tokens: mx.array | Sequence[Sequence[int]]) -> mx.array:
+        """What the checkpoint's MTP head predicts of tokens int [B, T] -> logits [B, T - 1, V], lazily.
+
+        Row i is of token i + 2, from the model's hidden state of token i and from token i + 1.
+        Raises: ArgumentError where there is no head, or for tokens that are wrong.
+        """
+        if self.network.mtp is None:
+            raise ArgumentError(f"mtp_logits: expected a checkpoint with an MTP head, found none in {self.path}")
+        ids = self._ids(tokens)
+        if ids.shape[1] < 2:
+            raise ArgumentError(f"tokens: expected at least two in a row, found {ids.shape[1]}")
+        *_, x = self.network.hidden_states(ids, self.make_cache())
+        return self.network.draft_logits(self.network.draft(ids[:, 1:], self.network.hidden(x)[:, :-1], KeyValues(), 0))
 
     @takes(GenerationOptions)
     def generate(self, prompt: str | Sequence[int], **options: Unpack[GenerationOptions]) -> Generation:
@@ -149,6 +159,15 @@ class LanguageModel(ChatMethods):
 
     def _start(self, messages: Sequence[Message], settings: ChatSettings) -> ChatStream:
         return Session(self.engine, self.tokenizer, goes_on=False)._start(messages, settings)
+
+    def _ids(self, tokens: mx.array | Sequence[Sequence[int]]) -> mx.array:
+        """tokens as int [B, T]. Raises: ArgumentError."""
+        ids = tokens if isinstance(tokens, mx.array) else mx.array(list(tokens))
+        if ids.ndim != 2 or ids.size == 0 or not mx.issubdtype(ids.dtype, mx.integer):
+            raise ArgumentError(f"tokens: expected non-empty integers [B, T], found {ids.dtype} {list(ids.shape)}")
+        if not isinstance(tokens, mx.array):  # those are not looked at: it would wait for them to be computed
+            self._check_ids([i for row in tokens for i in row])
+        return ids
 
     def _check_ids(self, ids: Sequence[int]) -> None:
         vocab_size = self.config.text.vocab_size

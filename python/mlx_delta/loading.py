@@ -36,7 +36,7 @@ def load_model(path: str | Path, dtype: mx.Dtype | str | None = None) -> Languag
 def load_checkpoint(checkpoint: Checkpoint, dtype: mx.Dtype | str | None = None) -> LanguageModel:
     """``load_model`` of a checkpoint of any format, a GGUF file's weights and tokenizer too."""
     tokenizer = Tokenizer.of_checkpoint(checkpoint)
-    tensors = checkpoint.text_tensors()
+    tensors = {**checkpoint.text_tensors(), **checkpoint.mtp_tensors()}
     chosen = _activation_dtype(tensors, dtype)
     weights = read_finite(tensors.values(), checkpoint.path)
     for weight in weights.values():  # now that each has its neighbours, with which it shares pages

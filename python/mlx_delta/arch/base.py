@@ -60,12 +60,16 @@ class Recipes:
 
     linear: every linear layer and the embedding. unsloth: pattern -> bits over the recipe's base. kept: ends of the
     names of tensors that keep their dtype. fixed: ends of the modules that the recipe ``auto`` leaves as they are.
+    draft: matrices of the MTP head, which every recipe makes ``draft_bits`` wide: what they say is checked before it
+    is used, so that their width costs speed, and never a token.
     """
 
     linear: tuple[str, ...]
     unsloth: tuple[tuple[str, int], ...]
     kept: tuple[str, ...]
     fixed: tuple[str, ...]
+    draft: tuple[str, ...] = ("mtp.fc", "mtp.layers.*_proj")
+    draft_bits: int = 4
 
 
 @dataclass(frozen=True)

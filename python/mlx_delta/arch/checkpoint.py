@@ -41,6 +41,16 @@ class Checkpoint:
         """The text model's, scales and biases among them."""
         return {name: tensor for name, tensor in self.tensors.items() if base_name(name) in self.shapes}
 
+    def mtp_tensors(self) -> dict[str, Tensor]:
+        """The MTP head's, scales and biases among them; none where the config or the files have no head.
+
+        Raises: CheckpointError where a part of it is missing.
+        """
+        if not any(name.startswith("mtp.") for name in self.tensors):
+            return {}
+        shapes = self.mtp_shapes()
+        return {name: tensor for name, tensor in self.tensors.items() if base_name(name) in shapes}
+
     def mtp_shapes(self) -> Shapes:
         """Of the MTP head's tensors, which are checked to be there; none where the config has no head.
 

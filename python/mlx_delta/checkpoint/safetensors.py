@@ -15,7 +15,7 @@ import mlx.core as mx
 from safetensors import SafetensorError, safe_open
 
 from mlx_delta.checkpoint.atomic import named_errors
-from mlx_delta.checkpoint.source import INDEX, TensorInfo, files_beside
+from mlx_delta.checkpoint.source import HEAD_FILES, INDEX, TensorInfo, files_beside
 from mlx_delta.errors import CheckpointError, ConvertError
 from mlx_delta.json_files import parse_json, read_json
 
@@ -41,6 +41,8 @@ class SafetensorsSource:
     """A directory with one or more safetensors files.
 
     The index, where there is one, says which file holds which tensor; otherwise every ``model*.safetensors`` counts.
+    An MTP head may lie beside them, in ``mtp/*.safetensors``, under names with "mtp." or without; one that the model's
+    own files have goes before it.
 
     Raises: CheckpointError naming the file (and tensor) for a missing, truncated or inconsistent one.
     """
@@ -48,6 +50,9 @@ class SafetensorsSource:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.tensors = _indexed(path / INDEX) if (path / INDEX).is_file() else _unindexed(path)
+        self._bare: set[str] = set()  # names that lack their "mtp." in the file
+        if not any(name.startswith("mtp.") for name in self.tensors):
+            self._add_head()
         self._unread: dict[Path, dict[str, mx.array]] = {}
 
     def load(self, name: str) -> mx.array:
@@ -59,9 +64,17 @@ class SafetensorsSource:
             raise CheckpointError(f"{self.path}: expected a tensor {name}, found nothing")
         file = self.tensors[name].file
         # An array handed out is forgotten here: evaluated, it would otherwise stay in memory as long as the source.
-        if name not in self._unread.get(file, {}):
+        stored = name.removeprefix("mtp.") if name in self._bare else name
+        if stored not in self._unread.get(file, {}):
             self._unread[file] = _load_file(file)
-        return self._unread[file].pop(name)
+        return self._unread[file].pop(stored)
+
+    def _add_head(self) -> None:
+        for stored, info in _merged(sorted(self.path.glob(HEAD_FILES))).items():
+            name = stored if stored.startswith("mtp.") else f"mtp.{stored}"
+            self.tensors[name] = info
+            if name != stored:
+                self._bare.add(name)
 
     def side_files(self) -> dict[str, bytes]:
         """Tokenizer, template and the like: file name -> content."""
@@ -148,6 +161,10 @@ def _unindexed(path: Path) -> dict[str, TensorInfo]:
     files = sorted(path.glob("model*.safetensors"))
     if not files:
         raise CheckpointError(f"{path}: expected model*.safetensors, found none")
+    return _merged(files)
+
+
+def _merged(files: Iterable[Path]) -> dict[str, TensorInfo]:
     tensors: dict[str, TensorInfo] = {}
     for file in files:
         for name, info in read_header(file).items():

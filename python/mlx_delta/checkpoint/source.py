@@ -16,6 +16,7 @@ import mlx.core as mx
 from mlx_delta.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
+HEAD_FILES = "mtp/*.safetensors"  # of an MTP head beside a model that lacks it
 SIDE_FILES = (
     "tokenizer*.json",
     "vocab.json",

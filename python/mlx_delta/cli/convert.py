@@ -107,8 +107,14 @@ def convert(
     context: Annotated[int, typer.Option(help="For --calibrate: tokens a chunk.")] = 512,
     max_chunks: Annotated[int, typer.Option(help="For --calibrate: chunks to run.")] = 128,
     keep_mtp: Annotated[
-        bool, typer.Option("--keep-mtp", help="Write the multi-token-prediction head too, in bfloat16.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--keep-mtp/--no-mtp",
+            help="The head that drafts tokens (multi-token prediction): with -q its matrices have 4 bits, whatever the "
+            "recipe; --keep-mtp wants one, --no-mtp drops it.",
+            show_default="kept where there is one",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the table of sizes, and write nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the output directory if it exists.")] = False,
 ) -> None:

@@ -27,7 +27,7 @@ class Arguments:
     fit: bool = True
     overrides: Path | None = None
     target_bpw: float | None = None
-    keep_mtp: bool = False
+    keep_mtp: bool | None = None
     calibrated: bool = False
     measured: bool = False
 

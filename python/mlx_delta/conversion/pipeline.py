@@ -73,7 +73,7 @@ def convert(
     target_bpw: float | None = None,
     sensitivity: Sensitivity | None = None,
     calibration: Calibration | None = None,
-    keep_mtp: bool = False,
+    keep_mtp: bool | None = None,
     dry_run: bool = False,
     force: bool = False,
     progress: Callable[[Progress], None] | None = None,
@@ -90,8 +90,8 @@ def convert(
     equal. ``fit`` False is mx.quantize alone.
     calibration: each matrix makes up for what those before it lost, those that stay whole too, and rounding feeds its
     errors forward by all second moments of the inputs (convert.moments). AWQ gains nothing then, and is left out.
-    ``keep_mtp`` writes the MTP head too, in bfloat16 where no override says otherwise; else it is dropped. ``dry_run``
-    reports what would be written. ``force`` replaces an existing ``out``.
+    ``keep_mtp`` None writes the MTP head where there is one, its matrices in the width that every recipe has for it;
+    True wants one; False drops it. ``dry_run`` reports what would be written. ``force`` replaces an existing ``out``.
 
     ``out`` appears whole, at the end, or not at all.
     Raises: MlxDeltaError (ArgumentError, CheckpointError, ConfigError, ConvertError, ImatrixError, OutputError) naming

@@ -50,6 +50,8 @@ class Prepared:
             recipe = auto(tensors, sensitivity, target, arguments.group_size, architecture)
         elif arguments.quantize and arguments.recipe != "auto":
             recipe = choose(arguments.recipe, arguments.bits, arguments.group_size, architecture.recipes)
+        if arguments.quantize:
+            recipe = recipe.with_draft(arguments.group_size, architecture.recipes)
         if arguments.overrides is not None:
             recipe = with_overrides(recipe, arguments.overrides, self._modules())
         plans = plan(self.tensors.values(), recipe, architecture)
@@ -128,13 +130,13 @@ _OBJECTS = {
 }
 
 
-def _wanted(checkpoint: Checkpoint, keep_mtp: bool) -> dict[str, Tensor]:
+def _wanted(checkpoint: Checkpoint, keep_mtp: bool | None) -> dict[str, Tensor]:
     tensors = checkpoint.tensors
     quantized = [name for name in tensors if name.endswith(".scales")]
     if quantized or checkpoint.config.quantization:
         found = quantized[0] if quantized else "a quantization section in config.json"
         raise ConvertError(f"{checkpoint.path}: expected an unquantized checkpoint, found {found}")
-    mtp = checkpoint.mtp_shapes() if keep_mtp else {}
+    mtp = {} if keep_mtp is False else checkpoint.mtp_shapes() if keep_mtp else checkpoint.mtp_tensors()
     if keep_mtp and not mtp:
         raise ArgumentError(f"keep_mtp: expected mtp_num_hidden_layers in the config of {checkpoint.path}, found none")
     vision = sorted(name for name in tensors if name.startswith("vision_tower."))

@@ -33,6 +33,11 @@ class Recipe:
     rules: tuple[tuple[str, Quantization | None], ...]
     base: Quantization | None
 
+    def with_draft(self, group_size: int, recipes: Recipes) -> Recipe:
+        """It, and the width of the MTP head's matrices, where it has said none."""
+        width = Quantization(recipes.draft_bits, group_size)
+        return Recipe((*self.rules, *((pattern, width) for pattern in recipes.draft)), self.base)
+
     def width(self, module: str) -> Quantization | None:
         return next((width for pattern, width in self.rules if fnmatchcase(module, pattern)), None)
 

@@ -14,8 +14,9 @@ import mlx.core as mx
 
 from mlx_delta import ops
 from mlx_delta.config import ModelConfig, TextConfig
-from mlx_delta.model.cache import Cache
-from mlx_delta.model.layers import Layer, Window, decode_rows, matrices
+from mlx_delta.model.cache import Cache, KeyValues
+from mlx_delta.model.layers import FeedForward, Layer, Window, decode_rows, matrices, normed
+from mlx_delta.model.mtp import MTP, MtpHead
 from mlx_delta.model.weights import Weights
 from mlx_delta.ops import Matrix
 
@@ -26,7 +27,10 @@ LAYERS = "language_model.model.layers"  # each by its number: "language_model.mo
 
 @dataclass(frozen=True)
 class Network:
-    """A text model. Stateless: all that changes is in the cache."""
+    """A text model. Stateless: all that changes is in the cache.
+
+    mtp: the head that drafts tokens, where the checkpoint has one. No result of the model depends on it.
+    """
 
     config: TextConfig
     dtype: mx.Dtype
@@ -34,6 +38,7 @@ class Network:
     layers: tuple[Layer, ...]
     norm: mx.array
     lm_head: Matrix
+    mtp: MtpHead | None = None
 
     @classmethod
     def from_weights(
@@ -42,10 +47,12 @@ class Network:
         weights: Mapping[str, mx.array],
         dtype: mx.Dtype,
         layer: Callable[[Weights, int], Layer],
+        feed_forward: Callable[[Weights], FeedForward] | None = None,
     ) -> Network:
         """Build from canonical tensors, all of an architecture's shapes, quantized modules with their scales.
 
-        layer: the one of that number, from the tensors of all layers.
+        layer: the one of that number, from the tensors of all layers. feed_forward: that of the MTP head's layer, from
+        its tensors; None: no head is made of what ``weights`` have of one.
         """
         w = Weights(config, weights)
         embed_tokens = w.matrix(EMBEDDING)
@@ -57,6 +64,9 @@ class Network:
             layers=tuple(layer(layers, i) for i in range(config.text.num_layers)),
             norm=w.parameter(f"{NORM}.weight"),
             lm_head=embed_tokens if config.text.tie_word_embeddings else w.matrix(HEAD),
+            mtp=MtpHead.from_weights(w.under(MTP), feed_forward)
+            if feed_forward is not None and f"{MTP}.fc.weight" in weights
+            else None,
         )
         mx.eval(*_arrays(network))  # a lazy array can be evaluated in the thread alone that made it
         return network
@@ -106,6 +116,21 @@ class Network:
         for cache in caches:
             cache.offset += 1
         return self.logits(x)[:, 0]
+
+    def hidden(self, x: mx.array) -> mx.array:
+        """What the MTP head reads of x [.., hidden], as it leaves the last layer."""
+        return normed(x, self.norm, self.config.rms_norm_eps).astype(x.dtype)
+
+    def draft(self, tokens: mx.array, hidden: mx.array, state: KeyValues, offset: int) -> mx.array:
+        """The MTP head over T slots: tokens [B, T], each the one after that whose ``hidden`` [B, T, hidden] it stands
+        beside -> x [B, T, hidden], for ``draft_logits`` and ``mtp.hidden``. state: after ``offset`` slots; advanced."""
+        assert self.mtp is not None
+        return self.mtp(ops.embedding(tokens, self.embed_tokens, self.dtype), hidden, state, offset)
+
+    def draft_logits(self, x: mx.array) -> mx.array:
+        """What ``draft`` gave [.., hidden] -> [.., V]."""
+        assert self.mtp is not None
+        return ops.qmm(x, (self.lm_head,), norm=self.mtp.norm, eps=self.config.rms_norm_eps)
 
     def matrices(self) -> Iterator[tuple[str, Matrix]]:
         """Every weight matrix that decoding a token reads, by its canonical module name."""

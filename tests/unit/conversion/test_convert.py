@@ -21,6 +21,7 @@ from mlx_delta.arch.checkpoint import open_checkpoint
 from mlx_delta.arch.qwen3_5 import QWEN3_5
 from mlx_delta.arch.registry import read_config
 from mlx_delta.checkpoint.safetensors import read_header
+from mlx_delta.checkpoint.tensors import base_name
 from mlx_delta.cli.main import app
 from mlx_delta.config import Quantization
 from mlx_delta.conversion.pipeline import Progress, convert
@@ -97,8 +98,8 @@ def test_every_tensor_has_the_recipe_s_bits(unsloth: ConvertReport) -> None:
         predicted += math.prod(shape) * bits // 8 + 4 * math.prod(shape) // 64
     vision = [info for name, info in found.items() if name.startswith("vision_tower.")]
     assert all(info.dtype == mx.bfloat16 for info in vision)
-    assert not [name for name in found if name.startswith("mtp.")]
-    assert sum(info.nbytes for info in found.values()) == predicted + sum(info.nbytes for info in vision)
+    others = [*vision, *(info for name, info in found.items() if name.startswith("mtp."))]
+    assert sum(info.nbytes for info in found.values()) == predicted + sum(info.nbytes for info in others)
     assert len(found) == unsloth.tensors == sum(row.tensors for row in unsloth.components)
     assert abs(unsloth.bytes_written / unsloth.bytes_predicted - 1) < 1e-3
     assert unsloth.bytes_written == (unsloth.path / "model.safetensors").stat().st_size
@@ -152,24 +153,29 @@ def test_bf16_conversion_gives_the_golden_logits(bf16: ConvertReport) -> None:
     assert "quantization" not in json.loads((bf16.path / "config.json").read_text())
 
 
-def test_mtp_head_is_kept_when_asked_for(tmp_path: Path, bf16: ConvertReport) -> None:
-    """Whole, its norms final; mlx-lm, which knows none, still loads the model; a head that is not there is an error."""
-    report = convert(TINY, tmp_path / "out", bits=4, keep_mtp=True)
+def test_mtp_head_is_kept_or_dropped(tmp_path: Path, bf16: ConvertReport) -> None:
+    """Its norms final, its matrices in 4 bits; mlx-lm, which knows none, has the same logits with it and without."""
+    report = convert(TINY, tmp_path / "out", bits=3)
     source, found = open_checkpoint(TINY).source, mx.load(str(report.path / "model.safetensors"))
     assert isinstance(found, dict)
     stored = [name for name in source.tensors if name.startswith("mtp.")]
-    assert {name for name in found if name.startswith("mtp.")} == set(stored)
-    assert mx.array_equal(found["mtp.fc.weight"], source.load("mtp.fc.weight"))
+    assert {base_name(name) for name in found if name.startswith("mtp.")} == set(stored)
+    assert read_config(report.path).module_quantization("mtp.fc") == Quantization(4, 64)
     shifted = (source.load("mtp.norm.weight").astype(mx.float32) + 1).astype(mx.bfloat16)
     assert mx.array_equal(found["mtp.norm.weight"], shifted)
-    load_model(report.path)
-    plain = convert(TINY, tmp_path / "plain", bits=4)
-    assert plain.tensors == report.tensors - len(stored)
+    plain = convert(TINY, tmp_path / "plain", bits=3, keep_mtp=False)
+    assert plain.tensors == report.tensors - len(stored) - 2 * 8
     assert plain.bits_per_weight == report.bits_per_weight
+    ids = mx.load(str(LOGITS))["0.ids"][None]
+    assert mx.array_equal(load_model(report.path)[0](ids), load_model(plain.path)[0](ids))
     configs = [json.loads((each.path / "config.json").read_text()) for each in (report, plain)]
     assert [config["text_config"]["mtp_num_hidden_layers"] for config in configs] == [1, 0]  # no head, none promised
+    whole = mx.load(str(bf16.path / "model.safetensors"))
+    assert mx.array_equal(whole["mtp.fc.weight"], source.load("mtp.fc.weight"))
+    headless = convert(bf16.path, tmp_path / "headless", quantize=False, keep_mtp=False).path
+    assert not [name for name in mx.load(str(headless / "model.safetensors")) if name.startswith("mtp.")]
     with pytest.raises(ArgumentError, match=r"keep_mtp: expected mtp_num_hidden_layers in the config .* found none"):
-        convert(bf16.path, tmp_path / "again", keep_mtp=True)
+        convert(headless, tmp_path / "again", keep_mtp=True)
     with pytest.raises(CheckpointError, match=r"mtp\.layers\.0\.self_attn\.q_proj\.weight: expected .* found nothing"):
         convert(edited(tmp_path / "in", {"intermediate_size": 640}, {"mlp": 640}, ("mtp.",)), tmp_path, keep_mtp=True)
 
@@ -177,8 +183,12 @@ def test_mtp_head_is_kept_when_asked_for(tmp_path: Path, bf16: ConvertReport) ->
 def test_uniform_width_loads_in_mlx_lm(tmp_path: Path) -> None:
     report = convert(TINY, tmp_path / "out", bits=8, group_size=32)
     section = json.loads((report.path / "config.json").read_text())["quantization"]
-    assert section == {"group_size": 32, "bits": 8, "mode": "affine"}
-    kept = {"conv1d, A_log, dt_bias", "norms", "vision"}
+    assert {name: width for name, width in section.items() if not name.startswith("mtp.")} == {
+        "group_size": 32,
+        "bits": 8,
+        "mode": "affine",
+    }
+    kept = {"conv1d, A_log, dt_bias", "norms", "vision", "mtp"}
     assert all((row.bits == "8") != (row.component in kept) for row in report.components)
     golden = mx.load(str(LOGITS))
     found = load_model(report.path)[0](golden["0.ids"][None])[0]

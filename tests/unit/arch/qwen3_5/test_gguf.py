@@ -33,14 +33,14 @@ def arrays(path: Path) -> dict[str, mx.array]:
 
 def test_gguf_and_safetensors_convert_to_the_same_bits(bf16: Path, tmp_path: Path) -> None:
     for label, options in {
-        "bf16": {"quantize": False, "keep_mtp": True},
+        "bf16": {"quantize": False},
         "awq": {"imatrix": TINY / "imatrix.gguf", "bits": 3},
     }.items():
         convert(TINY, tmp_path / f"{label}-st", **options)  # type: ignore[arg-type]
         convert(bf16, tmp_path / f"{label}-gguf", **options)  # type: ignore[arg-type]
         expected, found = arrays(tmp_path / f"{label}-st"), arrays(tmp_path / f"{label}-gguf")
         assert {name for name in expected if not name.startswith("vision_tower.")} == set(found)
-        assert sum(name.startswith("mtp.") for name in found) == (15 if label == "bf16" else 0)
+        assert sum(name.startswith("mtp.") for name in found) == (15 if label == "bf16" else 15 + 2 * 8)
         for name, array in found.items():
             assert array.dtype == expected[name].dtype, name
             assert mx.array_equal(array, expected[name]), name
