@@ -18,7 +18,7 @@ from mlx_delta.model.weights import Weights
 
 def network(config: ModelConfig, weights: Mapping[str, mx.array], dtype: mx.Dtype) -> Network:
     """Out of canonical tensors, quantized modules with their scales."""
-    return Network.from_weights(config, weights, dtype, _layer)
+    return Network.from_weights(config, weights, dtype, _layer, Experts.from_weights)
 
 
 def layer(config: ModelConfig, weights: Mapping[str, mx.array], index: int) -> Layer:
