@@ -109,6 +109,7 @@ class Answer:
             usage=usage,
             warnings=list(self.warnings),
             logprobs=tuple(self.logprobs),
+            stop_string=self._stops.found,
         )
 
     @property

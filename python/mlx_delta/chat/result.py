@@ -61,6 +61,7 @@ class ChatEvent:
 @dataclass(frozen=True)
 class ChatResult:
     """An answer. finish_reason: "stop", "tool_calls", "length", or "interrupted" when the stream was closed early.
+    stop_string: the one of ``stop`` that ended it, if one did.
 
     Where the last message was the assistant's, and so was continued, text and thinking are what is new.
     """
@@ -73,6 +74,7 @@ class ChatResult:
     usage: Usage
     warnings: list[str] = field(default_factory=list)
     logprobs: tuple[TokenLogprob, ...] = ()
+    stop_string: str | None = None
 
     @property
     def message(self) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
+
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -10,8 +12,8 @@ from mlx_delta.errors import RequestError
 from mlx_delta.server.models import Json
 from mlx_delta.server.openai_chat import ChatReply, question
 from mlx_delta.server.openai_chat_models import ChatRequest
-from mlx_delta.server.service import Service, event_stream, service_of
-from mlx_delta.server.sse import to_json, until_gone
+from mlx_delta.server.service import Service, event_stream, json_response, service_of
+from mlx_delta.server.sse import until_gone
 
 router = APIRouter()
 
@@ -56,10 +58,6 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     return json_response(await until_gone(request, reply.whole(answers)))
 
 
-def json_response(content: Json) -> Response:
-    return Response(to_json(content), media_type="application/json")
-
-
 def _model(service: Service) -> Json:
     positions = service.model.config.text.max_position_embeddings
     return {
@@ -75,6 +73,4 @@ def _model(service: Service) -> Json:
 
 
 def _rfc3339(seconds: int) -> str:
-    from datetime import datetime, timezone
-
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat().replace("+00:00", "Z")

@@ -79,8 +79,15 @@ def body_of(error: RequestError, path: str) -> dict[str, Any]:
     """The JSON that tells of it: Anthropic's clients look elsewhere than OpenAI's."""
     kind = _KINDS.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
     if path.startswith("/v1/messages"):
-        return {"type": "error", "error": {"type": kind, "message": str(error)}}
+        message = _too_long(error) if error.code == "context_length_exceeded" else str(error)
+        return {"type": "error", "error": {"type": kind, "message": message}}
     return {"error": {"message": str(error), "type": kind, "param": error.param, "code": error.code}}
+
+
+def _too_long(error: RequestError) -> str:
+    """In the words by which Claude Code knows that a conversation has to be compacted."""
+    counts = re.findall(r"(?:less than|at most|found) (\d+)", str(error))
+    return f"prompt is too long: {counts[-1]} tokens > {counts[0]} maximum ({error})"
 
 
 def response_to(error: RequestError, path: str) -> Response:

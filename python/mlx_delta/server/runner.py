@@ -25,6 +25,9 @@ _LONGEST_RETRY = 60  # seconds
 class Stream(Protocol):
     """What is run: a ``ChatStream``, or whatever has events and can be closed from another thread."""
 
+    @property
+    def prompt_tokens(self) -> int: ...
+
     def __iter__(self) -> Iterator[Any]: ...
 
     def close(self) -> None:

@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 
 from starlette.requests import Request
+from starlette.responses import Response
 
 from mlx_delta.language_model import LanguageModel
 from mlx_delta.server.limits import Limits
 from mlx_delta.server.metrics import Metrics
+from mlx_delta.server.models import Json
 from mlx_delta.server.replies import body_of, refusal
 from mlx_delta.server.runner import Answers, Make, Runner
-from mlx_delta.server.sse import EventStream, frame, until_gone
+from mlx_delta.server.sse import EventStream, frame, to_json, until_gone
 
 
 @dataclass
@@ -42,6 +44,10 @@ class Service:
 
 def service_of(request: Request) -> Service:
     return request.app.state.service
+
+
+def json_response(content: Json) -> Response:
+    return Response(to_json(content), media_type="application/json")
 
 
 def event_stream(frames: AsyncIterator[bytes], answers: Answers, path: str, error_event: str | None) -> EventStream:

@@ -8,7 +8,7 @@ from mlx_delta.errors import ArgumentError
 
 
 class StopStrings:
-    """Cuts a growing text before the first stop string. ``stopped`` is set once one was found."""
+    """Cuts a growing text before the first stop string. ``stopped`` is set once one was found, ``found`` is which."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         if isinstance(stops, str):
@@ -19,14 +19,16 @@ class StopStrings:
         self._stops = tuple(stops)
         self._held = ""
         self.stopped = False
+        self.found: str | None = None
 
     def push(self, text: str) -> str:
         """The text that can be shown now."""
         self._held += text
-        found = [at for at in (self._held.find(stop) for stop in self._stops) if at >= 0]
+        found = [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
+            at, self.found = min(found)
             self.stopped = True
-            shown, self._held = self._held[: min(found)], ""
+            shown, self._held = self._held[:at], ""
             return shown
         keep = max((self._overlap(stop) for stop in self._stops), default=0)
         shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
