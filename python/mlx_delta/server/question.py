@@ -12,7 +12,7 @@ from mlx_delta.errors import RequestError
 from mlx_delta.language_model import LanguageModel
 from mlx_delta.options import SAMPLING
 from mlx_delta.server.limits import Limits
-from mlx_delta.server.models import Sampling
+from mlx_delta.server.models import Json, Sampling
 from mlx_delta.server.runner import Make
 
 _MOST_CHOICES = 16
@@ -22,7 +22,7 @@ _MOST_CHOICES = 16
 class Question:
     """messages and options as ``LanguageModel.chat_stream`` takes them."""
 
-    messages: Sequence[Mapping[str, Any]]
+    messages: Sequence[Json]
     options: Mapping[str, Any]
 
     def checked(self, limits: Limits) -> Question:

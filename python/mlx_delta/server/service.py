@@ -15,6 +15,7 @@ from mlx_delta.server.limits import Limits
 from mlx_delta.server.metrics import Metrics
 from mlx_delta.server.models import Json
 from mlx_delta.server.replies import body_of, refusal
+from mlx_delta.server.responses_store import ResponseStore
 from mlx_delta.server.runner import Answers, Make, Runner
 from mlx_delta.server.sse import EventStream, frame, to_json, until_gone
 
@@ -28,6 +29,7 @@ class Service:
     limits: Limits
     runner: Runner = field(init=False)
     metrics: Metrics = field(init=False)
+    responses: ResponseStore = field(default_factory=ResponseStore)
     created: int = field(default_factory=lambda: int(time.time()))
     fingerprint: str = f"mlx-delta-{version('mlx-delta')}"
 

@@ -42,6 +42,7 @@ class _Reader:
     def __init__(self, tokenizer: Tokenizer, limit: Limit, stop: Sequence[str]) -> None:
         self.clock = Clock()
         self.token_ids: list[int] = []
+        self.likelihoods: list[Likelihood] = []
         self.finish_reason: str | None = None
         self.warnings: list[str] = []
         self._tokenizer = tokenizer
@@ -58,6 +59,8 @@ class _Reader:
         if token in self._tokenizer.eos_token_ids:
             return self._end("stop")
         self.token_ids.append(token)
+        if likelihood is not None:
+            self.likelihoods.append(likelihood)
         text = self._stops.push(self._detokenizer.push(token))
         pieces = [Piece(text, token)] if text else []
         if self._stops.stopped:
@@ -88,6 +91,7 @@ class Generation:
         stop: Sequence[str] = (),
         cache: Cache | None = None,
         prompt_progress: Callable[[int, int], None] | None = None,
+        logprobs: int | None = None,
     ) -> None:
         if max_new_tokens < 1:
             raise ArgumentError(f"max_new_tokens: expected at least 1, found {max_new_tokens}")
@@ -100,7 +104,13 @@ class Generation:
         self._reader = _Reader(tokenizer, limit, stop)
         cache = Cache.empty(config) if cache is None else cache
         self._sequence = TokenSequence(
-            self.prompt_ids, cache, sampler, self._reader, most=limit.tokens, progress=prompt_progress
+            self.prompt_ids,
+            cache,
+            sampler,
+            self._reader,
+            most=limit.tokens,
+            logprobs=logprobs,
+            progress=prompt_progress,
         )
         self._exclusive = Exclusive("generation")
         self._engine = engine
@@ -126,6 +136,11 @@ class Generation:
     def token_ids(self) -> list[int]:
         """Generated so far, the end token not included."""
         return self._reader.token_ids
+
+    @property
+    def likelihoods(self) -> list[Likelihood]:
+        """Of ``token_ids``, with so many of the likeliest as ``logprobs`` says; [] where it says nothing."""
+        return self._reader.likelihoods
 
     @property
     def finish_reason(self) -> str | None:
