@@ -5,6 +5,7 @@
 #include "cpu/kernels.h"
 #include "cpu/runtime/threads.h"
 #include "decode_tokens.h"
+#include "gpu/metal.h"
 #include "ops/binding.h"
 #include "ops/evaluation.h"
 #include "ops/primitive.h"
@@ -29,8 +30,9 @@ NB_MODULE(_core, m) {
 
   nb::class_<gpu::Launch>(m, "Launch", "One kernel launch of a plan.")
       .def_prop_ro("kernel", &gpu::Launch::kernel, "The kernel's name in source.")
-      .def_prop_ro("source", &gpu::Launch::source, "The very text that MLX compiles.")
-      .def_prop_ro("library", &gpu::Launch::library, "The name under which MLX keeps it compiled; has its hash.")
+      .def_ro("file", &gpu::Launch::file, "Of metal/<file>.metal.")
+      .def_prop_ro("source", &gpu::Launch::source,
+                   "The very text that Metal compiles, of a library with this kernel alone.")
       .def_prop_ro(
           "buffers",
           [](const gpu::Launch& launch) {
@@ -56,8 +58,24 @@ NB_MODULE(_core, m) {
           },
           "(output, input, copy): outputs that take over an input's memory; copy: only part of it is written.");
   m.def("plan", &plan_of, "result"_a, "The plan of an op's unevaluated result, and the inputs it speaks of.");
+  m.def("launches", &launches_of, "results"_a,
+        "The launches of what unevaluated arrays still need, of each kernel one, and those of the host's copies.");
+  nb::class_<gpu::Compiled>(m, "Compiled", "What came of a kernel; times in ms, the library's for all that share it.")
+      .def_ro("kernel", &gpu::Compiled::kernel)
+      .def_ro("library_ms", &gpu::Compiled::library_ms)
+      .def_ro("pipeline_ms", &gpu::Compiled::pipeline_ms)
+      .def_ro("most_threads", &gpu::Compiled::most_threads, "Of a threadgroup.")
+      .def_ro("simd_width", &gpu::Compiled::simd_width)
+      .def_ro("threadgroup_bytes", &gpu::Compiled::threadgroup_bytes)
+      .def_ro("log", &gpu::Compiled::log, "What the compiler had to say of the library.");
+  m.def("library_source", &gpu::library_source, "launches"_a,
+        "The text of the library that has the kernels of launches, all of one file and each another.");
+  m.def("compile_kernels", &gpu::compile, "launches"_a, nb::call_guard<nb::gil_scoped_release>(),
+        "Compile the kernels of launches of one file, those that are not there yet, as one library on the GPU.");
+  m.def("kernels_compiled_late", &gpu::compiled_late,
+        "Kernels compiled because a launch found them missing, since the process began.");
   m.def(
-      "metal_source", [](const std::string& file) { return gpu::metal_source(file).text; }, "file"_a,
+      "metal_source", [](const std::string& file) { return gpu::metal_source(file); }, "file"_a,
       "The flattened text of metal/<file>.metal.");
 
   m.def("set_poison_outputs", &set_poison_outputs, "on"_a,

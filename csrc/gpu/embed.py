@@ -2,12 +2,11 @@
 
     python embed.py METAL_FOLDER OUTPUT.cpp
 
-MLX compiles them at run time on the user's machine, so a wheel needs no Apple compiler.
+They are compiled on the user's machine, so a wheel needs no Apple compiler.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 import sys
 from pathlib import Path
@@ -37,12 +36,11 @@ def main(folder: Path, output: Path) -> None:
     entries = []
     for path in sorted(folder.glob("*.metal")):
         text = "\n".join(flatten(path, set())) + "\n"
-        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-        entries.append(f'      {{"{path.stem}", {{R"metal({text})metal", "{digest}"}}}},\n')
+        entries.append(f'      {{"{path.stem}", R"metal({text})metal"}},\n')
     output.write_text(
         '#include "gpu/sources.h"\n\nnamespace mlx_delta::gpu {\n\n'
-        "const std::map<std::string, Source>& metal_sources() {\n"
-        "  static const std::map<std::string, Source> sources{\n"
+        "const std::map<std::string, std::string>& metal_sources() {\n"
+        "  static const std::map<std::string, std::string> sources{\n"
         + "".join(entries)
         + "  };\n  return sources;\n}\n\n}  // namespace mlx_delta::gpu\n"
     )

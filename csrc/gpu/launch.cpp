@@ -24,12 +24,15 @@ std::string Launch::kernel() const {
   return name;
 }
 
-std::string Launch::source() const {
-  return metal_source(file).text + "\ntemplate [[host_name(\"" + kernel() + "\")]] [[kernel]] decltype(" + instance() +
-         ") " + instance() + ";\n";
-}
+std::string Launch::source() const { return library_source({*this}); }
 
-std::string Launch::library() const { return "mlx_delta_" + kernel() + "_" + metal_source(file).hash; }
+std::string library_source(const std::vector<Launch>& launches) {
+  std::string text = metal_source(launches.front().file);
+  for (const Launch& launch : launches)
+    text += "\ntemplate [[host_name(\"" + launch.kernel() + "\")]] [[kernel]] decltype(" + launch.instance() + ") " +
+            launch.instance() + ";\n";
+  return text;
+}
 
 void check_head_dims(const char* op, std::initializer_list<int> dims) {
   for (int D : dims)
@@ -38,7 +41,7 @@ void check_head_dims(const char* op, std::initializer_list<int> dims) {
                                   std::to_string(D));
 }
 
-const Source& metal_source(const std::string& file) {
+const std::string& metal_source(const std::string& file) {
   const auto& sources = metal_sources();
   const auto found = sources.find(file);
   if (found == sources.end()) throw std::out_of_range("no shader source '" + file + "'");

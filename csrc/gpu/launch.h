@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 #include <initializer_list>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -28,13 +29,14 @@ struct Launch {
 
   // function<types..>
   std::string instance() const;
-  // The name of that instance in its library.
+  // The name of that instance in its library; no two instances share one.
   std::string kernel() const;
-  // The complete text that the GPU's compiler gets: the file with its includes and this one instance.
+  // The complete text of a library with this one kernel: the file with its includes, and the instance.
   std::string source() const;
-  // A name for that text which no other text has: MLX keeps compiled libraries by name alone.
-  std::string library() const;
 };
+
+// The complete text of the library that has the kernels of these launches, all of one file and each another.
+std::string library_source(const std::vector<Launch>& launches);
 
 // An output that takes over its input's memory where nobody else holds it.
 struct InPlace {
@@ -63,15 +65,16 @@ inline std::string metal_bool(bool value) { return value ? "true" : "false"; }
 // An optional input (index < 0: absent). A kernel that does not touch an argument may be given any buffer: input 0.
 inline Buffer optional_input(int index) { return {Buffer::input, index < 0 ? 0 : index}; }
 
+// An op that is MLX's own where a GPU would run it.
+struct NoKernel : std::invalid_argument {
+  using std::invalid_argument::invalid_argument;
+};
+
 // Kernels in which a simdgroup's lanes share a head evenly: raises std::invalid_argument where they cannot.
 void check_head_dims(const char* op, std::initializer_list<int> dims);
 
-// The flattened text of metal/<file>.metal, embedded when the extension was built, and its hash.
-struct Source {
-  std::string text;
-  std::string hash;
-};
-const Source& metal_source(const std::string& file);
+// The flattened text of metal/<file>.metal, embedded when the extension was built.
+const std::string& metal_source(const std::string& file);
 
 // A copy of an input to an output, word by word: "uint", or "uchar" where the input may begin anywhere.
 Launch plan_copy(Buffer from, Buffer to, int64_t bytes, const std::string& word = "uint");

@@ -4,10 +4,8 @@
 #include <map>
 #include <string>
 
-#include "gpu/launch.h"
-
 namespace mlx_delta::gpu {
 
-const std::map<std::string, Source>& metal_sources();
+const std::map<std::string, std::string>& metal_sources();
 
 }  // namespace mlx_delta::gpu

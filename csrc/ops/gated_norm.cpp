@@ -40,7 +40,7 @@ class GatedNorm : public Primitive {
   }
 
   gpu::Plan plan(const std::vector<mx::array>&, const std::vector<mx::array>&) const override {
-    throw std::invalid_argument("gated_norm: no kernel for a GPU: MLX's operations run there");
+    throw gpu::NoKernel("gated_norm: no kernel for a GPU: MLX's operations run there");
   }
 
  private:

@@ -1,6 +1,8 @@
 #include "ops/primitive.h"
 
+#include <cstdint>
 #include <stdexcept>
+#include <unordered_set>
 
 #include "gpu/metal.h"
 #include "mlx/allocator.h"
@@ -41,6 +43,34 @@ const std::vector<mx::array>& inputs_of(const char* who, const mx::array& result
 std::pair<gpu::Plan, std::vector<mx::array>> plan_of(const mx::array& result) {
   const std::vector<mx::array>& inputs = inputs_of("plan", result);
   return {static_cast<const Primitive&>(result.primitive()).plan(inputs, result.outputs()), inputs};
+}
+
+std::vector<gpu::Launch> launches_of(const std::vector<mx::array>& results) {
+  std::vector<gpu::Launch> found;
+  std::unordered_set<std::string> kernels;
+  const auto add = [&](const gpu::Launch& launch) {
+    if (kernels.insert(launch.kernel()).second) found.push_back(launch);
+  };
+  const auto add_all_of = [&](const Primitive& primitive, const mx::array& result) {
+    try {
+      const gpu::Plan plan = primitive.plan(result.inputs(), result.outputs());
+      for (const gpu::Launch& launch : plan.launches) add(launch);
+    } catch (const gpu::NoKernel&) {
+    }
+  };
+  std::vector<mx::array> left = results;
+  std::unordered_set<std::uintptr_t> seen;         // arrays
+  std::unordered_set<const mx::Primitive*> asked;  // one has several results
+  while (!left.empty()) {
+    const mx::array one = left.back();
+    left.pop_back();
+    if (!seen.insert(one.id()).second || !one.has_primitive()) continue;
+    const auto* primitive = dynamic_cast<const Primitive*>(&one.primitive());
+    if (primitive && asked.insert(primitive).second) add_all_of(*primitive, one);
+    left.insert(left.end(), one.inputs().begin(), one.inputs().end());
+  }
+  for (const char* word : {"uint", "uchar"}) add(gpu::plan_copy({}, {}, 0, word));
+  return found;
 }
 
 }  // namespace mlx_delta

@@ -37,4 +37,8 @@ const std::vector<mx::array>& inputs_of(const char* who, const mx::array& result
 // The plan of an op's result that has not been evaluated, and the inputs that it speaks of. For tests.
 std::pair<gpu::Plan, std::vector<mx::array>> plan_of(const mx::array& result);
 
+// The launches of what these arrays, not evaluated, still need, of each kernel one, copies that the host may make too.
+// Ops that a GPU leaves to MLX have none.
+std::vector<gpu::Launch> launches_of(const std::vector<mx::array>& results);
+
 }  // namespace mlx_delta

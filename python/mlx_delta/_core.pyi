@@ -267,12 +267,14 @@ class Launch:
         """The kernel's name in source."""
 
     @property
-    def source(self) -> str:
-        """The very text that MLX compiles."""
+    def file(self) -> str:
+        """Of metal/<file>.metal."""
 
     @property
-    def library(self) -> str:
-        """The name under which MLX keeps it compiled; has its hash."""
+    def source(self) -> str:
+        """
+        The very text that Metal compiles, of a library with this kernel alone.
+        """
 
     @property
     def buffers(self) -> list[tuple[str, int]]:
@@ -301,6 +303,49 @@ class Plan:
 
 def plan(result: mlx.core.array) -> tuple[Plan, list[mlx.core.array]]:
     """The plan of an op's unevaluated result, and the inputs it speaks of."""
+
+def launches(results: Sequence[mlx.core.array]) -> list[Launch]:
+    """
+    The launches of what unevaluated arrays still need, of each kernel one, and those of the host's copies.
+    """
+
+class Compiled:
+    """
+    What came of a kernel; times in ms, the library's for all that share it.
+    """
+
+    @property
+    def kernel(self) -> str: ...
+    @property
+    def library_ms(self) -> float: ...
+    @property
+    def pipeline_ms(self) -> float: ...
+    @property
+    def most_threads(self) -> int:
+        """Of a threadgroup."""
+
+    @property
+    def simd_width(self) -> int: ...
+    @property
+    def threadgroup_bytes(self) -> int: ...
+    @property
+    def log(self) -> str:
+        """What the compiler had to say of the library."""
+
+def library_source(launches: Sequence[Launch]) -> str:
+    """
+    The text of the library that has the kernels of launches, all of one file and each another.
+    """
+
+def compile_kernels(launches: Sequence[Launch]) -> list[Compiled]:
+    """
+    Compile the kernels of launches of one file, those that are not there yet, as one library on the GPU.
+    """
+
+def kernels_compiled_late() -> int:
+    """
+    Kernels compiled because a launch found them missing, since the process began.
+    """
 
 def metal_source(file: str) -> str:
     """The flattened text of metal/<file>.metal."""

@@ -10,6 +10,7 @@ import mlx.core as mx
 from mlx_delta.arch.checkpoint import Checkpoint, open_checkpoint
 from mlx_delta.checkpoint.finite import read_finite
 from mlx_delta.checkpoint.tensors import Tensor
+from mlx_delta.engine.kernels import compile_kernels
 from mlx_delta.errors import ArgumentError
 from mlx_delta.hub.path import model_path
 from mlx_delta.language_model import LanguageModel
@@ -42,6 +43,7 @@ def load_checkpoint(checkpoint: Checkpoint, dtype: mx.Dtype | str | None = None)
     for weight in weights.values():  # now that each has its neighbours, with which it shares pages
         use_huge_pages(weight)
     network = checkpoint.architecture.network(checkpoint.config, weights, chosen)
+    compile_kernels(network)
     return LanguageModel(checkpoint.path, checkpoint.config, network, tokenizer)
 
 

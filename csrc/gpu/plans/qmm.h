@@ -85,8 +85,7 @@ inline std::string format(const QmmSegment& segment, int K) {
 inline Plan plan(const QmmShape& shape) {
   const int count = int(shape.segments.size());
   if (shape.M < 1 || shape.M > kDecodeTokens || count < 1 || count > kMaxQmmSegments)
-    throw std::invalid_argument("qmm: no kernel for " + std::to_string(shape.M) + " rows, " + std::to_string(count) +
-                                " segments");
+    throw NoKernel("qmm: no kernel for " + std::to_string(shape.M) + " rows, " + std::to_string(count) + " segments");
   for (const QmmSegment& segment : shape.segments)
     if (int64_t(segment.rows) * shape.K >= int64_t(1) << 32)
       throw std::invalid_argument("qmm: a matrix on a GPU: expected fewer than 2^32 weights, found " +
