@@ -7,11 +7,12 @@ Source: ``patchify`` of image_processing_qwen2_vl.py and video_processing_qwen3_
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
+from mlx_delta.errors import ArgumentError
 from mlx_delta.vision.resize import picture_size, resized, video_size
 from mlx_delta.vision.settings import PictureSettings
 
@@ -40,10 +41,11 @@ class Grid:
 
 @dataclass(frozen=True)
 class Patches:
-    """rows: uint8 [n, 3 * frames * patch * patch]."""
+    """rows: uint8 [n, 3 * frames * patch * patch]. settings: what they were made with, and how values are made of them."""
 
     grid: Grid
     rows: np.ndarray
+    settings: PictureSettings
 
 
 def picture_patches(picture: np.ndarray, settings: PictureSettings, where: str) -> Patches:
@@ -52,11 +54,19 @@ def picture_patches(picture: np.ndarray, settings: PictureSettings, where: str) 
     return _patches(np.broadcast_to(resized(picture, height, width), (settings.frames, height, width, 3)), settings)
 
 
-def video_patches(frames: Sequence[np.ndarray], settings: PictureSettings, where: str) -> Patches:
-    """Of RGB uint8 [H, W, 3] each, all of one size."""
-    height, width, _ = frames[0].shape
-    height, width = video_size(len(frames), height, width, settings, where)
-    done = [resized(frame, height, width) for frame in frames]
+def video_patches(count: int, frames: Iterable[np.ndarray], settings: PictureSettings, where: str) -> Patches:
+    """Of ``count`` frames, RGB uint8 [H, W, 3] each, all of one size.
+
+    Raises: ArgumentError naming ``where`` for frames of several sizes, or sides too unequal.
+    """
+    done: list[np.ndarray] = []
+    first = size = None
+    for frame in frames:
+        first = first or frame.shape
+        if frame.shape != first:
+            raise ArgumentError(f"{where}: expected frames of one size, found {first[1::-1]} and {frame.shape[1::-1]}")
+        size = size or video_size(count, frame.shape[0], frame.shape[1], settings, where)
+        done.append(resized(frame, *size))
     done += [done[-1]] * (-len(done) % settings.frames)
     return _patches(np.stack(done), settings)
 
@@ -68,4 +78,4 @@ def _patches(frames: np.ndarray, settings: PictureSettings) -> Patches:
     grid = Grid(count // pair, height // side, width // side, merge)
     blocks = (grid.frames, pair, grid.height // merge, merge, side, grid.width // merge, merge, side, channels)
     ordered = frames.reshape(blocks).transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
-    return Patches(grid, ordered.reshape(grid.patches, channels * pair * side * side))
+    return Patches(grid, ordered.reshape(grid.patches, channels * pair * side * side), settings)
