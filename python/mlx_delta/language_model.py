@@ -13,7 +13,8 @@ from typing_extensions import Unpack
 from mlx_delta.chat.api import ChatMethods
 from mlx_delta.chat.batch import chat_batch
 from mlx_delta.chat.messages import Message, check_texts
-from mlx_delta.chat.request import ends_in_thoughts, render_prompt
+from mlx_delta.chat.pictures import take_pictures
+from mlx_delta.chat.request import Prompt, ends_in_thoughts, render_prompt
 from mlx_delta.chat.result import ChatResult
 from mlx_delta.chat.session import Session
 from mlx_delta.chat.settings import ChatSettings, GenerationSettings
@@ -26,20 +27,24 @@ from mlx_delta.model.network import Network
 from mlx_delta.options import ChatOptions, GenerationOptions, takes
 from mlx_delta.text.generation import Generation
 from mlx_delta.text.tokenizer import Tokenizer, check_text
+from mlx_delta.vision.vision import Vision
 
 
 class LanguageModel(ChatMethods):
     """A loaded checkpoint. Use ``load_model``.
 
-    path, config, network, tokenizer, engine: its parts. Any number of threads may use it at once: their sequences are
-    decoded together, and none notices the others.
+    path, config, network, tokenizer, vision, engine: its parts; vision is None where the checkpoint has no
+    tower. Any number of threads may use it at once: their sequences are decoded together, and none notices the others.
     """
 
-    def __init__(self, path: Path, config: ModelConfig, network: Network, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, path: Path, config: ModelConfig, network: Network, tokenizer: Tokenizer, vision: Vision | None = None
+    ) -> None:
         self.path = path
         self.config = config
         self.network = network
         self.tokenizer = tokenizer
+        self.vision = vision
         self.engine = Engine(network)
 
     def make_cache(self) -> Cache:
@@ -47,19 +52,29 @@ class LanguageModel(ChatMethods):
         return Cache.empty(self.config.text)
 
     def forward(
-        self, tokens: mx.array | Sequence[Sequence[int]], cache: Cache | None = None, *, mask: mx.array | None = None
+        self,
+        tokens: mx.array | Sequence[Sequence[int]] | Prompt,
+        cache: Cache | None = None,
+        *,
+        mask: mx.array | None = None,
     ) -> mx.array:
-        """Logits [B, T, V] of tokens int [B, T], lazily: evaluate them in the thread that called. V counts the
-        vocabulary's padding rows too.
+        """Logits [B, T, V] of tokens int [B, T], or of a ``prompt`` [1, T, V], lazily: evaluate them in the thread
+        that called. V counts the vocabulary's padding rows too.
 
         cache: advanced by T tokens, and for any thread to go on with; None: a fresh one. mask: bool [B, T] for
         left-padded prompts of unequal length, given with the first call on a cache: false before each sequence begins.
         Raises: ArgumentError naming the argument.
         """
+        pictures = None
+        if isinstance(tokens, Prompt):
+            if mask is not None or (cache is not None and cache.offset):
+                raise ArgumentError("tokens: expected a prompt over an empty cache, found a mask or a used cache")
+            pictures, tokens = tokens.pictures, [tokens.ids]
         ids = self._ids(tokens)
         if mask is not None and mask.shape != ids.shape:
             raise ArgumentError(f"mask: expected shape {list(ids.shape)}, found {list(mask.shape)}")
-        logits = self.network(ids, self.make_cache() if cache is None else cache, mask=mask)
+        over = self.make_cache() if cache is None else cache
+        logits = self.network(ids, over, mask=mask, pictures=pictures)
         if cache is not None:  # so that it can go on in any thread: what is lazy, only this one could evaluate
             mx.async_eval(*cache.arrays())
         return logits
@@ -117,7 +132,7 @@ class LanguageModel(ChatMethods):
 
     def session(self) -> Session:
         """A conversation that keeps its cache: ``session.chat`` and ``session.chat_stream`` as the model's own."""
-        return Session(self.engine, self.tokenizer)
+        return Session(self.engine, self.tokenizer, self.vision)
 
     @takes(ChatOptions)
     def chat_batch(
@@ -134,7 +149,16 @@ class LanguageModel(ChatMethods):
         """
         if settings is not None and options:
             raise ArgumentError(f"settings: expected settings or arguments, found both ({', '.join(options)})")
-        return chat_batch(self.engine, self.tokenizer, conversations, settings or ChatSettings(**options))
+        return chat_batch(self.engine, self.tokenizer, conversations, settings or ChatSettings(**options), self.vision)
+
+    @takes(ChatOptions)
+    def prompt(self, messages: Sequence[Message], **options: Unpack[ChatOptions]) -> Prompt:
+        """What ``chat`` would read of these messages: ``ids``, and where they show something ``positions`` int32
+        [3, T], ``rope_delta`` and ``features`` [n, hidden]. ``forward`` takes it.
+
+        Raises: as ``chat``.
+        """
+        return Prompt.build(self.tokenizer, messages, ChatSettings(**options), self.vision)
 
     def render_chat(
         self,
@@ -147,6 +171,7 @@ class LanguageModel(ChatMethods):
 
         Raises: TemplateError in the template's own words; ArgumentError naming what is no text.
         """
+        messages, _ = take_pictures(messages)
         check_texts(messages, "messages")
         check_texts(tools, "tools")
         return render_prompt(
@@ -158,7 +183,7 @@ class LanguageModel(ChatMethods):
         )
 
     def _start(self, messages: Sequence[Message], settings: ChatSettings) -> ChatStream:
-        return Session(self.engine, self.tokenizer, goes_on=False)._start(messages, settings)
+        return Session(self.engine, self.tokenizer, self.vision, goes_on=False)._start(messages, settings)
 
     def _ids(self, tokens: mx.array | Sequence[Sequence[int]]) -> mx.array:
         """tokens as int [B, T]. Raises: ArgumentError."""

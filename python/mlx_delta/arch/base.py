@@ -18,6 +18,7 @@ from mlx_delta.checkpoint.tensors import Shapes, Tensor, base_name
 from mlx_delta.config import ModelConfig, TextConfig
 from mlx_delta.model.layers import Layer
 from mlx_delta.model.network import Network
+from mlx_delta.vision.config import VisionConfig
 
 if TYPE_CHECKING:
     from mlx_delta.checkpoint.gguf_file import GGUFFile
@@ -127,7 +128,7 @@ class Architecture:
     source's tensors, under canonical names with canonical values; the shapes are the text model's. network: out of
     canonical tensors, activations in a dtype. layer: one alone, by number. presets: sampling as the model cards
     recommend it. gguf: None where no GGUF file is read. source: a checkpoint's tensors cut and put together such that
-    each is one canonical tensor; as they are by default.
+    each is one canonical tensor; as they are by default. vision: the tower that config.json describes, if it does.
     """
 
     model_types: tuple[str, ...]
@@ -145,3 +146,4 @@ class Architecture:
     markup: Markup
     gguf: GGUFFormat | None
     source: Callable[[Source, ModelConfig], Source] = lambda source, config: source
+    vision: Callable[[ModelConfig], VisionConfig | None] = lambda config: None

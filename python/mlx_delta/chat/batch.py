@@ -15,6 +15,8 @@ from mlx_delta.engine.engine import Engine
 from mlx_delta.engine.exclusive import Exclusive
 from mlx_delta.errors import ArgumentError, TemplateError
 from mlx_delta.text.tokenizer import Tokenizer
+from mlx_delta.vision.placed import look_at
+from mlx_delta.vision.vision import Vision
 
 
 def chat_batch(
@@ -22,6 +24,7 @@ def chat_batch(
     tokenizer: Tokenizer,
     conversations: Sequence[Sequence[Message]],
     settings: ChatSettings | Sequence[ChatSettings],
+    vision: Vision | None = None,
 ) -> list[ChatResult]:
     """The answers, in order. See ``LanguageModel.chat_batch``."""
     if not conversations:
@@ -33,7 +36,7 @@ def chat_batch(
     if len(each) != len(conversations):
         raise ArgumentError(f"settings: expected one, or one for each of {len(conversations)}, found {len(each)}")
     pairs = enumerate(zip(conversations, each, strict=True))
-    prompts = [_prompt(tokenizer, *pair, f"conversations[{i}]") for i, pair in pairs]
+    prompts = [_prompt(tokenizer, *pair, vision, f"conversations[{i}]") for i, pair in pairs]
     streams = [
         ChatStream(
             engine,
@@ -47,6 +50,8 @@ def chat_batch(
         )
         for i, (prompt, one) in enumerate(zip(prompts, each, strict=True))
     ]
+    if vision is not None:
+        look_at([(prompt.pictures, 0) for prompt in prompts if prompt.pictures is not None], vision.look)
     try:
         for stream in streams:
             stream.start()
@@ -56,8 +61,10 @@ def chat_batch(
             stream.close()
 
 
-def _prompt(tokenizer: Tokenizer, messages: Sequence[Message], settings: ChatSettings, where: str) -> Prompt:
+def _prompt(
+    tokenizer: Tokenizer, messages: Sequence[Message], settings: ChatSettings, vision: Vision | None, where: str
+) -> Prompt:
     try:
-        return Prompt.build(tokenizer, messages, settings)
+        return Prompt.build(tokenizer, messages, settings, vision)
     except (ArgumentError, TemplateError) as error:
         raise type(error)(f"{where}: {error}") from error

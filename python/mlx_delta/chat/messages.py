@@ -17,8 +17,9 @@ def prepare_messages(messages: Sequence[Message], *, strict: bool = False) -> li
     merge into one at the beginning, a blank line between them. The originals are left alone.
 
     strict: change nothing, so that the template itself refuses what it does not know.
-    Raises: ArgumentError naming the message and the field when one has no role, holds an image or a video (this runs
-    text only), or what is of the wrong type or no text (``check_text``).
+    Raises: ArgumentError naming the message and the field when one has no role, a system message shows something
+    (here ``{"type": "image"}`` or "video", see ``chat.pictures``), or what is of the wrong type or no text
+    (``check_text``).
     """
     if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence):
         raise ArgumentError(f"messages: expected a sequence of messages, found {messages!r:.80}")
@@ -46,7 +47,10 @@ def _check(message: Any, where: str) -> None:
     content = message.get("content")
     if isinstance(content, list | tuple):
         for i, part in enumerate(content):
-            if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
+            shown = isinstance(part, Mapping) and part in ({"type": "image"}, {"type": "video"})
+            if shown and message["role"] in ("system", "developer"):
+                raise ArgumentError(f"{where}.content[{i}]: expected text in a system message, found {part['type']}")
+            if not shown and (not isinstance(part, Mapping) or not isinstance(part.get("text"), str)):
                 raise ArgumentError(f"{where}.content[{i}]: expected a part with text, found {part!r:.80}")
     elif content is not None and not isinstance(content, str):
         raise ArgumentError(f"{where}.content: expected text or a list of parts, found {type(content).__name__}")
@@ -87,4 +91,4 @@ def text_of(content: Any) -> str:
     """Of a message: text as it is, or its parts together."""
     if content is None or isinstance(content, str):
         return content or ""
-    return "".join(part["text"] for part in content)
+    return "".join(part.get("text", "") for part in content)

@@ -14,10 +14,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from mlx_delta.chat.messages import Message
 from mlx_delta.errors import ArgumentError
 from mlx_delta.vision.media import Shown, from_base64
 
-Message = Mapping[str, Any]
 _TYPES = {"image": "image", "image_url": "image", "input_image": "image", "video": "video"}
 
 

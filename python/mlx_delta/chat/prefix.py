@@ -55,7 +55,7 @@ class PrefixCache:
         self.cache.layers = [
             replace(next(states)) if isinstance(layer, DeltaState) else layer for layer in self.cache.layers
         ]
-        self.cache.offset = mark.offset
+        self.cache.offset, self.cache.rope_delta = mark.offset, 0
         self._ids = list(ids[: mark.offset])
         return mark.offset
 

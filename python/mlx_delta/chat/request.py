@@ -6,13 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import mlx.core as mx
+import numpy as np
+
 from mlx_delta.arch.base import Markup
 from mlx_delta.chat.continuation import END, continues, is_empty, mark_end
 from mlx_delta.chat.messages import Message, check_texts, prepare_messages
+from mlx_delta.chat.pictures import take_pictures
 from mlx_delta.chat.settings import ChatSettings as ChatSettings
 from mlx_delta.chat.template import render
-from mlx_delta.errors import TemplateError
+from mlx_delta.errors import ArgumentError, TemplateError
 from mlx_delta.text.tokenizer import Tokenizer
+from mlx_delta.vision.media import Medium, Shown
+from mlx_delta.vision.placed import PicturesInPlace
+from mlx_delta.vision.vision import Vision
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,8 @@ class Prompt:
     prompt of the user's next message begins with: a template drops the thoughts before it, in all steps of a chain of
     tool calls too. head(): how many of them are system message and tools, which other conversations begin with too;
     it renders a prompt again, so it is asked for only where nothing is known yet.
+
+    pictures: what it shows, in its places; None: nothing.
     """
 
     ids: list[int]
@@ -32,11 +41,41 @@ class Prompt:
     lasting: int
     head: Callable[[], int] = field(compare=False)
     written: str = ""
+    pictures: PicturesInPlace | None = field(default=None, compare=False)
+
+    @property
+    def keys(self) -> list[int]:
+        """The ids as a cache knows them: what a placeholder stands for tells it from others."""
+        return self.ids if self.pictures is None else self.pictures.keys(self.ids)
+
+    @property
+    def positions(self) -> np.ndarray:
+        """int32 [3, T]: of each token by time, row and column, which differ where there are pictures (M-RoPE)."""
+        if self.pictures is None:
+            return np.broadcast_to(np.arange(len(self.ids), dtype=np.int32), (3, len(self.ids)))
+        return self.pictures.positions
+
+    @property
+    def rope_delta(self) -> int:
+        """The position of a token after the prompt, less its index."""
+        return 0 if self.pictures is None else self.pictures.rope_delta
+
+    @property
+    def features(self) -> mx.array:
+        """[n, hidden]: what is read in the places of placeholders, the pictures' and then the videos'."""
+        return mx.zeros((0, 0)) if self.pictures is None else self.pictures.features
 
     @classmethod
-    def build(cls, tokenizer: Tokenizer, messages: Sequence[Message], settings: ChatSettings) -> Prompt:
-        """Raises: ArgumentError naming the message, TemplateError in the template's own words."""
+    def build(
+        cls, tokenizer: Tokenizer, messages: Sequence[Message], settings: ChatSettings, vision: Vision | None = None
+    ) -> Prompt:
+        """vision: what looks at pictures; None: a model without a tower.
+
+        Raises: ArgumentError naming the message, TemplateError in the template's own words.
+        """
+        messages, shown = take_pictures(messages)
         prepared = prepare_messages(messages, strict=settings.strict)
+        media = _opened(shown, vision)
         check_texts(settings.tools, "tools")
         variables = dict(settings.template_variables)
         if settings.enable_thinking is not None:
@@ -46,6 +85,9 @@ class Prompt:
             tools = settings.tools or None
             return render_prompt(tokenizer, messages, tools, add_generation_prompt=opened, variables=variables)
 
+        def encode(text: str) -> list[int]:
+            return vision.tokens.encode(text, media, tokenizer.encode) if vision and media else tokenizer.encode(text)
+
         def or_nothing(messages: Sequence[Message]) -> str:
             try:
                 return rendered(messages, False)
@@ -54,7 +96,7 @@ class Prompt:
 
         def shared(messages: Sequence[Message]) -> int:
             """How many of the ids a conversation begins with that goes on with a user's message after ``messages``."""
-            return common_prefix(ids, tokenizer.encode(or_nothing([*messages, {"role": "user", "content": "?"}])))
+            return common_prefix(ids, encode(or_nothing([*messages, {"role": "user", "content": "?"}])))
 
         written = ""
         if continues(prepared[-1], tokenizer.markup):
@@ -69,14 +111,25 @@ class Prompt:
             if is_empty(prepared[-1], tokenizer.markup):
                 prepared = prepared[:-1]
             text, closed = rendered(prepared, True), rendered(prepared, False)
-        ids = tokenizer.encode(text)
-        stable = lasting = common_prefix(ids, tokenizer.encode(closed))
+        ids = encode(text)
+        stable = lasting = common_prefix(ids, encode(closed))
         if not prepared or prepared[-1]["role"] != "user":
             lasting = min(stable, shared(prepared))
         tail = text[len(closed) :] if text.startswith(closed) else text
         thinking = ends_in_thoughts(tail, tokenizer.markup)
         system = [message for message in prepared[:1] if message["role"] == "system"]
-        return cls(ids, thinking, stable, lasting, lambda: min(stable, shared(system)), written)
+        pictures = None
+        if vision and media:
+            vision.tokens.check(text, media)
+            pictures = PicturesInPlace(ids, media, vision.tokens, vision.look)
+        return cls(ids, thinking, stable, lasting, lambda: min(stable, shared(system)), written, pictures)
+
+
+def _opened(shown: Sequence[Shown], vision: Vision | None) -> list[Medium]:
+    if shown and vision is None:
+        kind = {"image": "an image", "video": "a video"}[shown[0].kind]
+        raise ArgumentError(f"{shown[0].where}: expected text, for this model has no vision tower, found {kind}")
+    return [vision.open(each) for each in shown] if vision else []
 
 
 def ends_in_thoughts(prompt: str, markup: Markup) -> bool:

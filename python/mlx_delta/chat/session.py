@@ -20,6 +20,7 @@ from mlx_delta.chat.stream import ChatStream
 from mlx_delta.engine.engine import Engine
 from mlx_delta.engine.exclusive import Exclusive
 from mlx_delta.text.tokenizer import Tokenizer
+from mlx_delta.vision.vision import Vision
 
 
 class Session(ChatMethods):
@@ -33,11 +34,14 @@ class Session(ChatMethods):
     turns: the usage of every turn that ended.
     """
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, *, goes_on: bool = True) -> None:
+    def __init__(
+        self, engine: Engine, tokenizer: Tokenizer, vision: Vision | None = None, *, goes_on: bool = True
+    ) -> None:
         self.turns: list[Usage] = []
         self._goes_on = goes_on
         self._engine = engine
         self._tokenizer = tokenizer
+        self._vision = vision
         self._prefix = PrefixCache(engine.network.config)
         self._exclusive = Exclusive("session")
         self._stream: ChatStream | None = None
@@ -55,7 +59,7 @@ class Session(ChatMethods):
         return self._prefix.nbytes
 
     def _start(self, messages: Sequence[Message], settings: ChatSettings) -> ChatStream:
-        prompt = Prompt.build(self._tokenizer, messages, settings)
+        prompt = Prompt.build(self._tokenizer, messages, settings, self._vision)
         if not self._goes_on:
             prompt = replace(prompt, stable=0)
         with self._exclusive:

@@ -126,7 +126,10 @@ class ChatStream:
     def _begun(self) -> TokenSequence:
         if self._sequence is None:
             prefix, prompt = self._prefix, self._prompt
-            self._cached = prefix.resume(prompt.ids, prompt.lasting)
+            keys = prompt.keys
+            self._cached = prefix.resume(keys, prompt.lasting)
+            if prompt.pictures is not None:  # here, and not in a step that others wait for
+                prompt.pictures.look(self._cached)
             head = 0 if self._cached or not prompt.stable else _head_cut(prompt.head())
             self._sequence = TokenSequence(
                 prompt.ids,
@@ -136,8 +139,9 @@ class ChatStream:
                 most=self._limit.tokens,
                 logprobs=self._logprobs,
                 borders=(head, prompt.stable),
-                reached=lambda position: prefix.mark(prompt.ids[:position], head=position == head),
+                reached=lambda position: prefix.mark(keys[:position], head=position == head),
                 progress=self._progress,
+                pictures=prompt.pictures,
             )
         return self._sequence
 
@@ -148,7 +152,7 @@ class ChatStream:
             self._engine.cancel(self._sequence)
             covered = self._sequence.covered
             if covered is not None:
-                self._prefix.mark(covered)
+                self._prefix.mark([*self._prompt.keys, *covered[len(self._prompt.ids) :]][: len(covered)])
         self._result = self._answer.result(len(self._prompt.ids), self._cached)
         self._turns.append(self._result.usage)
         return self._result

@@ -147,9 +147,9 @@ class Engine:
         with _restored([sequence]):
             tokens = mx.array([sequence.ids[start:end]])
             if end == total:
-                logits = self.network(tokens, cache, last_only=True)[:, 0]
+                logits = self.network(tokens, cache, pictures=sequence.pictures, last_only=True)[:, 0]
             else:
-                *_, x = self.network.hidden_states(tokens, cache)
+                *_, x = self.network.hidden_states(tokens, cache, pictures=sequence.pictures)
         if end == total:
             sequence.sample(logits)
             mx.async_eval(*sequence.arrays())
@@ -197,6 +197,7 @@ def _restored(sequences: Sequence[TokenSequence]) -> Iterator[None]:
     except BaseException:
         for each, cache in zip(sequences, before, strict=True):
             each.cache.layers, each.cache.offset, each.cache.start = cache.layers, cache.offset, cache.start
+            each.cache.rope_delta = cache.rope_delta
         raise
     finally:
         before.clear()  # a held state is not updated in place

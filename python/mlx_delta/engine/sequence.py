@@ -13,6 +13,7 @@ import numpy as np
 from mlx_delta.engine.likelihood import Likelihood
 from mlx_delta.engine.sample import Allowed, Sampler
 from mlx_delta.model.cache import Cache
+from mlx_delta.model.pictures import PicturePart
 
 
 class Clock:
@@ -63,6 +64,7 @@ class TokenSequence:
 
     ids: the prompt, of which the cache covers the first ``cache.offset`` already. borders: positions, ascending, where
     the prompt is always cut, and where ``reached`` is called with the number of tokens that the cache then covers.
+    pictures: what the prompt shows.
     progress: called while the prompt is computed, with the tokens done and how many there are to do.
     most: tokens to generate, unless the reader ends it before. logprobs: how many of the likeliest tokens the reader is
     told besides the chosen one; None: no likelihoods.
@@ -81,7 +83,9 @@ class TokenSequence:
         borders: Sequence[int] = (),
         reached: Callable[[int], None] | None = None,
         progress: Callable[[int, int], None] | None = None,
+        pictures: PicturePart | None = None,
     ) -> None:
+        self.pictures = pictures
         self.ids = ids
         self.cache = cache
         self.sampler = sampler

@@ -79,12 +79,14 @@ def empty_state(kind: str) -> LayerState:
 class Cache:
     """The state of B sequences after ``offset`` tokens each; ``forward`` advances it.
 
-    start: int32 [B], where each left-padded sequence begins, or None: all at 0.
+    start: int32 [B], where each left-padded sequence begins, or None: all at 0. rope_delta: the position of the next
+    token less its index, below 0 where pictures take fewer positions than tokens.
     """
 
     layers: list[LayerState]
     offset: int = 0
     start: mx.array | None = field(default=None)
+    rope_delta: int = 0
 
     @classmethod
     def empty(cls, config: TextConfig) -> Cache:
@@ -92,7 +94,7 @@ class Cache:
 
     def copy(self) -> Cache:
         """A snapshot; costs nothing until one of the two goes on."""
-        return Cache([replace(layer) for layer in self.layers], self.offset, self.start)
+        return Cache([replace(layer) for layer in self.layers], self.offset, self.start, self.rope_delta)
 
     def arrays(self) -> list[mx.array]:
         starts = [] if self.start is None else [self.start]

@@ -28,8 +28,8 @@ from mlx_delta.ops import Matrix
 
 @dataclass(frozen=True)
 class Window:
-    """Which tokens a forward pass adds: ``offset`` tokens came before; mask [B, T], start [B] and positions [B, T] of
-    left-padded batches."""
+    """Which tokens a forward pass adds: ``offset`` tokens came before; mask [B, T] and start [B] of
+    left-padded batches; positions [B, T], or [3, B, T] (T, H, W) where there are pictures; None: from offset on."""
 
     offset: int
     mask: mx.array | None = None

@@ -11,12 +11,14 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_delta import ops
 from mlx_delta.config import ModelConfig, TextConfig
 from mlx_delta.model.cache import Cache, KeyValues
 from mlx_delta.model.layers import FeedForward, Layer, Window, decode_rows, matrices, normed
 from mlx_delta.model.mtp import MTP, MtpHead
+from mlx_delta.model.pictures import PicturePart
 from mlx_delta.model.weights import Weights
 from mlx_delta.ops import Matrix
 
@@ -71,10 +73,13 @@ class Network:
         mx.eval(*_arrays(network))  # a lazy array can be evaluated in the thread alone that made it
         return network
 
-    def hidden_states(self, tokens: mx.array, cache: Cache, mask: mx.array | None = None) -> Iterator[mx.array]:
+    def hidden_states(
+        self, tokens: mx.array, cache: Cache, mask: mx.array | None = None, pictures: PicturePart | None = None
+    ) -> Iterator[mx.array]:
         """x [B, T, hidden] as it enters each layer and leaves the last; advances the cache.
 
         mask: bool [B, T] of left-padded prompts: false before each sequence begins. A prompt may come in chunks.
+        pictures: of the whole prompt, of a batch of 1, of which these tokens are those from ``cache.offset`` on.
         """
         if mask is not None:
             padding = mx.sum(mx.logical_not(mask), axis=1).astype(mx.int32)
@@ -82,8 +87,16 @@ class Network:
         positions = None
         if cache.start is not None:  # its own, so that a padded sequence rotates by the very angles it has alone
             positions = mx.maximum(mx.arange(cache.offset, cache.offset + tokens.shape[1]) - cache.start[:, None], 0)
-        window = Window(cache.offset, mask, cache.start, positions)
         x = ops.embedding(tokens, self.embed_tokens, self.dtype)
+        if pictures is not None:
+            end = cache.offset + tokens.shape[1]
+            positions = mx.array(pictures.positions[:, None, cache.offset : end])
+            cache.rope_delta = int(pictures.positions[:, :end].max()) + 1 - end
+            if (shown := pictures.rows(cache.offset, end)) is not None:
+                x[0, shown[0]] = shown[1].astype(x.dtype)
+        elif cache.rope_delta:
+            positions = _positions(cache, tokens.shape[1])
+        window = Window(cache.offset, mask, cache.start, positions)
         yield x
         for layer, state in zip(self.layers, cache.layers, strict=True):
             x = layer(x, state, window)
@@ -95,11 +108,17 @@ class Network:
         return ops.qmm(x, (self.lm_head,), norm=self.norm, eps=self.config.rms_norm_eps)
 
     def __call__(
-        self, tokens: mx.array, cache: Cache, *, mask: mx.array | None = None, last_only: bool = False
+        self,
+        tokens: mx.array,
+        cache: Cache,
+        *,
+        mask: mx.array | None = None,
+        pictures: PicturePart | None = None,
+        last_only: bool = False,
     ) -> mx.array:
         """tokens int [B, T] -> logits [B, T, V]; with ``last_only`` [B, 1, V], of the last token alone."""
         x = mx.array(0)
-        for x in self.hidden_states(tokens, cache, mask):  # noqa: B007 - the last one is what is wanted
+        for x in self.hidden_states(tokens, cache, mask, pictures):  # noqa: B007 - the last one is what is wanted
             pass
         return self.logits(x[:, -1:] if last_only else x)
 
@@ -109,7 +128,9 @@ class Network:
         A row has the bits that ``self(tokens[b : b + 1, None], caches[b])`` has: neither the number of sequences nor
         which they are changes them. The caches are advanced.
         """
-        windows = [Window(cache.offset) for cache in caches]
+        windows = [
+            Window(cache.offset, positions=_positions(cache, 1) if cache.rope_delta else None) for cache in caches
+        ]
         x = ops.embedding(tokens[:, None], self.embed_tokens, self.dtype)
         for layer, *states in zip(self.layers, *(cache.layers for cache in caches), strict=True):
             x = decode_rows(layer, x, states, windows)
@@ -148,6 +169,12 @@ class Network:
         row = self.embed_tokens.nbytes // self.embed_tokens.rows
         layers = sum(stage.bytes_per_token for layer in self.layers for stage in layer.stages())
         return row + layers + self.lm_head.nbytes
+
+
+def _positions(cache: Cache, count: int) -> mx.array:
+    """int32 [3, 1, count]: of text after pictures."""
+    first = cache.offset + cache.rope_delta
+    return mx.array(np.broadcast_to(np.arange(first, first + count, dtype=np.int32), (3, 1, count)))
 
 
 def _arrays(part: Any) -> Iterator[mx.array]:

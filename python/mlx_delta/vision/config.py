@@ -10,6 +10,7 @@ from typing import Any
 from mlx_delta.errors import ConfigError
 from mlx_delta.json_files import Section
 
+TOWER = "vision_tower."  # where the canonical names of its tensors begin
 _MOST = 1 << 16  # of a dimension
 Shapes = dict[str, tuple[int, ...]]
 
@@ -112,4 +113,4 @@ def vision_shapes(c: VisionConfig) -> Shapes:
             shapes |= {f"blocks.{i}.{name}.weight": (rows, columns), f"blocks.{i}.{name}.bias": (rows,)}
         for name in ("norm1", "norm2"):
             shapes |= {f"blocks.{i}.{name}.weight": (width,), f"blocks.{i}.{name}.bias": (width,)}
-    return {f"vision_tower.{name}": shape for name, shape in shapes.items()}
+    return {f"{TOWER}{name}": shape for name, shape in shapes.items()}

@@ -1,4 +1,4 @@
-"""What a message shows, by whatever way it was given, as something with a grid of patches and a digest of its content."""
+"""What a message shows, however it was given, as something with a grid of patches and a digest of its content."""
 
 from __future__ import annotations
 
@@ -148,9 +148,7 @@ def _picture_source(value: Any, where: str) -> bytes | np.ndarray:
         return bytes(value)
     if all(hasattr(value, name) for name in ("mode", "size", "convert", "getbands")):  # Pillow's, without importing it
         return decoded(value, where)
-    raise ArgumentError(
-        f"{where}: expected a path, bytes, a Pillow image or a data: URL, found {type(value).__name__}"
-    )
+    raise ArgumentError(f"{where}: expected a path, bytes, a Pillow image or a data: URL, found {type(value).__name__}")
 
 
 def _path(value: str | Path, where: str) -> Path:

@@ -41,7 +41,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Patches:
-    """rows: uint8 [n, 3 * frames * patch * patch]. settings: what they were made with, and how values are made of them."""
+    """rows: uint8 [n, 3 * frames * patch * patch]. settings: what they were made with, and values are made with."""
 
     grid: Grid
     rows: np.ndarray

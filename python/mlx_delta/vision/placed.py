@@ -151,9 +151,7 @@ class PicturesInPlace:
         return mx.array(np.concatenate(index)), rows[0] if len(rows) == 1 else mx.concatenate(rows)
 
 
-def look_at(
-    wanted: Sequence[tuple[PicturesInPlace, int]], look: Callable[[Sequence[Medium]], list[mx.array]]
-) -> None:
+def look_at(wanted: Sequence[tuple[PicturesInPlace, int]], look: Callable[[Sequence[Medium]], list[mx.array]]) -> None:
     """All that is shown in several prompts, each from a token on, in one pass."""
     missing = [(place, number) for place, start in wanted for number in place.missing(start)]
     if missing:

@@ -5,9 +5,9 @@
     x = x + fc2(gelu_tanh(fc1(LayerNorm(x))))                                       depth times both
     y = fc2(gelu(fc1(merge x merge patches of LayerNorm(x), side by side)))
 
-All pictures are one pass: matrices are read once. A row of ``qmm`` has the same bits whatever the others are, and frames
-do not see each other, so neither do a picture's features depend on which other pictures there are (on a CPU: MLX's
-attention on Metal promises nothing).
+All pictures are one pass: matrices are read once. A row of ``qmm`` has the same bits whatever the others are, and
+frames do not see each other, so a picture's features do not depend on which others there are (on a CPU: MLX's attention
+on Metal promises nothing).
 Source: Hugging Face ``Qwen3_5VisionModel`` (modeling_qwen3_5.py).
 """
 
@@ -153,7 +153,9 @@ class Tower:
 
     def _embedded(self, patches: Patches) -> mx.array:
         settings, count = patches.settings, self.config.frames * self.config.patch**2
-        mean, std = (mx.array(np.repeat(np.array(each) * 255, count), mx.float32) for each in (settings.mean, settings.std))
+        mean, std = (
+            mx.array(np.repeat(np.array(each) * 255, count), mx.float32) for each in (settings.mean, settings.std)
+        )
 
         def embedded(rows: mx.array) -> mx.array:
             return self.patch(((rows.astype(mx.float32) - mean) / std).astype(self.dtype))
@@ -168,10 +170,12 @@ class Tower:
             low = at.astype(np.int64)
             sides.append((low, np.minimum(low + 1, self.config.side - 1), at - low))
         (top, bottom, down), (left, right, across) = sides
-        corners = ((top, 1 - down, left, 1 - across), (top, 1 - down, right, across)) + (
+        corners = [
+            (top, 1 - down, left, 1 - across),
+            (top, 1 - down, right, across),
             (bottom, down, left, 1 - across),
             (bottom, down, right, across),
-        )
+        ]
         embedding = mx.array(0.0)
         for rows, of_row, columns, of_column in corners:
             index = (rows[:, None] * self.config.side + columns)[_order(grid)]

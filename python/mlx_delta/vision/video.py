@@ -45,9 +45,7 @@ def sampled(frames: Frames, settings: VideoSettings, where: str) -> list[int]:
 def timestamps(indices: Sequence[int], fps: float, together: int) -> list[float]:
     """Seconds of each ``together`` frames: the middle between the first and the last of them."""
     indices = [*indices, *[indices[-1]] * (-len(indices) % together)]
-    return [
-        (indices[i] / fps + indices[i + together - 1] / fps) / 2 for i in range(0, len(indices), together)
-    ]
+    return [(indices[i] / fps + indices[i + together - 1] / fps) / 2 for i in range(0, len(indices), together)]
 
 
 def pictures_in(directory: Path, where: str) -> list[Path]:
@@ -73,7 +71,7 @@ def file_frames(file: Path, where: str) -> Frames:
             for frame in container.decode(video=0):
                 if frame.width * frame.height > MOST_PIXELS:
                     raise ArgumentError(
-                        f"{where}: expected frames of at most {MOST_PIXELS} pixels, found {frame.width} x {frame.height}"
+                        f"{where}: expected at most {MOST_PIXELS} pixels a frame, found {frame.width} x {frame.height}"
                     )
                 yield frame.to_ndarray(format="rgb24")
 

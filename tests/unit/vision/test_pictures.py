@@ -64,7 +64,7 @@ def test_videos_too(expected: dict[str, Any]) -> None:
     name, settings = expected["name"], VideoSettings()
     strip = decoded(content(f"video_{name}.png"), name)
     frames = strip.reshape(expected["frames"], *expected["frame_hw"], 3)[expected["sampled_indices"]]
-    patches = video_patches(list(frames), settings, name)
+    patches = video_patches(len(frames), frames, settings, name)
     assert [patches.grid.frames, patches.grid.height, patches.grid.width] == expected["grid_thw"]
     assert np.array_equal(patches.rows[expected["rows"]], np.array(ARRAYS[f"{name}.rows"]))
 

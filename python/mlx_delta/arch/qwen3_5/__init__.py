@@ -13,6 +13,7 @@ from mlx_delta.arch.qwen3_5.network import layer, network
 from mlx_delta.arch.qwen3_5.presets import presets
 from mlx_delta.arch.qwen3_5.recipe import RECIPES
 from mlx_delta.arch.qwen3_5.shapes import mtp_shapes, text_shapes
+from mlx_delta.vision.config import vision_config
 
 QWEN3_5 = Architecture(
     model_types=("qwen3_5", "qwen3_5_text"),
@@ -29,4 +30,5 @@ QWEN3_5 = Architecture(
     presets=presets,
     markup=MARKUP,
     gguf=GGUF,
+    vision=lambda config: vision_config(config.raw, config.text.hidden_size),
 )
