@@ -12,7 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse, Response
 
 from mlx_delta.language_model import LanguageModel
-from mlx_delta.server import anthropic_routes, completions_routes, openai_routes, responses_routes
+from mlx_delta.server import anthropic_routes, completions_routes, openai_routes, page, responses_routes
 from mlx_delta.server.access import Access
 from mlx_delta.server.guard import Guard
 from mlx_delta.server.limits import Limits
@@ -59,7 +59,7 @@ def create_app(
         app.add_middleware(
             CORSMiddleware, allow_origins=access.origins, allow_methods=("GET", "POST"), allow_headers=("*",)
         )
-    for routes in (openai_routes, responses_routes, completions_routes, anthropic_routes):
+    for routes in (openai_routes, responses_routes, completions_routes, anthropic_routes, page):
         app.include_router(routes.router, responses=_REFUSALS)
 
     @app.get("/health")
