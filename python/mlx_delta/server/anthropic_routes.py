@@ -44,4 +44,4 @@ async def count_tokens(body: CountRequest, request: Request) -> Json:
 
 
 def _count(model: LanguageModel, asked: Question) -> int:
-    return len(Prompt.build(model.tokenizer, asked.messages, ChatSettings(**asked.options)).ids)
+    return len(Prompt.build(model.tokenizer, asked.messages, ChatSettings(**asked.options), model.vision).ids)

@@ -12,6 +12,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from mlx_delta.chat.pictures import refuse_paths
 from mlx_delta.chat.request import Prompt
 from mlx_delta.chat.settings import ChatSettings
 from mlx_delta.engine.likelihood import Likelihood
@@ -73,7 +74,8 @@ def _tokens(body: TokenizeRequest, model: LanguageModel) -> list[int]:
     variables = dict(body.chat_template_kwargs or {})
     thinking = variables.pop("enable_thinking", None)
     settings = ChatSettings(tools=body.tools, template_variables=variables, enable_thinking=thinking)
-    return Prompt.build(model.tokenizer, body.messages, settings).ids
+    refuse_paths(body.messages)
+    return Prompt.build(model.tokenizer, body.messages, settings, model.vision).ids
 
 
 def _makes(body: CompletionRequest, service: Service) -> list[Make]:

@@ -1,0 +1,54 @@
+"""A picture through each API is the picture of the library; a file or an address never is."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from mlx_delta.language_model import LanguageModel
+from support import GOLDEN
+
+FILE = GOLDEN / "vision" / "odd.png"
+DATA = base64.b64encode(FILE.read_bytes()).decode()
+URL = f"data:image/png;base64,{DATA}"
+TEXT = {"type": "text", "text": "What is the capital of "}
+
+
+def asked(path: str, part: dict[str, Any], text: dict[str, Any] = TEXT) -> tuple[str, dict[str, Any]]:
+    message = {"role": "user", "content": [text, part]}
+    field = "input" if path.endswith("responses") else "messages"
+    limit = {"max_output_tokens": 8} if field == "input" else {"max_tokens": 8}
+    return path, {"model": "x", field: [message], "temperature": 0, **limit}
+
+
+def test_each_api_shows_it(client: TestClient, model: LanguageModel) -> None:
+    message = {"role": "user", "content": [TEXT, {"type": "image", "image": FILE}]}
+    expected = model.chat([message], temperature=0, max_new_tokens=8).usage.prompt_tokens
+    path, body = asked("/v1/chat/completions", {"type": "image_url", "image_url": {"url": URL}})
+    assert client.post(path, json=body).json()["usage"]["prompt_tokens"] == expected
+    path, body = asked("/v1/responses", {"type": "input_image", "image_url": URL}, {**TEXT, "type": "input_text"})
+    assert client.post(path, json=body).json()["usage"]["input_tokens"] == expected
+    source = {"type": "base64", "media_type": "image/png", "data": DATA}
+    path, body = asked("/v1/messages", {"type": "image", "source": source})
+    counted = client.post(f"{path}/count_tokens", json=body)
+    assert counted.status_code == 200, counted.text
+    without = model.chat([message], temperature=0, max_new_tokens=8, enable_thinking=False).usage.prompt_tokens
+    assert counted.json()["input_tokens"] in (expected, without)
+    assert client.post(path, json=body).json()["usage"]["input_tokens"] in (expected, without)
+
+
+@pytest.mark.parametrize("url", [str(FILE), f"file://{FILE}", "https://x.org/a.png"])
+def test_nothing_is_opened_or_fetched(client: TestClient, url: str) -> None:
+    for path, part in (
+        ("/v1/chat/completions", {"type": "image_url", "image_url": {"url": url}}),
+        ("/v1/responses", {"type": "input_image", "image_url": url}),
+        ("/v1/messages", {"type": "image", "source": {"type": "url", "url": url}}),
+        ("/v1/chat/completions", {"type": "image", "image": url}),
+    ):
+        response = client.post(path, json=asked(path, part)[1])
+        assert response.status_code == 400, (path, response.text)
+    message = {"role": "user", "content": [{"type": "image", "image": url}]}
+    assert client.post("/tokenize", json={"messages": [message]}).status_code == 400
