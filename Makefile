@@ -75,7 +75,7 @@ $(VENV)/backend: pyproject.toml
 	touch $@
 
 $(VENV)/installed: $(VENV)/backend CMakeLists.txt $(CXX_SOURCES)
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable .
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[vision]'
 	touch $@
 
 # The site is made from sources alone: it does not need the extension.

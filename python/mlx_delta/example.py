@@ -1,4 +1,4 @@
-"""The tiny checkpoint that comes with the package."""
+"""The tiny checkpoint and the pictures that come with the package."""
 
 from __future__ import annotations
 
@@ -9,9 +9,18 @@ from mlx_delta.errors import CheckpointError
 
 def example_checkpoint() -> Path:
     """Its directory: installed beside the extension."""
+    return _example("tiny")
+
+
+def example_picture(name: str) -> Path:
+    """japan: a flag; button: a thing to search for."""
+    return _example(f"pictures/{name}.png")
+
+
+def _example(name: str) -> Path:
     from mlx_delta import _core
 
-    directory = Path(_core.__file__).parent / "examples" / "tiny"
-    if not directory.is_dir():
-        raise CheckpointError(f"{directory}: expected the example checkpoint, found nothing: reinstall mlx-delta")
-    return directory
+    found = Path(_core.__file__).parent / "examples" / name
+    if not found.exists():
+        raise CheckpointError(f"{found}: expected what comes with the package, found nothing: reinstall mlx-delta")
+    return found

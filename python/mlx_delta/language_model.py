@@ -94,8 +94,9 @@ class LanguageModel(ChatMethods):
         return self.network.draft_logits(self.network.draft(ids[:, 1:], self.network.hidden(x)[:, :-1], KeyValues(), 0))
 
     @takes(GenerationOptions)
-    def generate(self, prompt: str | Sequence[int], **options: Unpack[GenerationOptions]) -> Generation:
-        """Continue ``prompt``, text or token ids, as it stands (no chat template): an iterator of pieces of text.
+    def generate(self, prompt: str | Sequence[int] | Prompt, **options: Unpack[GenerationOptions]) -> Generation:
+        """Continue ``prompt``, text or token ids, as it stands (no chat template), or what ``model.prompt`` made: an
+        iterator of pieces of text.
 
         ``for piece in model.generate("..."): print(piece, end="")``; ``model.generate("...").text()`` is all of it.
         At most 256 tokens, unless ``max_new_tokens`` says otherwise. Without a preset, sampling is as the checkpoint
@@ -103,9 +104,14 @@ class LanguageModel(ChatMethods):
         Raises: ArgumentError naming the argument; TypeError for an unknown one.
         """
         settings = GenerationSettings(**options)
+        pictures = prompt.pictures if isinstance(prompt, Prompt) else None
+        if isinstance(prompt, Prompt):
+            prompt = prompt.ids
         ids = self._prompt_ids(prompt)
         if ids:
             self._check_ids(ids)
+        if pictures is not None:  # here, and not in a step that others wait for
+            pictures.look()
         thinking = ends_in_thoughts(
             prompt if isinstance(prompt, str) else self.tokenizer.decode(ids), self.tokenizer.markup
         )
@@ -117,6 +123,7 @@ class LanguageModel(ChatMethods):
             max_new_tokens=settings.max_new_tokens,
             stop=settings.stop,
             prompt_progress=settings.prompt_progress,
+            pictures=pictures,
         )
 
     def _prompt_ids(self, prompt: Any) -> list[int]:

@@ -11,6 +11,7 @@ import typer
 from mlx_delta.cli.console import stderr
 from mlx_delta.cli.errors import UsageError
 from mlx_delta.cli.options import Model, System, option_flags
+from mlx_delta.cli.pictures import Pictures, picture_part
 from mlx_delta.cli.process import read_stdin
 from mlx_delta.errors import TextError
 from mlx_delta.json_files import read_json
@@ -21,6 +22,7 @@ from mlx_delta.options import SAMPLING
 def chat(
     model: Model,
     system: System = None,
+    image: Pictures = None,
     tools: Annotated[
         Path | None,
         typer.Option(help="Python file whose typed functions the model may call; each call is asked about."),
@@ -44,6 +46,8 @@ def chat(
 
     mlx-delta chat --model qwen3.5-9b-3bit --tools tools.py --thinking-budget 500
 
+    mlx-delta chat --model qwen3.5-9b-3bit --image photo.jpg
+
     echo "Why is the sky blue?" | mlx-delta chat --model qwen3.5-9b-3bit --no-think
     """
     from mlx_delta.arch.registry import read_config
@@ -59,6 +63,8 @@ def chat(
     options["tools"] = list(functions.values())
     options["json_schema"] = read_json(json_schema, UsageError) if json_schema else None
     ChatSettings(**options)  # says what is wrong before anything is loaded
+    for file in image or ():
+        picture_part(file)
     if not is_named(model):
         read_config(model_path(model))
     piped = not sys.stdin.isatty()
@@ -67,6 +73,8 @@ def chat(
     with stderr().status(f"loading {model}"):
         loaded = load_model(directory, dtype)
     conversation = Conversation(loaded, options, functions, system=system)
+    for file in image or ():
+        conversation.show(file)
     if not piped:
         ChatTerminal(conversation, run_tools=yes, title=model if is_named(model) else None).run()
         return

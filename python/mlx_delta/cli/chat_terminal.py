@@ -12,12 +12,14 @@ from rich.console import Console
 from rich.text import Text
 
 from mlx_delta.chat.messages import prepare_messages
+from mlx_delta.chat.pictures import take_pictures
 from mlx_delta.chat.tools import ToolCall
 from mlx_delta.cli.chat_input import LineReader
 from mlx_delta.cli.chat_turns import Conversation
 from mlx_delta.cli.chat_view import TerminalView
 from mlx_delta.cli.console import stdout
 from mlx_delta.cli.errors import UsageError, report
+from mlx_delta.cli.pictures import show_picture
 from mlx_delta.errors import MlxDeltaError
 from mlx_delta.json_files import read_json
 from mlx_delta.paths import expanded
@@ -27,6 +29,7 @@ HELP = {
     "/reset": "forget the conversation",
     "/system [TEXT]": "show the system message, or set it ('/system none' removes it)",
     "/think [on|off|auto]": "think before answering; auto leaves it to the chat template",
+    "/image FILE": "show a picture with the next question; several, one after the other",
     "/save FILE": "write the conversation as JSON messages; /save! replaces a file",
     "/load FILE": "go on with a conversation from such a file",
     "/stats": "tokens, speeds and memory so far",
@@ -68,6 +71,7 @@ class ChatTerminal:
             "/reset": self._reset,
             "/system": self._system,
             "/think": self._think,
+            "/image": self._image,
             "/save": self._save,
             "/save!": lambda name: self._save(name, replace=True),
             "/load": self._load,
@@ -155,6 +159,12 @@ class ChatTerminal:
         shown = next(name for name, value in _THINK.items() if value is options.get("enable_thinking"))
         self._say(f"thinking: {shown}")
 
+    def _image(self, name: str) -> None:
+        path = _path(name, "/image")
+        self._conversation.show(path)
+        show_picture(self._console, path)
+        self._say(f"{path.name} goes with the next question")
+
     def _save(self, name: str, replace: bool = False) -> None:
         path = _path(name, "/save")
         if path.exists() and not replace:
@@ -166,12 +176,13 @@ class ChatTerminal:
         path = _path(name, "/load")
         content = read_json(path, UsageError, list)
         try:
-            messages = prepare_messages(content)
+            messages = prepare_messages(take_pictures(content)[0])
         except MlxDeltaError as error:
             raise UsageError(f"{path}: expected a list of messages, found: {error}") from error
         system = [message for message in messages if message["role"] == "system"]
         self._conversation.system = system[0]["content"] if system else None
-        self._conversation.messages[:] = [dict(message) for message in messages[len(system) :]]
+        others = [message for message in content if message["role"] not in ("system", "developer")]
+        self._conversation.messages[:] = [dict(message) for message in others]
         self._say(f"{len(self._conversation.messages)} messages read from {path}")
 
     def _stats(self, _: str) -> None:

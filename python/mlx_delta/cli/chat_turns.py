@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 from mlx_delta.chat.functions import Function, run_call
 from mlx_delta.chat.result import ChatEvent, ChatResult
 from mlx_delta.chat.tools import ToolCall
+from mlx_delta.cli.pictures import picture_part, with_pictures
 from mlx_delta.language_model import LanguageModel
 
 _DECLINED = "The user declined this call."
@@ -32,7 +34,8 @@ class View(Protocol):
 class Conversation:
     """messages: without the system message, which is ``system``. options: the arguments of ``Session.chat_stream``.
 
-    declined: names of the tools that were not allowed to run in the last turn.
+    declined: names of the tools that were not allowed to run in the last turn. pictures: parts that go with the next
+    question.
     """
 
     def __init__(
@@ -50,21 +53,29 @@ class Conversation:
         self.system = system
         self.messages: list[dict[str, Any]] = []
         self.declined: list[str] = []
+        self.pictures: list[dict[str, Any]] = []
+
+    def show(self, file: Path | str) -> None:
+        """Let the next question be about this picture, too. Raises: as ``picture_part``."""
+        self.pictures.append(picture_part(file, self.model))
 
     @property
     def all_messages(self) -> list[dict[str, Any]]:
         head = [{"role": "system", "content": self.system}] if self.system else []
         return [*head, *self.messages]
 
-    def answer(self, question: str, view: View, allow: Callable[[ToolCall], bool]) -> str:
-        """Answer, and go on through tool calls; allow: whether a call may run. The last answer's finish_reason.
+    def answer(self, question: str | list[Any], view: View, allow: Callable[[ToolCall], bool]) -> str:
+        """Answer a question, text or parts, and go on through tool calls; allow: whether a call may run. The last
+        answer's finish_reason.
 
         An interrupted turn keeps what was said so far, and what tools did; when there is nothing, the question is taken
         back. What fails raises, and the question is taken back.
         """
         before = len(self.messages)
         self.declined = []
-        self.messages.append({"role": "user", "content": question})
+        shown, self.pictures = self.pictures, []
+        content = with_pictures(question, shown) if isinstance(question, str) else question
+        self.messages.append({"role": "user", "content": content})
         try:
             while True:
                 result = self._stream(view)
@@ -72,6 +83,7 @@ class Conversation:
                 if interrupted and not result.text:
                     if self.messages[before + 1 :] == []:
                         del self.messages[before:]
+                        self.pictures = shown
                     return result.finish_reason
                 self.messages.append(_kept(result) if interrupted else result.message)
                 if interrupted or not result.tool_calls or not self.functions:
@@ -85,6 +97,7 @@ class Conversation:
     def reset(self) -> None:
         """Forget the messages, not the system message."""
         self.messages.clear()
+        self.pictures.clear()
         self.session.reset()
 
     def _stream(self, view: View) -> ChatResult:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +15,8 @@ from rich.table import Table
 
 from mlx_delta.cli.console import stdout
 from mlx_delta.cli.convert import convert
-from mlx_delta.example import example_checkpoint
+from mlx_delta.cli.pictures import show_picture
+from mlx_delta.example import example_checkpoint, example_picture
 
 if TYPE_CHECKING:
     from mlx_delta.language_model import LanguageModel
@@ -31,7 +33,8 @@ def demo(
         typer.Option("--output", "-o", help="Keep the converted model here.", show_default="a temporary one"),
     ] = None,
 ) -> None:
-    """Convert the 11M-parameter example, chat with it, have it call a tool, and print sizes and speeds.
+    """Convert the 11M-parameter example, chat with it, have it call tools and look at pictures, and print sizes and
+    speeds.
 
     The example is a trained Qwen3.5 in miniature. Nothing is downloaded.
 
@@ -63,6 +66,10 @@ def _run(source: Path, out: Path) -> None:
     _ask(console, model, _QUESTION, {})
     console.rule("a tool call")
     _ask(console, model, _TOOL_QUESTION, {"add": add})
+    if find_spec("PIL") is not None:
+        console.rule("pictures")
+        _ask(console, model, "What is the capital of ", {}, "japan", "?")
+        _ask(console, model, "Search for ", {"search": search}, "button", ".")
     console.rule("size and speed on this machine")
     console.print(_speeds([("official, bf16", source), ("unsloth, 3 bits", out)]))
 
@@ -77,12 +84,35 @@ def add(a: int, b: int) -> int:
     return a + b
 
 
-def _ask(console: Console, model: LanguageModel, question: str, functions: Mapping[str, Callable[..., Any]]) -> None:
-    """One greedy answer, and the calls it makes, as ``mlx-delta chat`` shows it."""
+def search(query: str, limit: int = 5) -> str:
+    """Search the web
+
+    Args:
+        query: Query
+        limit: How many results
+    """
+    return f"one page about {query}"
+
+
+def _ask(
+    console: Console,
+    model: LanguageModel,
+    text: str,
+    functions: Mapping[str, Callable[..., Any]],
+    picture: str | None = None,
+    end: str = "",
+) -> None:
+    """One greedy answer and its calls, as ``mlx-delta chat`` shows them. picture: stands between text and end."""
     from mlx_delta.cli.chat_turns import Conversation
     from mlx_delta.cli.chat_view import TerminalView
 
-    console.print(f"> {question}", style="bold")
+    question: str | list[Any] = text
+    if picture is not None:
+        file = example_picture(picture)
+        question = [{"type": "text", "text": text}, {"type": "image", "image": file}, {"type": "text", "text": end}]
+        text += f"[{file.name}]{end}"
+        show_picture(console, file)
+    console.print(f"> {text}", style="bold", markup=False)
     options = {"tools": list(functions.values()), "enable_thinking": False, "max_new_tokens": 80, "temperature": 0}
     Conversation(model, options, functions).answer(question, TerminalView(console), lambda call: True)
 

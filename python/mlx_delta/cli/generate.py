@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mlx_delta.cli.errors import UsageError
 from mlx_delta.cli.options import Model, System, option_flags
+from mlx_delta.cli.pictures import Pictures, picture_part, with_pictures
 from mlx_delta.cli.process import read_stdin
 from mlx_delta.errors import ArgumentError
 from mlx_delta.options import SAMPLING
 from mlx_delta.progress import Bars, of
 
 if TYPE_CHECKING:
+    from mlx_delta.chat.request import Prompt
     from mlx_delta.language_model import LanguageModel
     from mlx_delta.text.generation import Generation
 
@@ -25,6 +28,7 @@ def generate(
     model: Model,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to say; '-' reads standard input.")],
     system: System = None,
+    image: Pictures = None,
     raw: Annotated[
         bool,
         typer.Option(
@@ -48,6 +52,8 @@ def generate(
 
     mlx-delta generate -m qwen3.5-9b-3bit -p "def fibonacci(n):" --raw --max-tokens 100 --temp 0 --stop "def "
 
+    mlx-delta generate -m qwen3.5-9b-3bit -p "What is in this picture?" --image photo.jpg
+
     mlx-delta generate -m Qwen/Qwen3.5-0.8B -p - --json < question.txt
     """
     from mlx_delta.chat.settings import GenerationSettings
@@ -56,14 +62,17 @@ def generate(
 
     text, think = read_stdin() if prompt == "-" else prompt, options.pop("enable_thinking")
     if raw:
-        _check_raw(text, system, think)
+        _check_raw(text, system, think, image)
     else:
         options["preset"] = options["preset"] or "auto"
     GenerationSettings(**options)  # says what is wrong before anything is loaded
+    parts = [picture_part(file) for file in image or ()]
     loaded = load_model(model, dtype)
     bars = Bars()
     options["prompt_progress"] = bars.task("reading the prompt", of("tokens"))
-    generation = loaded.generate(text if raw else _chat_prompt(loaded, system, text, think), **options)
+    generation = loaded.generate(
+        text if raw else _chat_prompt(loaded, system, with_pictures(text, parts), think), **options
+    )
     interrupted, shown = _stream(generation, bars, quiet=as_json)
     if as_json:
         typer.echo(json.dumps(_summary(generation, shown, interrupted), ensure_ascii=False))
@@ -76,20 +85,23 @@ def generate(
         raise typer.Exit(130)
 
 
-def _check_raw(text: str, system: str | None, think: bool | None) -> None:
+def _check_raw(text: str, system: str | None, think: bool | None, image: list[Path] | None) -> None:
     if not text:
         raise ArgumentError("prompt: expected text to continue, found nothing")
-    for name, value in (("system", system), ("enable_thinking", think)):
+    for name, value in (("system", system), ("enable_thinking", think), ("image", image or None)):
         if value is not None:
             raise ArgumentError(f"{name}: expected the chat template with it, found --raw")
 
 
-def _chat_prompt(model: LanguageModel, system: str | None, text: str, enable_thinking: bool | None) -> str:
+def _chat_prompt(model: LanguageModel, system: str | None, content: Any, enable_thinking: bool | None) -> str | Prompt:
     if not model.tokenizer.chat_templates:
         raise UsageError(f"{model.path}: expected a chat template, found none: use --raw")
     variables: dict[str, Any] = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
     head = [] if system is None else [{"role": "system", "content": system}]
-    return model.render_chat([*head, {"role": "user", "content": text}], **variables)
+    messages = [*head, {"role": "user", "content": content}]
+    if isinstance(content, str):
+        return model.render_chat(messages, **variables)
+    return model.prompt(messages, enable_thinking=enable_thinking)
 
 
 def _stream(generation: Generation, bars: Bars, quiet: bool) -> tuple[bool, str]:

@@ -12,6 +12,7 @@ from mlx_delta.engine.sample import Allowed, Sampler, SamplingParams
 from mlx_delta.engine.sequence import Clock, TokenSequence
 from mlx_delta.errors import ArgumentError
 from mlx_delta.model.cache import Cache
+from mlx_delta.model.pictures import PicturePart
 from mlx_delta.text.detokenize import Detokenizer
 from mlx_delta.text.stop import StopStrings
 from mlx_delta.text.tokenizer import Tokenizer
@@ -92,6 +93,7 @@ class Generation:
         cache: Cache | None = None,
         prompt_progress: Callable[[int, int], None] | None = None,
         logprobs: int | None = None,
+        pictures: PicturePart | None = None,
     ) -> None:
         if max_new_tokens < 1:
             raise ArgumentError(f"max_new_tokens: expected at least 1, found {max_new_tokens}")
@@ -111,6 +113,7 @@ class Generation:
             most=limit.tokens,
             logprobs=logprobs,
             progress=prompt_progress,
+            pictures=pictures,
         )
         self._exclusive = Exclusive("generation")
         self._engine = engine

@@ -71,7 +71,7 @@ def opened(
     """
     if shown.kind == "video":
         return _opened_video(shown, videos, known)
-    source = _picture_source(shown.value, shown.where)
+    source = picture_source(shown.value, shown.where)
     digest = hashlib.sha256(b"image" + _identity(source)).digest()
     return _medium(shown.kind, digest, known, lambda: picture_patches(_rgb(source, shown.where), pictures, shown.where))
 
@@ -101,7 +101,7 @@ def _opened_video(shown: Shown, settings: VideoSettings, known: Callable[[bytes]
 
     frames = Frames(len(value), float(fps), decode)
     for i in sampled(frames, settings, where):
-        sources[i] = _picture_source(value[i], f"{where}[{i}]")
+        sources[i] = picture_source(value[i], f"{where}[{i}]")
         digest.update(hashlib.sha256(_identity(sources[i])).digest())
     return _sampled(frames, digest, shown, settings, known)
 
@@ -136,7 +136,7 @@ def _identity(source: bytes | np.ndarray) -> bytes:
     return source if isinstance(source, bytes) else repr(source.shape).encode() + source.tobytes()
 
 
-def _picture_source(value: Any, where: str) -> bytes | np.ndarray:
+def picture_source(value: Any, where: str) -> bytes | np.ndarray:
     """A file's content, or the RGB of a Pillow image."""
     if isinstance(value, str) and value[:5].lower() == "data:":
         return data_url(value, where)

@@ -167,6 +167,8 @@ def test_demo(tmp_path: Path) -> None:
     assert "1 2 3 4 5 6 7" in done.stdout
     assert "▸ add(a=457, b=998)" in done.stdout
     assert "457 + 998 = 1455." in done.stdout
+    assert "The capital of Japan is Tokyo." in done.stdout
+    assert '▸ search(query="button")' in done.stdout
     assert "decode tok/s" in done.stdout
     assert (tmp_path / "tiny-unsloth" / "config.json").is_file()
 
