@@ -8,14 +8,10 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from mlx_delta.chat.request import Prompt
-from mlx_delta.chat.settings import ChatSettings
-from mlx_delta.language_model import LanguageModel
 from mlx_delta.server.anthropic_models import CountRequest, MessagesRequest
 from mlx_delta.server.anthropic_question import question
 from mlx_delta.server.anthropic_reply import MessageReply
 from mlx_delta.server.models import Json
-from mlx_delta.server.question import Question
 from mlx_delta.server.service import event_stream, json_response, service_of
 from mlx_delta.server.sse import until_gone
 
@@ -29,7 +25,7 @@ async def messages(body: MessagesRequest, request: Request) -> Response:
     asked = question(body).checked(service.limits)
     answers = await service.answers(request, asked.makes(service.model, service.limits))
     single = bool(body.tool_choice and body.tool_choice.disable_parallel_tool_use)
-    reply = MessageReply(body.model or service.name, answers.streams[0].prompt_tokens, single_call=single)
+    reply = MessageReply(body.model or service.name, answers.prompt_tokens, single_call=single)
     if body.stream:
         return event_stream(reply.frames(answers), answers, request.url.path, "error")
     return json_response(await until_gone(request, reply.whole(answers)))
@@ -40,8 +36,5 @@ async def count_tokens(body: CountRequest, request: Request) -> Json:
     """How many tokens the prompt would have."""
     service = service_of(request)
     asked = question(body).checked(service.limits)
-    return {"input_tokens": await service.runner.call(partial(_count, service.model, asked))}
-
-
-def _count(model: LanguageModel, asked: Question) -> int:
-    return len(Prompt.build(model.tokenizer, asked.messages, ChatSettings(**asked.options), model.vision).ids)
+    prompt = await service.runner.call(partial(asked.prompt, service.model))
+    return {"input_tokens": len(prompt.ids)}

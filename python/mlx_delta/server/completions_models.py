@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from mlx_delta.server.models import Body, Json, Sampling, StreamOptions
+from mlx_delta.server.openai_chat_models import ChatMessage, ChatTool
 
 
 class CompletionRequest(Sampling):
@@ -25,8 +26,8 @@ class TokenizeRequest(Body):
 
     prompt: str | None = None
     content: str | None = None
-    messages: list[Json] | None = None
-    tools: list[Json] | None = None
+    messages: list[ChatMessage] | None = None
+    tools: list[ChatTool] | None = None
     chat_template_kwargs: Json | None = None
 
 

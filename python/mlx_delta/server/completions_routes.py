@@ -12,17 +12,14 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from mlx_delta.chat.pictures import refuse_paths
-from mlx_delta.chat.request import Prompt
-from mlx_delta.chat.settings import ChatSettings
 from mlx_delta.engine.likelihood import Likelihood
 from mlx_delta.errors import RequestError
 from mlx_delta.language_model import LanguageModel
 from mlx_delta.server.completions import CompletionEvent, CompletionStream
 from mlx_delta.server.completions_models import CompletionRequest, DetokenizeRequest, TokenizeRequest
 from mlx_delta.server.models import Json
-from mlx_delta.server.openai_chat import usage_of
-from mlx_delta.server.question import sampling_options
+from mlx_delta.server.openai_chat import message, tool, usage_of
+from mlx_delta.server.question import Question, sampling_options
 from mlx_delta.server.runner import Answers, Make
 from mlx_delta.server.service import Service, event_stream, json_response, service_of
 from mlx_delta.server.sse import DONE, KEEP_ALIVE, frame, until_gone
@@ -73,9 +70,10 @@ def _tokens(body: TokenizeRequest, model: LanguageModel) -> list[int]:
         return model.tokenizer.encode(body.prompt or body.content or "")
     variables = dict(body.chat_template_kwargs or {})
     thinking = variables.pop("enable_thinking", None)
-    settings = ChatSettings(tools=body.tools, template_variables=variables, enable_thinking=thinking)
-    refuse_paths(body.messages)
-    return Prompt.build(model.tokenizer, body.messages, settings, model.vision).ids
+    tools = [tool(each) for each in body.tools or ()]
+    messages = [message(each, f"messages[{i}]") for i, each in enumerate(body.messages)]
+    options: Json = {"tools": tools, "template_variables": variables, "enable_thinking": thinking}
+    return Question(messages, options).prompt(model).ids
 
 
 def _makes(body: CompletionRequest, service: Service) -> list[Make]:
@@ -123,7 +121,7 @@ class _Reply:
         }
 
     async def chunks(self, answers: Answers) -> AsyncIterator[bytes]:
-        offsets = [0] * len(answers.streams)
+        offsets = [0] * answers.count
         async for i, event in answers:
             if event is None:
                 yield KEEP_ALIVE
@@ -137,7 +135,7 @@ class _Reply:
         yield DONE
 
     async def whole(self, answers: Answers) -> Json:
-        events: list[list[CompletionEvent]] = [[] for _ in answers.streams]
+        events: list[list[CompletionEvent]] = [[] for _ in range(answers.count)]
         async for i, event in answers:
             if event is not None:
                 events[i].append(event)
@@ -150,7 +148,7 @@ class _Reply:
 
     def _usage(self, answers: Answers) -> Json:
         """Each prompt counts once for each of its answers, as each computes it."""
-        found = usage_of([answers.usages[i] for i in range(len(answers.streams))])
+        found = usage_of([answers.usages[i] for i in range(answers.count)])
         found["prompt_tokens"] = sum(usage.prompt_tokens for usage in answers.usages.values())
         return {**found, "total_tokens": found["prompt_tokens"] + found["completion_tokens"]}
 

@@ -64,7 +64,7 @@ class Guard:
             "status": request.status,
             "seconds": round(seconds, 3),
         }
-        answers = scope.get("state", {}).get("answers")
+        answers = scope["state"].pop("answers", None)
         if answers is not None:
             line |= answers.figures()
         if self._log_prompts:

@@ -122,7 +122,7 @@ class ChatReply:
 
     async def chunks(self, answers: Answers) -> AsyncIterator[bytes]:
         """Frames, from the roles to ``[DONE]``."""
-        count = len(answers.streams)
+        count = answers.count
         calls, usages = [0] * count, [Usage()] * count
         for i in range(count):
             yield self._chunk(i, {"role": "assistant", "content": ""})
@@ -162,7 +162,7 @@ class ChatReply:
                 results[i] = event.result
             elif event is not None and event.tool_call is not None and self.single_call:
                 answers.end(i)
-        ordered = [results[i] for i in range(len(answers.streams))]
+        ordered = [results[i] for i in range(answers.count)]
         choices = [self._choice(i, result) for i, result in enumerate(ordered)]
         usage = usage_of([result.usage for result in ordered])
         return {**self._head("chat.completion"), "choices": choices, "usage": usage}

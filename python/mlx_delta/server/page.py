@@ -30,6 +30,6 @@ _HEADERS = {
 }
 
 
-@router.get("/", include_in_schema=False)
+@router.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
 async def page() -> Response:
     return Response(_PAGE, headers=_HEADERS, media_type="text/html")

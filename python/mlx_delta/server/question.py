@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from mlx_delta.chat.pictures import refuse_paths
+from mlx_delta.chat.request import Prompt
 from mlx_delta.chat.stream import ChatStream
 from mlx_delta.errors import RequestError
 from mlx_delta.language_model import LanguageModel
@@ -24,6 +26,11 @@ class Question:
 
     messages: Sequence[Json]
     options: Mapping[str, Any]
+
+    def prompt(self, model: LanguageModel) -> Prompt:
+        """The prompt that the template makes of it."""
+        refuse_paths(self.messages)
+        return model.prompt(self.messages, **self.options)
 
     def checked(self, limits: Limits) -> Question:
         """With an end. Raises: RequestError 422 where there are more messages than the server takes."""
@@ -49,6 +56,7 @@ def begin(
     model: LanguageModel, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any], limits: Limits
 ) -> ChatStream:
     """An answer, its prompt made and nothing computed. Raises: RequestError 422 for a prompt beyond the limit."""
+    refuse_paths(messages)  # no part of a request gets here that has one
     stream = model.chat_stream(messages, **options)
     if limits.prompt_tokens is not None and stream.prompt_tokens > limits.prompt_tokens:
         found = f"expected a prompt of at most {limits.prompt_tokens} tokens, found {stream.prompt_tokens}"

@@ -144,11 +144,16 @@ class Runner:
 
 class Answers:
     """Accepted answers that belong together. ``async for index, event in answers``: once; None is the event where
-    nothing has come for a while. They end with the iteration, and ``close`` ends what was never iterated over."""
+    nothing has come for a while. They end with the iteration, and ``close`` ends what was never iterated over.
+
+    count: how many. prompt_tokens: of the first one's prompt. usages: of those that have ended, by their indices.
+    """
 
     def __init__(self, runner: Runner, streams: Sequence[Stream], keep_alive_seconds: float) -> None:
-        self.streams = streams
-        self.usages: dict[int, Usage] = {}  # of those that have ended
+        self.count = len(streams)
+        self.prompt_tokens = streams[0].prompt_tokens
+        self.usages: dict[int, Usage] = {}
+        self._streams = list(streams)
         self._first_seconds: float | None = None
         self._begin = time.monotonic()
         self._runner = runner
@@ -160,10 +165,10 @@ class Answers:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
 
-        self._futures = [runner.submit(stream, partial(tell, i)) for i, stream in enumerate(streams)]
+        self._futures = [runner.submit(stream, partial(tell, i)) for i, stream in enumerate(self._streams)]
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Any]]:
-        left = len(self.streams)
+        left = self.count
         try:
             while left:
                 try:
@@ -200,10 +205,15 @@ class Answers:
 
     def close(self) -> None:
         """End them, if they have not ended: within a step their places are free."""
-        for stream, future in zip(self.streams, self._futures, strict=True):
+        for stream, future in zip(self._streams, self._futures, strict=True):
             if not future.done() and not future.cancel():
                 self._runner.close(stream)
+        # What a connection holds lives until Python's next collection of circles, which knows nothing of the megabytes
+        # that a stream has.
+        self._streams.clear()
+        self._futures.clear()
 
     def end(self, index: int) -> None:
         """End one of them: its last event is still to come."""
-        self._runner.close(self.streams[index])
+        if self._streams:
+            self._runner.close(self._streams[index])

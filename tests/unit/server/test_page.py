@@ -10,6 +10,7 @@ from starlette.testclient import TestClient
 
 
 def test_the_page_needs_nothing_else(client: TestClient) -> None:
+    assert client.head("/").status_code == 200
     response = client.get("/")
     assert response.headers["content-type"].startswith("text/html")
     assert not re.search(

@@ -24,6 +24,8 @@ class Event:
 class Slow:
     """A stream that has an event, and then waits to be closed or released."""
 
+    prompt_tokens = 1
+
     def __init__(self) -> None:
         self.end = threading.Event()
         self.closed = False

@@ -50,6 +50,12 @@ def test_its_life(tiny: Path) -> None:
     long = {"response_format": form, "max_tokens": 8000}
     with serving(tiny) as (process, address):
         assert address.startswith("http://127.0.0.1:")
+        held = []
+        for _ in range(8):
+            assert post(address).getresponse().read()
+            held.append(figure(address, "mlx_delta_memory_active_bytes"))
+        assert held[-1] - held[1] < 8e6, held  # an answer's states take half as much
+
         for stream in (True, False):
             gone = post(address, **long, stream=stream)
             soon(address, "mlx_delta_answers_running", 1)
@@ -68,7 +74,7 @@ def test_its_life(tiny: Path) -> None:
         assert process.wait(20) == 0
         assert process.stderr is not None
         lines = [json.loads(line) for line in process.stderr if line.startswith("{")]
-    assert [line["status"] for line in lines[:2]] == [200, 499]
+    assert [line["status"] for line in lines[8:10]] == [200, 499]
 
 
 def test_a_port_that_is_taken() -> None:
