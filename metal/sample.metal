@@ -6,7 +6,9 @@
 #include "params.h"
 #include "sample_mass.h"
 
-// The largest of each block of columns. Otherwise than for the likeliest token, which needs of each block the first
+inline bool is_nan(float x) { return (as_type<uint>(x) & 0x7fffffffu) > 0x7f800000u; }
+
+// The largest of each block of columns, or NaN where a logit is. Otherwise than for the likeliest token, which needs of each block the first
 // column that has it, x is kept: penalties, mask and temperature applied, -inf beyond the last token.
 //
 // A mask is told of by a parameter, for an answer that gets one in its middle must not wait for another kernel.
@@ -27,6 +29,7 @@ template <typename T, bool GREEDY>
   threadgroup int columns[8];
   float best = -INFINITY;
   int at = p.N;
+  bool broken = false;
   UNROLL
   for (int i = 0; i < 4; i++) {
     const int in_block = int(thread_) + 256 * i;
@@ -34,7 +37,8 @@ template <typename T, bool GREEDY>
     float v = -INFINITY;
     if (column < p.N) {
       const float logit = float(logits[size_t(row) * size_t(p.V) + size_t(column)]);
-      v = (as_type<uint>(logit) & 0x7fffffffu) > 0x7f800000u ? -INFINITY : logit;  // not a number
+      v = logit;
+      broken = broken || is_nan(logit);
       const bool was_generated =
           p.has_generated != 0 && generated[size_t(row) * size_t(p.generated_stride) + size_t(column)];
       if (was_generated || (p.has_prompt != 0 && prompt[size_t(row) * size_t(p.prompt_stride) + size_t(column)])) {
@@ -57,7 +61,7 @@ template <typename T, bool GREEDY>
     }
   }
   const float of_simdgroup = simd_max(best);
-  const int first_of_simdgroup = simd_min(best == of_simdgroup ? at : p.N);
+  const int first_of_simdgroup = simd_any(broken) ? -1 : simd_min(best == of_simdgroup ? at : p.N);
   if (lane == 0) {
     maxima[simdgroup] = of_simdgroup;
     columns[simdgroup] = first_of_simdgroup;
@@ -66,13 +70,15 @@ template <typename T, bool GREEDY>
   if (thread_ == 0) {
     float whole = of_simdgroup;
     int column = first_of_simdgroup;
+    bool any_broken = column < 0;
     for (int i = 1; i < 8; i++) {
+      any_broken = any_broken || columns[i] < 0;
       if (maxima[i] > whole || (maxima[i] == whole && columns[i] < column)) {
         whole = maxima[i];
         column = columns[i];
       }
     }
-    largest[row * p.blocks + block] = whole;
+    largest[row * p.blocks + block] = any_broken ? NAN : whole;
     if (GREEDY) {
       first[row * p.blocks + block] = column;
     }
@@ -295,22 +301,27 @@ template <bool GREEDY>
   device const float* of_row = largest_ + int(threadgroup_.y) * p.blocks;
   device int* token = tokens + threadgroup_.y;
   float max_of_thread = -INFINITY;
+  bool broken = false;
   for (int b = int(thread_); b < p.blocks; b += 32 * SAMPLE_SIMDGROUPS) {
     largest[b] = of_row[b];
+    broken = broken || is_nan(of_row[b]);
     max_of_thread = max(max_of_thread, of_row[b]);
   }
   const float max_of_simdgroup = simd_max(max_of_thread);
+  const bool any_broken = simd_any(broken);
   if (lane == 0) {
-    maxima[simdgroup] = max_of_simdgroup;
+    maxima[simdgroup] = any_broken ? NAN : max_of_simdgroup;
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
-  float whole = maxima[0];
-  for (int i = 1; i < SAMPLE_SIMDGROUPS; i++) {
+  float whole = -INFINITY;
+  broken = false;
+  for (int i = 0; i < SAMPLE_SIMDGROUPS; i++) {
+    broken = broken || is_nan(maxima[i]);
     whole = max(whole, maxima[i]);
   }
-  if (whole == -INFINITY) {
+  if (broken || whole == -INFINITY) {
     if (thread_ == 0) {
-      *token = 0;
+      *token = broken ? -1 : 0;
     }
     return;
   }

@@ -36,7 +36,7 @@ struct Masks {
   const bool *allowed, *prompt, *generated;  // each may be null
 };
 
-// Penalties, mask and temperature on W logits. Not a number counts as -inf, and -0 becomes 0.
+// Penalties, mask and temperature on W logits, none of them NaN. -0 becomes 0.
 template <typename T>
 inline F adjusted(const SampleArgs& args, const T* logits, const Masks& masks) {
   F x = load(logits);
@@ -47,7 +47,6 @@ inline F adjusted(const SampleArgs& args, const T* logits, const Masks& masks) {
     x = select(generated, x - args.presence_penalty, x);
   }
   if (masks.allowed) x = select(marked(masks.allowed), x, splat(kNothing));
-  x = select(I(x == x), x, splat(kNothing));
   return (args.temperature == 1 ? x : x / args.temperature) + 0.0f;
 }
 
@@ -103,6 +102,7 @@ class Row {
   template <typename T>
   int32_t choose(const SampleArgs& args, int64_t row) {
     read<T>(args, row);
+    if (max_ != max_) return -1;
     if (max_ == kNothing) return 0;
     if (!args.random) return likeliest<T>(args, row);
     if (args.top_k > 0 && args.top_k < columns_) keep_most(uint64_t(args.top_k), kth_largest(args.top_k), false);
@@ -117,7 +117,7 @@ class Row {
   }
 
  private:
-  // Adjusts a block of a row into x; its largest.
+  // Adjusts a block of a row into x; its largest, NaN if a logit is.
   template <typename T>
   float read_block(const SampleArgs& args, int64_t row, int64_t block, float* x) const {
     const int64_t first = block * kBlock, count = least<int64_t>(kBlock, columns_ - first);
@@ -130,9 +130,11 @@ class Row {
                    masks.generated ? masks.generated + i : nullptr};
     };
     F largest = splat(kNothing);
+    I broken{};
     int64_t i = 0;
     for (; i + W <= count; i += W) {
-      const F v = adjusted(args, logits + i, at(i));
+      const F raw = load(logits + i), v = adjusted(args, logits + i, at(i));
+      broken |= I(raw != raw);
       largest = vmax(v, largest);
       store(v, x + i);
     }
@@ -147,12 +149,15 @@ class Row {
         for (int m = 0; m < 3; ++m) marks[m][lane] = inside && from[m] && from[m][lane];
       }
       const auto padded = [&](int m) { return from[m] ? marks[m] : nullptr; };
-      const F v = adjusted(args, tail, Masks{padded(0), padded(1), padded(2)});
+      const F raw = load(tail), v = adjusted(args, tail, Masks{padded(0), padded(1), padded(2)});
+      broken |= I(raw != raw);
       largest = vmax(v, largest);
       store(v, x + i);
       i += W;
     }
     fill(x + i, kBlock - i, kNothing);
+    for (int lane = 0; lane < W; ++lane)
+      if (broken[lane]) return __builtin_nanf("");
     return max_lane(largest);
   }
 
@@ -165,7 +170,8 @@ class Row {
         largest_[b] = read_block<T>(args, row, b, args.random ? x_ + b * kBlock : unused);
     });
     max_ = kNothing;
-    for (int64_t b = 0; b < blocks_; ++b) max_ = most(max_, largest_[b]);
+    for (int64_t b = 0; b < blocks_ && max_ == max_; ++b)
+      max_ = largest_[b] == largest_[b] ? most(max_, largest_[b]) : largest_[b];
     least_ = kNothing;
   }
 

@@ -2,7 +2,7 @@
 //
 //   logits [B, V], of which the first N = vocab_size columns are tokens; random: uint64 [B] -> tokens int32 [B]
 //
-//   x = logits, in float32; NaN is -inf
+//   x = logits, in float32
 //   x = x / repetition_penalty if x > 0, else x * repetition_penalty     where prompt | generated
 //   x = x - presence_penalty                                             where generated
 //   x = -inf                                                             where not allowed
@@ -14,7 +14,7 @@
 //   token = the one in whose part of the mass lies the point random / 2^64, parts laid end to end by ascending id
 //
 // Without random: the first token of the order. Masks are bool, [B, N] or [1, N] for all rows. A row that has nothing
-// but -inf gives token 0.
+// but -inf gives token 0, one that has a NaN token -1, whatever the masks.
 #include "cpu/sample.h"
 
 #include <cmath>

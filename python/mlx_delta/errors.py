@@ -63,6 +63,14 @@ class MissingPackageError(MlxDeltaError):
     """Something needs a package that is not installed; the message says how to install it."""
 
 
+class NotFiniteError(MlxDeltaError):
+    """Activations have left the range of their dtype: there is no next token."""
+
+
+class GpuError(MlxDeltaError):
+    """This machine's GPU does not compute as the kernels need it."""
+
+
 class RedTests(MlxDeltaError):
     """An op differs from its reference by more than its bound: no time is worth reporting."""
 

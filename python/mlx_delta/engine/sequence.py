@@ -12,8 +12,18 @@ import numpy as np
 
 from mlx_delta.engine.likelihood import Likelihood
 from mlx_delta.engine.sample import Allowed, Sampler
+from mlx_delta.errors import NotFiniteError
 from mlx_delta.model.cache import Cache
 from mlx_delta.model.pictures import PicturePart
+
+
+def _not_finite(dtype: mx.Dtype) -> str:
+    name = str(dtype).rpartition(".")[2]
+    wider = "bfloat16 or float32" if dtype == mx.float16 else "float32"
+    return (
+        f"logits: expected finite numbers, found NaN: activations of {name} have overflowed, or weights are damaged; "
+        f"load the model with dtype {wider}"
+    )
 
 
 class Clock:
@@ -141,6 +151,8 @@ class TokenSequence:
         if self._unread is None:
             return
         (token,) = np.array(self._unread).tolist()
+        if token < 0:
+            raise NotFiniteError(_not_finite(self._unread_logits.dtype))
         likelihood = None
         if self.logprobs is not None:
             logits = self._unread_logits[:, : self.sampler.vocab_size]

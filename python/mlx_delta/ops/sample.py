@@ -28,7 +28,7 @@ def sample(
 ) -> mx.array:
     """A token for each row: the likeliest, or the one that 64 random bits point to.
 
-    In float32, x = logits, NaN as -inf. Where ``prompt`` or ``generated``, x becomes x / repetition_penalty if positive
+    In float32, x = logits. Where ``prompt`` or ``generated``, x becomes x / repetition_penalty if positive
     and x * repetition_penalty if not; where ``generated``, presence_penalty is subtracted; where not ``allowed``, x is
     -inf. Then x / temperature. Kept are, in the order of descending x and, of equals, ascending id: the first
     ``top_k``; of these, those that less than ``top_p`` of the mass of exp(x) lies before; of these, those with
@@ -44,7 +44,8 @@ def sample(
         allowed, prompt, generated: bool [B, N], or [1, N] for all rows.
         vocab_size: N, the columns that are tokens, at most 2^20; None: all.
 
-    Returns: int32 [B], from 0 to N - 1; 0 for a row of nothing but -inf. Raises: ValueError naming the argument.
+    Returns: int32 [B], from 0 to N - 1; 0 for a row of nothing but -inf, -1 for one with a NaN among the N.
+    Raises: ValueError naming the argument.
     """
     return _core.sample(
         logits,
@@ -80,10 +81,14 @@ def sample_reference(
 ) -> mx.array:
     """``sample`` by sorting, and in float64 from the masses on: numpy, for a GPU has no float64."""
     x = adjusted_logits(logits, allowed, prompt, generated, presence_penalty, repetition_penalty, vocab_size)
+    broken = np.isnan(np.array(logits[:, :vocab_size].astype(mx.float32))).any(axis=-1)
     if random is None:
-        return mx.array(x.argmax(axis=-1).astype(np.int32))
+        return mx.array(np.where(broken, -1, x.argmax(axis=-1)).astype(np.int32))
     tokens = []
-    for row, bits in zip(x / np.float32(temperature), np.array(random), strict=True):
+    for row, bits, nan in zip(x / np.float32(temperature), np.array(random), broken, strict=True):
+        if nan:
+            tokens.append(-1)
+            continue
         ids, mass = kept_tokens(row, top_k, top_p, min_p)
         tokens.append(ids[np.searchsorted(mass.cumsum(), float(bits) / 2**64 * mass.sum(), side="right")])
     return mx.array(np.array(tokens, dtype=np.int32))

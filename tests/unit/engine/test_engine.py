@@ -9,9 +9,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -21,6 +22,7 @@ from mlx_delta.engine.likelihood import Likelihood
 from mlx_delta.engine.prefill import ALIGNED
 from mlx_delta.engine.sample import Allowed, Sampler, SamplingParams
 from mlx_delta.engine.sequence import Clock, TokenSequence
+from mlx_delta.errors import NotFiniteError
 from mlx_delta.language_model import LanguageModel
 from mlx_delta.model.cache import Cache
 from mlx_delta.model.network import Network
@@ -243,3 +245,13 @@ def test_a_forgotten_stream_gives_its_place_back(models: dict[str, LanguageModel
         next(iter(model.chat_stream([{"role": "user", "content": "Count to 7."}], max_new_tokens=50)))
     assert not model.engine._going
     assert model.chat([{"role": "user", "content": "Count to 7."}], temperature=0, enable_thinking=False).text
+
+
+def test_activations_that_overflow_are_told_of_by_dtype() -> None:
+    network = load_model(TINY, "float16").network
+    broken = replace(network, norm=mx.full(network.norm.shape, mx.nan))
+    sampler = Sampler(SamplingParams(temperature=1.0, seed=0), network.config.vocab_size)
+    for each, options in ((sampler, {}), (Sampler(SamplingParams(), network.config.vocab_size), {"logprobs": 2})):
+        sequence = TokenSequence([1, 2, 3], Cache.empty(network.config), each, Collect(), most=5, **options)
+        with pytest.raises(NotFiniteError, match=r"found NaN: activations of float16 .* dtype bfloat16 or float32"):
+            list(Engine(broken).run(sequence))
