@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.def')
 
-.PHONY: demo test soak bench agx lint format stub docs wheel wheel-macos clean
+.PHONY: demo test soak bench agx lint format stub docs wheel wheel-macos check-wheel-macos clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -62,6 +62,10 @@ wheel: $(VENV)/installed-dev
 # The Apple Silicon wheel, cross-built on Linux and checked; needs Debian's lld and llvm.
 wheel-macos: $(VENV)/installed-dev
 	$(BIN)/python cross/macos/build.py
+
+# That wheel among the ones that pip would put beside it on a Mac: symbols, ABI, and whether pip finds a set. A network.
+check-wheel-macos:
+	$(BIN)/python cross/macos/published.py
 
 clean:
 	rm -rf $(VENV) build dist
