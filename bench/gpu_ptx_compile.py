@@ -19,7 +19,8 @@ from bench import gpu_ptx_format as form
 from bench.gpu_ptx_peers import peers
 from mlx_delta import _core, ops
 from mlx_delta.bench.cases import BOUNDS, CASES, DTYPES, Case, cases_of
-from support.launches import Zeros, threads_of
+from mlx_delta.bench.cases.draws import Zeros
+from support.launches import threads_of
 
 LARGE = 64 << 10  # bytes: inputs from here on are recipes
 BITS = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32}

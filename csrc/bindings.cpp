@@ -6,6 +6,7 @@
 #include "cpu/runtime/threads.h"
 #include "decode_tokens.h"
 #include "gpu/metal.h"
+#include "gpu/sources.h"
 #include "ops/binding.h"
 #include "ops/evaluation.h"
 #include "ops/primitive.h"
@@ -77,6 +78,14 @@ NB_MODULE(_core, m) {
   m.def(
       "metal_source", [](const std::string& file) { return gpu::metal_source(file); }, "file"_a,
       "The flattened text of metal/<file>.metal.");
+  m.def(
+      "metal_files",
+      [] {
+        std::vector<std::string> files;
+        for (const auto& [file, text] : gpu::metal_sources()) files.push_back(file);
+        return files;
+      },
+      "Those of metal_source.");
 
   m.def("set_poison_outputs", &set_poison_outputs, "on"_a,
         "For tests: fill every output with NaN before its kernel runs.");

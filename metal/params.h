@@ -10,6 +10,7 @@ namespace mlx_delta::gpu {
 #define MLX_DELTA_MAX_FREQUENCIES 128
 #define MLX_DELTA_SAMPLE_BLOCK 1024   // columns
 #define MLX_DELTA_SAMPLE_BLOCKS 1024  // at most
+#define MLX_DELTA_PROBES 18
 #define MLX_DELTA_LEAST_SPLIT_ROWS 128  // less does not pay for its part of attention's second launch
 
 struct QmmParams {
@@ -86,6 +87,10 @@ struct SampleParams {
   unsigned top_p_low;
   float log_left_out;  // log((1 - top_p) / N)
   float log_min_p;
+};
+
+struct ProbeParams {
+  int count;
 };
 
 struct CopyParams {

@@ -11,8 +11,9 @@ import numpy as np
 from bench.agx.machine import Program, Region, Trips
 from mlx_delta import _core, ops
 from mlx_delta.bench.cases import CASES
-from mlx_delta.bench.cases.draws import quantized
-from support.launches import Zeros, specialisations, threads_of
+from mlx_delta.bench.cases.draws import Zeros, quantized
+from mlx_delta.bench.cases.launches import specialisations
+from support.launches import threads_of
 from support.mlx_kernels import QUANTIZED, mlx_source
 
 WIDTHS = (2, 3, 4, 5, 6, 8)

@@ -201,6 +201,17 @@ def solve_moments(
 ) -> None:
     """Multiply by the inverse of factored moments, in place."""
 
+PROBES: list = ...
+
+def probe(
+    values: mlx.core.array,
+    *,
+    stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None,
+) -> mlx.core.array:
+    """
+    What a GPU makes of single operations on values float32 [N]: float32 [len(PROBES), N].
+    """
+
 def qmm(
     x: mlx.core.array,
     segments: Sequence[Matrix],
@@ -349,6 +360,9 @@ def kernels_compiled_late() -> int:
 
 def metal_source(file: str) -> str:
     """The flattened text of metal/<file>.metal."""
+
+def metal_files() -> list[str]:
+    """Those of metal_source."""
 
 def set_poison_outputs(on: bool) -> None:
     """For tests: fill every output with NaN before its kernel runs."""

@@ -18,8 +18,8 @@ from bench.gpu_ptx_device import CudaDevice, DeviceError, Function
 from bench.gpu_ptx_format import FormatError, Manifest, Recipe, generate, read_manifest
 from bench.gpu_ptx_peers import Source, peers
 
+from mlx_delta.bench.cases.launches import specialisations
 from msl import Library
-from support.launches import specialisations
 
 PEERS = ("mlx-lm-delta_mixer", "mlx-qmm-9b-down")
 FILTERS = (*PEERS, "delta_mixer-b2t1", "qmm-mixed", "attention-b1t1h4", "attention_prepare-b2t7", "conv1d-b1t1c8192")

@@ -9,9 +9,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
+from mlx_delta.bench.cases.launches import specialisations
 from nvptx import Kernel, compile_kernel, read_ptx
 from nvptx.compiler import constant_symbol
-from support.launches import specialisations, threads_of
+from support.launches import threads_of
 from support.report import report
 
 THREADGROUP_MEMORY = 32 << 10  # of an Apple GPU

@@ -11,9 +11,9 @@ from emulate import emulate, run_plan
 
 from mlx_delta import _core, ops
 from mlx_delta.bench.cases import BOUNDS, CASES, DTYPES, Case, relative_rms
+from mlx_delta.bench.cases.launches import specialisations
 from msl import Library
 from support.devices import ODD_HEADS, has_metal_kernel
-from support.launches import specialisations
 from support.padded import Batch, padded_batches
 
 

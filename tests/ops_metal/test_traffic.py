@@ -14,7 +14,7 @@ from emulate import counted
 
 from mlx_delta import ops
 from mlx_delta.bench.cases import BOUNDS, CASES, Case, relative_rms
-from support.launches import Zeros
+from mlx_delta.bench.cases.draws import Zeros
 from support.report import report
 
 ROWS = 4096

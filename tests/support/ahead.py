@@ -11,8 +11,9 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
+from mlx_delta.bench.cases.launches import specialisations
 from msl import CompileError, SourceError, Unsupported
-from support.launches import library, specialisations
+from support.launches import library
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -58,8 +58,8 @@ def metal_kernels(reports: Sequence[pytest.TestReport]) -> Iterator[str]:
 
 def kernels_run() -> Iterator[str]:
     """Of all specialisations that the cases need, those that ran."""
+    from mlx_delta.bench.cases.launches import specialisations
     from msl.runner import launched
-    from support.launches import specialisations
 
     known = {name: use.launch.source.rsplit("decltype(", 1)[1].split("<")[0] for name, use in specialisations().items()}
     ran = [name for name in known if launched[name]]

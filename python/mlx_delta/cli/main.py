@@ -18,6 +18,7 @@ from mlx_delta.cli.evaluate import evaluate
 from mlx_delta.cli.generate import generate
 from mlx_delta.cli.imatrix import imatrix
 from mlx_delta.cli.info import info
+from mlx_delta.cli.selfcheck import selfcheck
 from mlx_delta.cli.serve import serve
 
 app = typer.Typer(
@@ -35,6 +36,7 @@ register(app, "generate", generate)
 register(app, "serve", serve)
 register(app, "info", info)
 register(app, "evaluate", evaluate)
+register(app, "selfcheck", selfcheck)
 app.add_typer(bench, name="bench")
 
 

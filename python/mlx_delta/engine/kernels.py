@@ -11,14 +11,16 @@ load on a machine waits for it; there is no cache of our own beside that one.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import groupby
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_delta import _core, ops
 from mlx_delta._core import DECODE_TOKENS, Launch
+from mlx_delta.errors import GpuError
 from mlx_delta.model.cache import Cache
 from mlx_delta.model.network import Network
 from mlx_delta.progress import Bars, of
@@ -57,21 +59,59 @@ def libraries(launches: Sequence[Launch]) -> list[list[Launch]]:
 
 
 def compile_kernels(network: Network) -> None:
-    """Compile what ``network`` needs, on all cores, where MLX's default device is a GPU.
+    """Compile what ``network`` needs, on all cores, where MLX's default device is a GPU, and check that one.
 
-    Raises: RuntimeError in Metal's words.
+    Raises: RuntimeError in Metal's words; GpuError.
     """
     if mx.default_device() != mx.Device(mx.gpu):
         return
     launches = needed(network)
+    packed = any(matrix.bits for _, matrix in network.matrices())
+    if packed:
+        launches += _core.launches([_of_subnormals()])
+    compile_launches(launches)
+    if packed:
+        check_subnormals()
+
+
+def compile_launches(launches: Sequence[Launch]) -> list[_core.Compiled]:
+    """Compile a kernel for each launch, on all cores; those that are there already are left out."""
+    compiled = []
     with Bars() as bars, ThreadPoolExecutor(os.cpu_count()) as pool:
         show, done = bars.task("Metal kernels", of("compiled")), 0
         of_library = {pool.submit(_core.compile_kernels, each): len(each) for each in libraries(launches)}
         try:
             for future in as_completed(of_library):
-                future.result()
+                compiled += future.result()
                 done += of_library[future]
                 show(done, len(launches))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+    return compiled
+
+
+def check_subnormals(multiplied: Callable[[mx.array], list[mx.array]] | None = None) -> None:
+    """One product of packed weights, which the Metal kernels read as float16 subnormals: a GPU that flushes those to 0
+    would answer as if every weight were 0.
+
+    multiplied: what evaluates the product; None: MLX. Raises: GpuError.
+    """
+    product = _of_subnormals()
+    result = product if multiplied is None else multiplied(product)[0]
+    (found,) = np.array(result.reshape(-1)).tolist()
+    if found != _SUM:
+        raise GpuError(
+            f"GPU: expected float16 subnormals to be kept, found that it flushes them: a product of packed weights is "
+            f"{found:g} instead of {_SUM:g}. Run on the CPU instead: mx.set_default_device(mx.cpu)"
+        )
+
+
+def _of_subnormals() -> mx.array:
+    weight = ops.Matrix.affine(
+        mx.full((1, 8), 0x77777777, mx.uint32), mx.ones((1, 1)), mx.zeros((1, 1)), bits=4, group_size=64
+    )
+    return ops.qmm(mx.ones((1, 64)), [weight])
+
+
+_SUM = 64 * 7.0
