@@ -6,6 +6,7 @@ Source: ``sample_frames`` of video_processing_qwen3_vl.py, ``_calculate_timestam
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def file_frames(file: Path, where: str) -> Frames:
         raise MissingPackageError(f"{where}: expected PyAV, found it missing: pip install 'mlx-delta[video]'") from None
 
     def all_frames() -> Iterator[np.ndarray]:
-        with av.open(str(file)) as container:
+        with _named(file, where), av.open(str(file)) as container:
             for frame in container.decode(video=0):
                 if frame.width * frame.height > MOST_PIXELS:
                     raise ArgumentError(
@@ -86,16 +87,21 @@ def file_frames(file: Path, where: str) -> Frames:
                 return
         raise ArgumentError(f"{where}: expected {indices[-1] + 1} frames, found fewer in {file}")
 
+    with _named(file, where), av.open(str(file)) as container:
+        if not container.streams.video:
+            raise ArgumentError(f"{where}: expected a video, found none in {file}")
+        stream = container.streams.video[0]
+        rate, count = stream.average_rate, stream.frames
+        if not count:  # some containers do not say
+            count = sum(1 for packet in container.demux(stream) if packet.size)
+    return Frames(count, float(rate or UNKNOWN_FPS), decode)
+
+
+@contextmanager
+def _named(file: Path, where: str) -> Iterator[None]:
     try:
-        with av.open(str(file)) as container:
-            if not container.streams.video:
-                raise ArgumentError(f"{where}: expected a video, found none in {file}")
-            stream = container.streams.video[0]
-            rate, count = stream.average_rate, stream.frames
-            if not count:  # some containers do not say
-                count = sum(1 for packet in container.demux(stream) if packet.size)
-        return Frames(count, float(rate or UNKNOWN_FPS), decode)
-    except (ArgumentError, OSError):
+        yield
+    except ArgumentError:
         raise
     except Exception as error:  # whatever FFmpeg has to say
         raise ArgumentError(f"{where}: expected a video, found {file}: {error!s:.80}") from error

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
+import sys
 from pathlib import Path
 from typing import Any
 
+import av
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from mlx_delta import LanguageModel
 from mlx_delta.chat.pictures import refuse_paths
 from mlx_delta.chat.request import Prompt
 from mlx_delta.chat.settings import ChatSettings
-from mlx_delta.errors import ArgumentError
+from mlx_delta.errors import ArgumentError, MissingPackageError
 from support.pictures import DATA, frames, seeing
 
 GREEDY: dict[str, Any] = {"temperature": 0, "enable_thinking": False, "max_new_tokens": 12}
@@ -214,3 +216,30 @@ def test_directories_of_frames(model: LanguageModel, tmp_path: Path) -> None:
     assert mx.array_equal(listed.features, lying.features)
     with pytest.raises(ArgumentError, match="expected a directory of pictures, found none"):
         model.prompt([user({"type": "video", "video": DATA.parent})])
+
+
+def test_video_files(model: LanguageModel, tmp_path: Path) -> None:
+    """Sampled as frames are, with the file's own rate; lossless, so that the pixels are those that went in."""
+    video, file = frames("sampled")[0], tmp_path / "video.mkv"
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream("ffv1", rate=10)
+        stream.width, stream.height, stream.pix_fmt = *video[0].size, "bgr0"
+        for frame in video:
+            container.mux(stream.encode(av.VideoFrame.from_image(frame)))
+        container.mux(stream.encode())
+    listed, lying = (
+        model.prompt([user(part)])
+        for part in ({"type": "video", "video": video, "fps": 10.0}, {"type": "video", "video": file})
+    )
+    assert lying.ids == listed.ids
+    assert mx.array_equal(lying.features, listed.features)
+    file.write_bytes(file.read_bytes()[:2000])
+    for broken in (file, DATA / "vision.json"):
+        with pytest.raises(ArgumentError, match=r"messages\[0\].content\[0\]: expected (a video|.* frames), found"):
+            model.prompt([user({"type": "video", "video": broken})])
+
+
+def test_pyav_is_an_extra(monkeypatch: pytest.MonkeyPatch, model: LanguageModel) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(MissingPackageError, match=r"expected PyAV, .* pip install 'mlx-delta\[video\]'"):
+        model.prompt([user({"type": "video", "video": DATA / "vision.json"})])
