@@ -18,11 +18,11 @@ from mlx_delta.model.network import EMBEDDING
 from mlx_delta.model.weights import Weights
 from mlx_delta.ops.matrix import use_huge_pages
 from mlx_delta.text.tokenizer import Tokenizer
-from mlx_delta.vision.config import TOWER, vision_shapes
+from mlx_delta.vision.config import TOWER, VisionConfig, vision_shapes
 from mlx_delta.vision.placed import Placeholders
 from mlx_delta.vision.settings import read_settings
 from mlx_delta.vision.tower import Tower
-from mlx_delta.vision.vision import Vision
+from mlx_delta.vision.vision import Sight, Vision
 
 _DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
@@ -55,34 +55,37 @@ def load_checkpoint(checkpoint: Checkpoint, dtype: mx.Dtype | str | None = None)
 
 
 def open_vision(checkpoint: Checkpoint, tokenizer: Tokenizer, dtype: mx.Dtype) -> Vision | None:
-    """The checkpoint's vision, its tower not read yet; None where it has none, or no tensors of it.
-
-    Raises: ConfigError for a tower or a preprocessor file that is not as it should be.
-    """
+    """The checkpoint's vision, nothing of it read yet; None where there are no tensors of a tower."""
     model = checkpoint.config
-    config = checkpoint.architecture.vision(model)
-    if config is None or not any(name.startswith(TOWER) for name in checkpoint.tensors):
+    if not any(name.startswith(TOWER) for name in checkpoint.tensors):
         return None
-    pictures, videos = read_settings(checkpoint.path)
-    wanted = (config.patch, config.frames, config.merge)
-    for settings in (pictures, videos):
-        found = (settings.patch, settings.frames, settings.merge)
-        if found != wanted:
-            raise ConfigError(
-                f"{checkpoint.path}: preprocessor: expected patch_size, temporal_patch_size and merge_size {wanted}, "
-                f"as config.json has them, found {found}"
-            )
 
-    def load() -> Tower:
+    def read() -> Sight:
+        config = checkpoint.architecture.vision(model)
+        if config is None:
+            raise ConfigError(
+                f"{checkpoint.path}: config.json: expected a vision_config, for it has a tower, found none"
+            )
+        pictures, videos = read_settings(checkpoint.path)
+        wanted = (config.patch, config.frames, config.merge)
+        for settings in (pictures, videos):
+            found = (settings.patch, settings.frames, settings.merge)
+            if found != wanted:
+                raise ConfigError(
+                    f"{checkpoint.path}: preprocessor: expected patch_size, temporal_patch_size and merge_size "
+                    f"{wanted}, as config.json has them, found {found}"
+                )
+        texts = (tokenizer.decode([token]) for token in (config.image_token, config.video_token))
+        return Sight(config, Placeholders(config.image_token, config.video_token, *texts), pictures, videos)
+
+    def load(config: VisionConfig) -> Tower:
         shapes = vision_shapes(config)
         check_tensors(checkpoint.tensors, shapes, model, checkpoint.path)
         tensors = [tensor for name, tensor in checkpoint.tensors.items() if base_name(name) in shapes]
         weights = read_finite(tensors, checkpoint.path)
         return Tower.from_weights(config, Weights(model, weights, TOWER), dtype)
 
-    texts = (tokenizer.decode([token]) for token in (config.image_token, config.video_token))
-    tokens = Placeholders(config.image_token, config.video_token, *texts)
-    return Vision(config, tokens, pictures, videos, load)
+    return Vision(read, load)
 
 
 def _activation_dtype(tensors: Mapping[str, Tensor], dtype: mx.Dtype | str | None) -> mx.Dtype:

@@ -86,7 +86,11 @@ class Prompt:
             return render_prompt(tokenizer, messages, tools, add_generation_prompt=opened, variables=variables)
 
         def encode(text: str) -> list[int]:
-            return vision.tokens.encode(text, media, tokenizer.encode) if vision and media else tokenizer.encode(text)
+            return (
+                vision.sight.tokens.encode(text, media, tokenizer.encode)
+                if vision and media
+                else tokenizer.encode(text)
+            )
 
         def or_nothing(messages: Sequence[Message]) -> str:
             try:
@@ -120,8 +124,8 @@ class Prompt:
         system = [message for message in prepared[:1] if message["role"] == "system"]
         pictures = None
         if vision and media:
-            vision.tokens.check(text, media)
-            pictures = PicturesInPlace(ids, media, vision.tokens, vision.look)
+            vision.sight.tokens.check(text, media)
+            pictures = PicturesInPlace(ids, media, vision.sight.tokens, vision.look)
         return cls(ids, thinking, stable, lasting, lambda: min(stable, shared(system)), written, pictures)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import mlx.core as mx
 
@@ -18,28 +20,29 @@ from mlx_delta.vision.tower import Tower
 CACHE_BYTES = 256 << 20  # of features: 30,000 tokens of a model 4,096 wide in bfloat16
 
 
+@dataclass(frozen=True)
+class Sight:
+    """What a checkpoint's files say of its vision: the tower, its placeholders, and what it wants to be shown."""
+
+    config: VisionConfig
+    tokens: Placeholders
+    pictures: PictureSettings
+    videos: VideoSettings
+
+
 class Vision:
     """``open`` what messages show, ``look`` at it. Any number of threads may.
 
-    config, pictures, videos: the checkpoint's. load: reads the tower. tokens: its placeholders.
+    read: what the files say, load: the tower; both are called when something is shown for the first time, so that a
+    checkpoint runs on text whatever it says of a tower.
     cache_bytes: features of the pictures seen last are kept up to so many bytes.
     patches_computed: how many the tower has been given so far.
     """
 
     def __init__(
-        self,
-        config: VisionConfig,
-        tokens: Placeholders,
-        pictures: PictureSettings,
-        videos: VideoSettings,
-        load: Callable[[], Tower],
-        *,
-        cache_bytes: int = CACHE_BYTES,
+        self, read: Callable[[], Sight], load: Callable[[VisionConfig], Tower], *, cache_bytes: int = CACHE_BYTES
     ) -> None:
-        self.config = config
-        self.tokens = tokens
-        self.pictures = pictures
-        self.videos = videos
+        self._read = read
         self.cache_bytes = cache_bytes
         self.patches_computed = 0
         self._load = load
@@ -48,9 +51,14 @@ class Vision:
         self._changing = threading.Lock()
         self._seen: OrderedDict[bytes, tuple[Grid, mx.array]] = OrderedDict()  # by digest, the last used at the end
 
+    @cached_property
+    def sight(self) -> Sight:
+        """Raises: ConfigError for a tower, or a preprocessor's file, that is not as it should be."""
+        return self._read()
+
     def open(self, shown: Shown) -> Medium:
-        """Raises: ArgumentError naming its place; MissingPackageError."""
-        return opened(shown, self.pictures, self.videos, self._known_grid)
+        """Raises: ArgumentError naming its place; MissingPackageError; ConfigError."""
+        return opened(shown, self.sight.pictures, self.sight.videos, self._known_grid)
 
     def _known_grid(self, digest: bytes) -> Grid | None:
         found = self._find(digest)
@@ -73,7 +81,7 @@ class Vision:
             missing = {medium.digest: medium for medium in media if found[medium.digest] is None}
             if missing:
                 if self._tower is None:
-                    self._tower = self._load()
+                    self._tower = self._load(self.sight.config)
                 patches = [medium.patches() for medium in missing.values()]
                 features = self._tower(patches)
                 mx.eval(features)  # what is lazy, only this thread could evaluate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from mlx_delta import LanguageModel, load_model
+from mlx_delta.errors import CheckpointError, ConfigError
 from mlx_delta.vision.vision import Vision
 from support.pictures import ARRAYS, EXPECTED, messages, seeing
 
@@ -41,7 +43,8 @@ def test_a_picture_has_the_features_that_it_has_alone() -> None:
     model = seeing()
     two = model.prompt(messages(CONVERSATIONS[1]))
     assert two.pictures is not None
-    tower = _vision(model)._load()
+    vision = _vision(model)
+    tower = vision._load(vision.sight.config)
     patches = [medium.patches() for medium in two.pictures.media]
     assert mx.array_equal(mx.concatenate([tower([each]) for each in patches]), tower(patches))
 
@@ -60,3 +63,24 @@ def test_bfloat16(tiny: Path) -> None:
     assert 0 < mx.abs(prompt.features.astype(mx.float32) - reference.features).max() < 0.02
     asked: dict[str, Any] = {"enable_thinking": False, "temperature": 0}
     assert model.chat(talk, **asked).text == exact.chat(talk, **asked).text
+
+
+def test_text_runs_whatever_is_said_of_the_tower(tiny: Path, tmp_path: Path) -> None:
+    """And a picture is refused by what is wrong with it, by name."""
+    for file in tiny.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    config = json.loads((tiny / "config.json").read_text())
+    text: list[Any] = [{"role": "user", "content": "Count to 3."}]
+    asked: dict[str, Any] = {"temperature": 0, "max_new_tokens": 2, "enable_thinking": False}
+    for vision, message in (
+        ({"num_heads": 3}, r"config.json: vision_config: num_heads: expected heads of 4 n values each"),
+        ({"depth": 3}, r"tensors do not fit config.json:\s+vision_tower.blocks.2\S+: expected .*, found nothing"),
+        ({"patch_size": 14}, r"preprocessor: expected patch_size, .* \(14, 2, 2\), .* found \(16, 2, 2\)"),
+    ):
+        file = tmp_path / "config.json"
+        file.unlink()
+        file.write_text(json.dumps({**config, "vision_config": {**config["vision_config"], **vision}}))
+        model = load_model(tmp_path)
+        assert model.chat(text, **asked).num_tokens == 2
+        with pytest.raises((ConfigError, CheckpointError), match=message):
+            model.chat(messages(CONVERSATIONS[0]), **asked)
