@@ -5,14 +5,14 @@
 
 #include "cpu/runtime/threads.h"
 #include "cpu/simd/gemm.h"
+#include "decode_tokens.h"
 
 namespace mlx_delta::cpu::MLX_DELTA_ISA {
 namespace {
 
 constexpr int64_t kBlock = 64;      // rows of the cache at a time
-constexpr int64_t kStretch = 1024;  // rows of the cache in an item, for few query rows
-constexpr int64_t kFewRows = 16;    // query rows of a key head up to which the cache is streamed instead of tiled
-constexpr int64_t kTokens = 32;     // new tokens in an item, for many query rows
+constexpr int64_t kStretch = 1024;  // rows of the cache in an item, when decoding
+constexpr int64_t kTokens = 32;     // new tokens in an item, of a prompt
 constexpr float kNone = -3.0e38f;   // below every score
 // Register tiles of the streamed cache, for 4 query rows: keys, and vectors of a value. 16 registers with AVX2.
 constexpr int kKeys = W == 8 ? 2 : 4, kWide = W == 8 ? 2 : 4;
@@ -30,6 +30,7 @@ struct Item {
   int64_t b, hk;
   int64_t token, tokens;  // new tokens [token, token + tokens)
   int64_t from, to;       // rows of the cache
+  bool few;               // new tokens, so that the cache is streamed instead of tiled
 
   int64_t group() const { return args.Hq / args.Hkv; }
   int64_t rows() const { return group() * tokens; }  // row r: head r / tokens, token r % tokens
@@ -76,7 +77,7 @@ struct Item {
     }
   }
 
-  // A few query rows: each key and value is converted once and used for up to four rows from registers. The values of
+  // A few tokens: each key and value is converted once and used for up to four rows from registers. The values of
   // the block are asked for while its keys are read, and the next block's keys while its values are.
   void stream_block(const float* q, float* scores, int64_t s, int64_t count, const Partial& p) const {
     const T *keys = cache(args.keys, s), *values = cache(args.values, s);
@@ -161,7 +162,7 @@ struct Item {
         out[(first + r) * D + c] += weights[(first + r) * kBlock + s] * to_float(values[s * D + c]);
   }
 
-  // Many query rows: keys (transposed) and values of the block as floats, then two matrix products.
+  // Many tokens: keys (transposed) and values of the block as floats, then two matrix products.
   void tile_block(const float* q, float* scores, float* block, int64_t s, int64_t count, const Partial& p) const {
     const int64_t D = args.D;
     float* transposed = block + kBlock * D;
@@ -179,7 +180,7 @@ struct Item {
     const int64_t D = args.D;
     float* q = scratch_of<float>(kQuerySlot, rows() * D);
     float* scores = scratch_of<float>(kScoreSlot, rows() * kBlock);
-    float* block = rows() > kFewRows ? scratch_of<float>(kBlockSlot, 2 * kBlock * D) : nullptr;
+    float* block = few ? nullptr : scratch_of<float>(kBlockSlot, 2 * kBlock * D);
     load_q(q);
     fill(p.max, rows(), kNone);
     fill(p.sum, rows(), 0.0f);
@@ -224,7 +225,7 @@ void fold(const Partial& p, const Partial& more, int64_t rows, int64_t D) {
 template <typename T>
 void attend(const AttentionArgs& args) {
   const int64_t group = args.Hq / args.Hkv, D = args.D;
-  const bool few = group * args.T <= kFewRows;
+  const bool few = args.T <= kDecodeTokens;  // whatever the heads are: several tokens at once have the bits of each
   const int64_t tokens = few ? args.T : kTokens;
   const int64_t token_parts = (args.T + tokens - 1) / tokens;
   const int64_t stretches = few ? (args.length + kStretch - 1) / kStretch : 1;
@@ -235,7 +236,7 @@ void attend(const AttentionArgs& args) {
     // From where the sequence begins, so that padding on its left does not change a bit of it.
     const int64_t from = (args.start ? most<int64_t>(args.start[b], 0) : 0) + stretch * kStretch;
     const int64_t to = stretches == 1 ? args.length : least(args.length, from + kStretch);
-    return Item<T>{args, b, head % args.Hkv, token, least(tokens, args.T - token), from, to};
+    return Item<T>{args, b, head % args.Hkv, token, least(tokens, args.T - token), from, to, few};
   };
   const int64_t size = group * least(tokens, args.T) * (D + 2);
   const auto partial = [&](float* at) {

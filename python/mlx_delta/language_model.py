@@ -20,7 +20,9 @@ from mlx_delta.chat.session import Session
 from mlx_delta.chat.settings import ChatSettings, GenerationSettings
 from mlx_delta.chat.stream import ChatStream
 from mlx_delta.config import ModelConfig
+from mlx_delta.engine.cuts import Turns
 from mlx_delta.engine.engine import Engine
+from mlx_delta.engine.memory import prefix_bytes
 from mlx_delta.errors import ArgumentError
 from mlx_delta.model.cache import Cache, KeyValues
 from mlx_delta.model.network import Network
@@ -35,17 +37,27 @@ class LanguageModel(ChatMethods):
 
     path, config, network, tokenizer, vision, engine: its parts; vision is None where the checkpoint has no
     tower. Any number of threads may use it at once: their sequences are decoded together, and none notices the others.
+    prefix_cache_bytes: see ``load_model``.
     """
 
     def __init__(
-        self, path: Path, config: ModelConfig, network: Network, tokenizer: Tokenizer, vision: Vision | None = None
+        self,
+        path: Path,
+        config: ModelConfig,
+        network: Network,
+        tokenizer: Tokenizer,
+        vision: Vision | None = None,
+        *,
+        prefix_cache_bytes: int | None = None,
     ) -> None:
         self.path = path
         self.config = config
         self.network = network
         self.tokenizer = tokenizer
         self.vision = vision
-        self.engine = Engine(network)
+        start, assistant = tokenizer.markup.turn
+        turns = Turns(tokenizer.token_id(start), tuple(tokenizer.encode(assistant)))
+        self.engine = Engine(network, turns, prefix_bytes=prefix_bytes(prefix_cache_bytes))
 
     def make_cache(self) -> Cache:
         """An empty cache, for ``forward``."""
@@ -138,7 +150,7 @@ class LanguageModel(ChatMethods):
         raise ArgumentError(f"prompt: expected text or token ids, found {prompt!r:.80}")
 
     def session(self) -> Session:
-        """A conversation that keeps its cache: ``session.chat`` and ``session.chat_stream`` as the model's own."""
+        """A conversation, turn by turn: ``session.chat`` and ``session.chat_stream`` as the model's own."""
         return Session(self.engine, self.tokenizer, self.vision)
 
     @takes(ChatOptions)
@@ -190,7 +202,7 @@ class LanguageModel(ChatMethods):
         )
 
     def _start(self, messages: Sequence[Message], settings: ChatSettings) -> ChatStream:
-        return Session(self.engine, self.tokenizer, self.vision, goes_on=False)._start(messages, settings)
+        return Session(self.engine, self.tokenizer, self.vision)._start(messages, settings)
 
     def _ids(self, tokens: mx.array | Sequence[Sequence[int]]) -> mx.array:
         """tokens as int [B, T]. Raises: ArgumentError."""

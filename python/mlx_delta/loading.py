@@ -27,20 +27,26 @@ from mlx_delta.vision.vision import Sight, Vision
 _DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
 
-def load_model(path: str | Path, dtype: mx.Dtype | str | None = None) -> LanguageModel:
+def load_model(
+    path: str | Path, dtype: mx.Dtype | str | None = None, *, prefix_cache_bytes: int | None = None
+) -> LanguageModel:
     """Load an official, converted or mlx-community Qwen3.5 checkpoint.
 
     path: a directory, or a model's name on the Hugging Face Hub, ``org/name[@revision]``, which is downloaded at its
     first use (``hub.path.model_path``). dtype: of the activations, float32, float16 or bfloat16 (the default: what the
-    checkpoint's embedding or its scales have). Weights stay as they are stored, whatever it is.
+    checkpoint's embedding or its scales have). Weights stay as they are stored, whatever it is. prefix_cache_bytes: the
+    most memory for what is kept of prompts and answers, so that those that begin alike compute only what is new; None:
+    an eighth of the machine's; 0 keeps nothing. It changes no answer.
     Raises: ConfigError, CheckpointError, TokenizerError naming the file and the tensor; HubError, a
     CheckpointError.
     """
     check_dtype(dtype)
-    return load_checkpoint(open_checkpoint(model_path(path), gguf=False), dtype)
+    return load_checkpoint(open_checkpoint(model_path(path), gguf=False), dtype, prefix_cache_bytes=prefix_cache_bytes)
 
 
-def load_checkpoint(checkpoint: Checkpoint, dtype: mx.Dtype | str | None = None) -> LanguageModel:
+def load_checkpoint(
+    checkpoint: Checkpoint, dtype: mx.Dtype | str | None = None, *, prefix_cache_bytes: int | None = None
+) -> LanguageModel:
     """``load_model`` of a checkpoint of any format, a GGUF file's weights and tokenizer too."""
     tokenizer = Tokenizer.of_checkpoint(checkpoint)
     tensors = {**checkpoint.text_tensors(), **checkpoint.mtp_tensors()}
@@ -51,7 +57,9 @@ def load_checkpoint(checkpoint: Checkpoint, dtype: mx.Dtype | str | None = None)
     network = checkpoint.architecture.network(checkpoint.config, weights, chosen)
     compile_kernels(network)
     vision = open_vision(checkpoint, tokenizer, chosen)
-    return LanguageModel(checkpoint.path, checkpoint.config, network, tokenizer, vision)
+    return LanguageModel(
+        checkpoint.path, checkpoint.config, network, tokenizer, vision, prefix_cache_bytes=prefix_cache_bytes
+    )
 
 
 def open_vision(checkpoint: Checkpoint, tokenizer: Tokenizer, dtype: mx.Dtype) -> Vision | None:

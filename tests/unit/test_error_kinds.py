@@ -19,7 +19,7 @@ LIBRARY = [file for file in FILES if "cli" not in file.relative_to(PACKAGE).part
 KINDS = {name: kind for name, kind in vars(errors).items() if inspect.isclass(kind)}
 VAGUE = {"Exception", "RuntimeError", "ValueError"}
 # Where a ValueError is no report to a caller: the same file catches it, or only a bug of ours can raise it.
-INTERNAL = {"chat/calls.py", "chat/functions.py", "chat/tools.py", "chat/prefix.py", "json_files.py"}
+INTERNAL = {"chat/calls.py", "chat/functions.py", "chat/tools.py", "engine/prefix.py", "json_files.py"}
 
 
 def raised(file: Path) -> Iterator[ast.Call]:

@@ -78,8 +78,9 @@ class Markup:
     """How the family's chat templates, and its models, mark what is not text.
 
     thoughts, call, response: the tags around them. call_head, call_end: how the call of the tool {name} begins and how
-    a call ends; parameter_head, parameter_end: what is around the value of the parameter {name}. ends: the tokens that
-    end a turn, and a text: the models write them whatever a checkpoint's files name.
+    a call ends; parameter_head, parameter_end: what is around the value of the parameter {name}. turn: the token that
+    opens a turn, and what comes then where it is the assistant's. ends: the tokens that end a turn, and a text: the
+    models write them whatever a checkpoint's files name.
     """
 
     thoughts: tuple[str, str]
@@ -89,6 +90,7 @@ class Markup:
     call_end: str
     parameter_head: str
     parameter_end: str
+    turn: tuple[str, str]
     ends: tuple[str, ...]
 
     @property

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from mlx_delta.chat.messages import Message
-from mlx_delta.chat.prefix import PrefixCache
 from mlx_delta.chat.request import Prompt
 from mlx_delta.chat.result import ChatResult
 from mlx_delta.chat.settings import ChatSettings
@@ -41,8 +39,7 @@ def chat_batch(
         ChatStream(
             engine,
             tokenizer,
-            PrefixCache(engine.network.config),
-            replace(prompt, stable=0),
+            prompt,
             one,
             [],
             Exclusive("batch"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,19 +27,11 @@ class Prompt:
     """ids: all of it. thinking: whether it ends inside thoughts. written: what it holds of the answer, or of its
     thoughts, already: the last message, where that is the assistant's and without tool calls, is continued.
 
-    stable: how many of the ids are the conversation, without the opening of an answer. lasting: how many of them the
-    prompt of the user's next message begins with: a template drops the thoughts before it, in all steps of a chain of
-    tool calls too. head(): how many of them are system message and tools, which other conversations begin with too;
-    it renders a prompt again, so it is asked for only where nothing is known yet.
-
     pictures: what it shows, in its places; None: nothing.
     """
 
     ids: list[int]
     thinking: bool
-    stable: int
-    lasting: int
-    head: Callable[[], int] = field(compare=False)
     written: str = ""
     pictures: PicturesInPlace | None = field(default=None, compare=False)
 
@@ -98,10 +90,6 @@ class Prompt:
             except TemplateError:  # one that wants a question or an answer first
                 return ""
 
-        def shared(messages: Sequence[Message]) -> int:
-            """How many of the ids a conversation begins with that goes on with a user's message after ``messages``."""
-            return common_prefix(ids, encode(or_nothing([*messages, {"role": "user", "content": "?"}])))
-
         written = ""
         if continues(prepared[-1], tokenizer.markup):
             marked, written = mark_end(prepared, tokenizer.markup)
@@ -116,17 +104,13 @@ class Prompt:
                 prepared = prepared[:-1]
             text, closed = rendered(prepared, True), rendered(prepared, False)
         ids = encode(text)
-        stable = lasting = common_prefix(ids, encode(closed))
-        if not prepared or prepared[-1]["role"] != "user":
-            lasting = min(stable, shared(prepared))
         tail = text[len(closed) :] if text.startswith(closed) else text
         thinking = ends_in_thoughts(tail, tokenizer.markup)
-        system = [message for message in prepared[:1] if message["role"] == "system"]
         pictures = None
         if vision and media:
             vision.sight.tokens.check(text, media)
             pictures = PicturesInPlace(ids, media, vision.sight.tokens, vision.look)
-        return cls(ids, thinking, stable, lasting, lambda: min(stable, shared(system)), written, pictures)
+        return cls(ids, thinking, written, pictures)
 
 
 def _opened(shown: Sequence[Shown], vision: Vision | None) -> list[Medium]:

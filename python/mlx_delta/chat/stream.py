@@ -1,19 +1,16 @@
-"""One answer over a cache that may know the beginning of its prompt: an iterator of events."""
+"""One answer under way: an iterator of events."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 
-from mlx_delta._core import DECODE_TOKENS
 from mlx_delta.chat.answer import Answer
-from mlx_delta.chat.prefix import PrefixCache
 from mlx_delta.chat.request import Prompt
 from mlx_delta.chat.result import ChatEvent, ChatResult, Usage
 from mlx_delta.chat.settings import ChatSettings
 from mlx_delta.engine.engine import Engine
 from mlx_delta.engine.exclusive import Exclusive
 from mlx_delta.engine.limit import Limit
-from mlx_delta.engine.prefill import ALIGNED
 from mlx_delta.engine.sample import Sampler
 from mlx_delta.engine.sequence import TokenSequence
 from mlx_delta.text.tokenizer import Tokenizer
@@ -30,7 +27,6 @@ class ChatStream:
         self,
         engine: Engine,
         tokenizer: Tokenizer,
-        prefix: PrefixCache,
         prompt: Prompt,
         settings: ChatSettings,
         turns: list[Usage],
@@ -39,7 +35,6 @@ class ChatStream:
     ) -> None:
         config = engine.network.config
         self._engine = engine
-        self._prefix = prefix
         self._prompt = prompt
         self._turns = turns
         self._exclusive = exclusive
@@ -56,7 +51,6 @@ class ChatStream:
             limit=self._limit,
             written=prompt.written,
         )
-        self._cached = 0
         self._closed = False
         self._sequence: TokenSequence | None = None
         self._result: ChatResult | None = None
@@ -123,41 +117,36 @@ class ChatStream:
         with self._exclusive:
             self._engine.submit(self._begun())
 
+    @property
+    def keys(self) -> list[int]:
+        """The ids of the prompt and of what is written so far, as a cache knows them: see ``Prompt.keys``."""
+        return [*self._prompt.keys, *([] if self._sequence is None else self._sequence.tokens)]
+
     def _begun(self) -> TokenSequence:
         if self._sequence is None:
-            prefix, prompt = self._prefix, self._prompt
-            keys = prompt.keys
-            self._cached = prefix.resume(keys, prompt.lasting)
+            prompt, keys = self._prompt, self._prompt.keys
             if prompt.pictures is not None:  # here, and not in a step that others wait for
-                prompt.pictures.look(self._cached)
-            head = 0 if self._cached or not prompt.stable else _head_cut(prompt.head())
+                prompt.pictures.look(self._engine.known(prompt.ids, keys))
             self._sequence = TokenSequence(
                 prompt.ids,
-                prefix.cache,
+                None,
                 self._sampler,
                 self._answer,
                 most=self._limit.tokens,
                 logprobs=self._logprobs,
-                borders=(head, prompt.stable),
-                reached=lambda position: prefix.mark(keys[:position], head=position == head),
                 progress=self._progress,
                 pictures=prompt.pictures,
+                keys=keys,
             )
         return self._sequence
 
     def _finish(self) -> ChatResult:
         if self._events is not None:
             self._events.close()
+        known = 0
         if self._sequence is not None:
             self._engine.cancel(self._sequence)
-            covered = self._sequence.covered
-            if covered is not None:
-                self._prefix.mark([*self._prompt.keys, *covered[len(self._prompt.ids) :]][: len(covered)])
-        self._result = self._answer.result(len(self._prompt.ids), self._cached)
+            known = self._sequence.known
+        self._result = self._answer.result(len(self._prompt.ids), known)
         self._turns.append(self._result.usage)
         return self._result
-
-
-def _head_cut(head: int) -> int:
-    """Where system message and tools are cut: so that what follows, however short, has the bits of one pass."""
-    return max(0, head - DECODE_TOKENS) // ALIGNED * ALIGNED

@@ -21,9 +21,12 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_delta.engine.prefill import ALIGNED, CHUNK, piece_end
+from mlx_delta.engine.cuts import ALIGNED, NO_TURNS, Cuts, Piece, Turns
+from mlx_delta.engine.prefill import CHUNK
+from mlx_delta.engine.prefix import PrefixCache
 from mlx_delta.engine.sequence import TokenSequence
 from mlx_delta.model.network import Network
+from mlx_delta.model.rows import Span
 
 MOST_ROWS = 16  # sequences that decode at once; more wait for one of them to end
 
@@ -31,11 +34,16 @@ MOST_ROWS = 16  # sequences that decode at once; more wait for one of them to en
 class Engine:
     """Sequences over ``network``, from any number of threads.
 
+    turns: how they show in token ids; a prompt is cut at them (``cuts``). prefix: what is kept of sequences for others.
     most_rows: sequences that hold states at once; those beyond wait their turn, first come, first served.
     """
 
-    def __init__(self, network: Network, *, most_rows: int = MOST_ROWS) -> None:
+    def __init__(
+        self, network: Network, turns: Turns = NO_TURNS, *, prefix_bytes: int = 0, most_rows: int = MOST_ROWS
+    ) -> None:
         self.network = network
+        self.turns = turns
+        self.prefix = PrefixCache(network.config, prefix_bytes)
         self._most_rows = most_rows
         self._change = threading.Condition()  # guards what follows; notified after every step
         self._driver: int | None = None  # the thread that takes a step: it alone touches the sequences that go on
@@ -51,6 +59,10 @@ class Engine:
                 yield from events
         finally:
             self.cancel(sequence)
+
+    def known(self, ids: Sequence[int], keys: Sequence[int]) -> int:
+        """How many tokens of a prompt are kept, of whose ids pictures' places have their ``keys``."""
+        return self.prefix.known(keys, Cuts(ids, self.turns))
 
     def submit(self, sequence: TokenSequence) -> None:
         """Let it go on beside the others whenever a step is taken, until ``run`` is asked for its events."""
@@ -99,6 +111,9 @@ class Engine:
             try:
                 with _later_interrupt(wanted=not alone):
                     self._step()
+                    for each in self._going:
+                        if each.ended:
+                            self._keep(each)
             finally:
                 with self._change:
                     self._driver = None
@@ -115,6 +130,7 @@ class Engine:
         if self._cancelled:
             for each in self._cancelled:
                 each.ended = True
+                self._keep(each)
             self._going = [each for each in self._going if each not in self._cancelled]
             self._cancelled.clear()
 
@@ -139,17 +155,19 @@ class Engine:
                 row.use()
         self._read(rows)
 
-    def _compute_prompt(self, sequence: TokenSequence, chunk: int) -> None:
-        """One piece of it; after the last, its first token is chosen."""
+    def _compute_prompt(self, sequence: TokenSequence, most: int) -> None:
+        """About ``most`` tokens of it; after the last, its first token is chosen."""
+        if not sequence.begun:
+            cuts = Cuts(sequence.ids, self.turns)
+            cache = sequence.cache if sequence.own_cache else self.prefix.resume(sequence.keys, cuts)
+            sequence.begin(cuts, cache)
         cache, start, total = sequence.cache, sequence.cache.offset, len(sequence.ids)
-        border = next((each for each in sequence.borders if start < each < total), total)
-        end = piece_end(start, border, chunk)
+        border = total if sequence.own_cache else sequence.cuts.border(start)
+        pieces = sequence.cuts.pieces(start, border, most)
+        end = pieces[-1].end
         with _restored([sequence]):
-            tokens = mx.array([sequence.ids[start:end]])
-            if end == total:
-                logits = self.network(tokens, cache, pictures=sequence.pictures, last_only=True)[:, 0]
-            else:
-                *_, x = self.network.hidden_states(tokens, cache, pictures=sequence.pictures)
+            x = self._last_of(sequence, pieces)
+            logits = self.network.logits(x)[:, 0] if end == total else x
         if end == total:
             sequence.sample(logits)
             mx.async_eval(*sequence.arrays())
@@ -157,8 +175,28 @@ class Engine:
             mx.eval(x, cache.arrays())
             if end < border:  # a short prompt has nothing to tell
                 sequence.progress(end - sequence.known, total - sequence.known)
-        if end == border:
-            sequence.reached(end)
+            if end == border:
+                self._keep(sequence)
+
+    def _keep(self, sequence: TokenSequence) -> None:
+        """For others to go on from where it is."""
+        if not sequence.own_cache and sequence.error is None and (covered := sequence.covered):
+            self.prefix.keep(covered, sequence.cache)
+
+    def _last_of(self, sequence: TokenSequence, pieces: Sequence[Piece]) -> mx.array:
+        """Compute them in one pass: what the last layer gives of the last token, [1, 1, hidden]."""
+        ids: dict[bool, list[int]] = {False: [], True: []}  # by rows, by tiles
+        spans = []
+        for piece in pieces:
+            of = ids[piece.tiles]
+            count = piece.end - piece.start
+            spans.append(Span(sequence.cache, len(of), count, piece.tiles, sequence.pictures))
+            of += sequence.ids[piece.start : piece.end]
+        rows, tiles = (mx.array(of) if of else None for of in ids.values())
+        x, y = self.network.advance(rows, tiles, spans)
+        last = y[:, -1:] if pieces[-1].tiles and y is not None else x[-1:] if x is not None else None
+        assert last is not None
+        return last
 
     def _decode(self, rows: Sequence[TokenSequence]) -> None:
         """Set off the pass over the weights in which each row's next token becomes the one after it."""

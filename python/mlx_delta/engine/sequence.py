@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import mlx.core as mx
 import numpy as np
 
+from mlx_delta.engine.cuts import Cuts
 from mlx_delta.engine.likelihood import Likelihood
 from mlx_delta.engine.sample import Allowed, Sampler
 from mlx_delta.errors import NotFiniteError
@@ -72,10 +73,11 @@ class Reader(Protocol):
 class TokenSequence:
     """A prompt, and what is generated after it.
 
-    ids: the prompt, of which the cache covers the first ``cache.offset`` already. borders: positions, ascending, where
-    the prompt is always cut, and where ``reached`` is called with the number of tokens that the cache then covers.
-    pictures: what the prompt shows.
+    ids: the prompt. cache: one of the caller's own, which covers the first ``cache.offset`` of them already; None: the
+    engine's, which goes on from what it has kept of others, and is kept for others. known: of the prompt, before it
+    began.
     progress: called while the prompt is computed, with the tokens done and how many there are to do.
+    pictures: what the prompt shows; keys: the ids with what tells one picture from another in their places; None: ids.
     most: tokens to generate, unless the reader ends it before. logprobs: how many of the likeliest tokens the reader is
     told besides the chosen one; None: no likelihoods.
     tokens: generated so far. The cache covers the prompt and all of them, or all but the last.
@@ -84,36 +86,41 @@ class TokenSequence:
     def __init__(
         self,
         ids: Sequence[int],
-        cache: Cache,
+        cache: Cache | None,
         sampler: Sampler,
         reader: Reader,
         *,
         most: int,
         logprobs: int | None = None,
-        borders: Sequence[int] = (),
-        reached: Callable[[int], None] | None = None,
-        progress: Callable[[int, int], None] | None = None,
         pictures: PicturePart | None = None,
+        keys: Sequence[int] | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        self.pictures = pictures
         self.ids = ids
-        self.cache = cache
+        self.pictures = pictures
+        self.keys = ids if keys is None else keys
+        self.own_cache = cache is not None
+        self.cache = Cache([]) if cache is None else cache
+        self.begun = False
         self.sampler = sampler
         self.reader = reader
         self.most = most
         self.logprobs = logprobs
-        self.borders = borders
-        self.reached = reached or (lambda position: None)
         self.progress = progress or (lambda done, total: None)
-        self.known = cache.offset  # of the prompt, before it begins
+        self.known = self.cache.offset
         self.tokens: list[int] = []
         self.events: deque[Any] = deque()  # that nobody has taken yet
         self.ended = False
         self.error: Exception | None = None
+        self.cuts: Cuts
         self._logits: mx.array
         self._next: mx.array  # the token sampled last, int [1]; not known yet, perhaps
         self._unread: mx.array | None = None  # the one before, which the cache covers
         self._unread_logits: mx.array
+
+    def begin(self, cuts: Cuts, cache: Cache) -> None:
+        """Its prompt is computed from now on, over ``cache``. cuts: the prompt's."""
+        self.cuts, self.cache, self.known, self.begun = cuts, cache, cache.offset, True
 
     @property
     def decoding(self) -> bool:
@@ -165,9 +172,15 @@ class TokenSequence:
 
     @property
     def covered(self) -> list[int] | None:
-        """The ids that the cache covers; None where it was interrupted while a token that it covers was not known."""
-        ids = [*self.ids, *self.tokens]
-        return ids[: self.cache.offset] if self.cache.offset <= len(ids) else None
+        """The keys of what the cache covers with the bits of any other that does; None where there are none: it was
+        interrupted while a token that it covers was not known, or ends where a longer prompt would not be cut."""
+        offset = self.cache.offset
+        if not self.begun or offset > len(self.ids) + len(self.tokens):
+            return None
+        generated = self.tokens[: max(0, offset - len(self.ids))]
+        if generated and (not self.cuts.opened or self.cuts.start in generated):
+            return None  # given in a prompt, it would be computed by tiles
+        return [*self.keys, *self.tokens][:offset] if self.cuts.before(offset) == offset else None
 
     def arrays(self) -> list[mx.array]:
         """What the next step needs besides the cache; evaluated, any thread can go on with it."""

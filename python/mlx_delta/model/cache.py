@@ -8,6 +8,7 @@ is free, and a copy is a snapshot that later tokens do not touch.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
@@ -28,6 +29,14 @@ def in_huge_pages(a: mx.array) -> mx.array:
         mx.eval(a)
         use_huge_pages(a)
     return a
+
+
+def _grown(rows: int, used: int) -> int:
+    """How many rows to have room for, where ``rows`` are needed and ``used`` are copied: at least half as much again.
+
+    Growing is a copy of everything, so it must become rare with length.
+    """
+    return -(-max(rows, used + used // 2) // _ROWS) * _ROWS
 
 
 @dataclass
@@ -53,15 +62,36 @@ class KeyValues:
         batch, heads, rows, dim = shape
         if self.keys is not None and self.values is not None and self.keys.shape[2] >= rows:
             return self.keys, self.values
-        # At least half as much again: growing is a copy of everything, so it must become rare with length.
-        rows = max(rows, used + used // 2)
-        grown = (batch, heads, -(-rows // _ROWS) * _ROWS - used, dim)
+        grown = (batch, heads, _grown(rows, used) - used, dim)
         empty = mx.zeros(grown, dtype)
         if self.keys is None or self.values is None:
             return empty, mx.zeros(grown, dtype)
         keys = mx.concatenate([self.keys[:, :, :used], empty], axis=2)
         values = mx.concatenate([self.values[:, :, :used], empty], axis=2)
         return in_huge_pages(keys), in_huge_pages(values)
+
+    @classmethod
+    def joined(cls, parts: Sequence[KeyValues], rows: int) -> KeyValues:
+        """Those of parts one after the other, copied, with room for so many rows."""
+        used = sum(part.keys.shape[2] for part in parts if part.keys is not None)
+        room = _grown(rows, used) - used
+
+        def join(arrays: list[mx.array]) -> mx.array:
+            batch, heads, _, dim = arrays[0].shape
+            return in_huge_pages(
+                mx.concatenate([*arrays, mx.zeros((batch, heads, room, dim), arrays[0].dtype)], axis=2)
+            )
+
+        return cls(
+            join([part.keys for part in parts if part.keys is not None]),
+            join([part.values for part in parts if part.values is not None]),
+        )
+
+    def stretch(self, start: int, end: int) -> KeyValues:
+        """A copy of the rows [start, end), lazily."""
+        assert self.keys is not None
+        assert self.values is not None
+        return KeyValues(mx.contiguous(self.keys[:, :, start:end]), mx.contiguous(self.values[:, :, start:end]))
 
     def arrays(self) -> list[mx.array]:
         return [a for a in (self.keys, self.values) if a is not None]

@@ -11,7 +11,7 @@ RMSNorm is a prologue and the residual an epilogue of qmm.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Protocol
@@ -282,22 +282,6 @@ def hybrid_layer(w: Weights, index: int, feed_forward: Callable[[Weights], FeedF
     weights = w.under(str(index))
     kind = AttentionLayer if w.config.text.layer_types[index] == "full_attention" else DeltaLayer
     return kind.from_weights(weights, feed_forward(weights))
-
-
-def decode_rows(layer: Layer, x: mx.array, states: Sequence[LayerState], windows: Sequence[Window]) -> mx.array:
-    """A layer over the next token of B sequences, x [B, 1, hidden], each with a state and an offset of its own.
-
-    Every matrix is read once for all of them; states are not brought together, so a sequence comes and goes without a
-    copy of any other's.
-    """
-    if len(states) == 1:
-        return layer(x, states[0], windows[0])
-    projection = layer.project(x)
-    mixed = [
-        layer.mix_projected(projection[i : i + 1], state, window)
-        for i, (state, window) in enumerate(zip(states, windows, strict=True))
-    ]
-    return layer.finish(mx.concatenate(mixed), x)
 
 
 def matrices(layer: Layer) -> Iterator[tuple[str, Matrix]]:

@@ -16,9 +16,10 @@ import numpy as np
 from mlx_delta import ops
 from mlx_delta.config import ModelConfig, TextConfig
 from mlx_delta.model.cache import Cache, KeyValues
-from mlx_delta.model.layers import FeedForward, Layer, Window, decode_rows, matrices, normed
+from mlx_delta.model.layers import FeedForward, Layer, Window, matrices, normed
 from mlx_delta.model.mtp import MTP, MtpHead
 from mlx_delta.model.pictures import PicturePart
+from mlx_delta.model.rows import Span, over_spans
 from mlx_delta.model.weights import Weights
 from mlx_delta.ops import Matrix
 
@@ -88,14 +89,10 @@ class Network:
         if cache.start is not None:  # its own, so that a padded sequence rotates by the very angles it has alone
             positions = mx.maximum(mx.arange(cache.offset, cache.offset + tokens.shape[1]) - cache.start[:, None], 0)
         x = ops.embedding(tokens, self.embed_tokens, self.dtype)
-        if pictures is not None:
-            end = cache.offset + tokens.shape[1]
-            positions = mx.array(pictures.positions[:, None, cache.offset : end])
-            cache.rope_delta = int(pictures.positions[:, :end].max()) + 1 - end
-            if (shown := pictures.rows(cache.offset, end)) is not None:
+        if pictures is not None or cache.rope_delta:
+            positions, shown = _shown(cache, tokens.shape[1], pictures)
+            if shown is not None:
                 x[0, shown[0]] = shown[1].astype(x.dtype)
-        elif cache.rope_delta:
-            positions = _positions(cache, tokens.shape[1])
         window = Window(cache.offset, mask, cache.start, positions)
         yield x
         for layer, state in zip(self.layers, cache.layers, strict=True):
@@ -128,15 +125,34 @@ class Network:
         A row has the bits that ``self(tokens[b : b + 1, None], caches[b])`` has: neither the number of sequences nor
         which they are changes them. The caches are advanced.
         """
-        windows = [
-            Window(cache.offset, positions=_positions(cache, 1) if cache.rope_delta else None) for cache in caches
-        ]
-        x = ops.embedding(tokens[:, None], self.embed_tokens, self.dtype)
-        for layer, *states in zip(self.layers, *(cache.layers for cache in caches), strict=True):
-            x = decode_rows(layer, x, states, windows)
-        for cache in caches:
-            cache.offset += 1
-        return self.logits(x)[:, 0]
+        rows, _ = self.advance(tokens, None, [Span(cache, i) for i, cache in enumerate(caches)])
+        assert rows is not None
+        return self.logits(rows)[:, 0]
+
+    def advance(
+        self, rows: mx.array | None, tiles: mx.array | None, spans: Sequence[Span]
+    ) -> tuple[mx.array | None, mx.array | None]:
+        """One pass over the weights for tokens of several sequences: rows int [R], tiles int [N] -> what the last layer
+        gives of each, [R, 1, hidden] and [1, N, hidden].
+
+        spans: whose they are; their caches are advanced. A token by rows has the bits that it has alone, as the next of
+        its sequence.
+        """
+        x = None if rows is None else ops.embedding(rows[:, None], self.embed_tokens, self.dtype)
+        y = None if tiles is None else ops.embedding(tiles[None], self.embed_tokens, self.dtype)
+        windows = []
+        for span in spans:
+            start = span.cache.offset
+            positions, shown = _shown(span.cache, span.count, span.pictures)
+            windows.append(Window(start, positions=positions))
+            span.cache.offset += span.count
+            if shown is not None and span.tiles and y is not None:
+                y[0, span.first + shown[0]] = shown[1].astype(y.dtype)
+            elif shown is not None and x is not None:
+                x[span.first + shown[0], 0] = shown[1].astype(x.dtype)
+        for layer, *states in zip(self.layers, *(span.cache.layers for span in spans), strict=True):
+            x, y = over_spans(layer, x, y, spans, states, windows)
+        return x, y
 
     def hidden(self, x: mx.array) -> mx.array:
         """What the MTP head reads of x [.., hidden], as it leaves the last layer."""
@@ -171,10 +187,19 @@ class Network:
         return row + layers + self.lm_head.nbytes
 
 
-def _positions(cache: Cache, count: int) -> mx.array:
-    """int32 [3, 1, count]: of text after pictures."""
-    first = cache.offset + cache.rope_delta
-    return mx.array(np.broadcast_to(np.arange(first, first + count, dtype=np.int32), (3, 1, count)))
+def _shown(
+    cache: Cache, count: int, pictures: PicturePart | None
+) -> tuple[mx.array | None, tuple[mx.array, mx.array] | None]:
+    """Of the next tokens: positions int32 [3, 1, count], None where they are those of text alone; and the pictures'
+    rows among them."""
+    end = cache.offset + count
+    if pictures is not None:
+        cache.rope_delta = int(pictures.positions[:, :end].max()) + 1 - end
+        return mx.array(pictures.positions[:, None, cache.offset : end]), pictures.rows(cache.offset, end)
+    if not cache.rope_delta:
+        return None, None
+    positions = np.arange(cache.offset, end, dtype=np.int32) + cache.rope_delta
+    return mx.array(np.broadcast_to(positions, (3, 1, count))), None
 
 
 def _arrays(part: Any) -> Iterator[mx.array]:

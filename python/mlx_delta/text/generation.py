@@ -104,7 +104,6 @@ class Generation:
         sampler = Sampler(params, min(tokenizer.vocab_size, config.vocab_size), self.prompt_ids)
         limit = Limit.of(len(self.prompt_ids), max_new_tokens, config.max_position_embeddings, "prompt")
         self._reader = _Reader(tokenizer, limit, stop)
-        cache = Cache.empty(config) if cache is None else cache
         self._sequence = TokenSequence(
             self.prompt_ids,
             cache,

@@ -1,9 +1,10 @@
-"""Sessions: what is computed again and what is not, and that it makes no difference to the answer."""
+"""Sessions: what is computed again and what is not, and that it makes no difference to the answer, bit for bit."""
 
 from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import mlx.core as mx
 import pytest
 
 from mlx_delta import create_tool_definition, load_model
-from mlx_delta.chat.prefix import PrefixCache
 from mlx_delta.chat.request import ChatSettings, Prompt
 from mlx_delta.chat.session import Session
+from mlx_delta.engine.cuts import Cuts
 from mlx_delta.language_model import LanguageModel
+from mlx_delta.model.cache import Cache
 
 COUNT = [{"role": "user", "content": "Count to 7."}]
 PLAIN: dict[str, Any] = {"temperature": 0, "enable_thinking": False, "max_new_tokens": 60}
@@ -23,43 +25,52 @@ ADD = create_tool_definition("add", "Add", {"a": {"type": "integer"}, "b": {"typ
 
 
 @pytest.fixture(scope="module")
-def model(tiny: Path) -> LanguageModel:
+def loaded(tiny: Path) -> LanguageModel:
     return load_model(tiny, "float32")
 
 
-def held(session: Session) -> list[int]:
-    """The ids up to the newest mark."""
-    return session._prefix._ids
+@pytest.fixture
+def model(loaded: LanguageModel) -> Iterator[LanguageModel]:
+    """One that has kept nothing."""
+    loaded.engine.prefix.clear()
+    yield loaded
+    assert loaded.engine.prefix.nbytes <= loaded.engine.prefix.limit
 
 
-def assert_equal_to_fresh(model: LanguageModel, logits: mx.array, ids: list[int]) -> None:
-    """float32 logits [1, V] after ``ids``, against one pass without any cache."""
-    fresh = model.forward([ids])[:, -1]
-    error = mx.sqrt(mx.mean((logits - fresh) ** 2) / mx.mean(fresh**2)).item()
-    assert error < 1e-5
+@pytest.fixture(scope="module")
+def fresh(loaded: LanguageModel) -> LanguageModel:
+    """The same one, which keeps nothing."""
+    return LanguageModel(loaded.path, loaded.config, loaded.network, loaded.tokenizer, prefix_cache_bytes=0)
+
+
+def resumed(model: LanguageModel, ids: list[int]) -> Cache:
+    return model.engine.prefix.resume(ids, Cuts(ids, model.engine.turns))
+
+
+def turns_of(model: LanguageModel, messages: list[dict[str, Any]], **settings: Any) -> list[int]:
+    """Where the turns of a prompt begin."""
+    ids = Prompt.build(model.tokenizer, messages, ChatSettings(**settings)).ids
+    return Cuts(ids, model.engine.turns).starts
 
 
 def next_turn(model: LanguageModel, session: Session, messages: list[dict[str, Any]], **settings: Any) -> int:
-    """Prefill the next prompt over what the session holds: equal logits; how many tokens were there already."""
-    logits, ids, cached = prefilled(session, messages, **settings)
-    assert_equal_to_fresh(model, logits, ids)
-    return cached
-
-
-def prefilled(session: Session, messages: list[dict[str, Any]], **settings: Any) -> tuple[mx.array, list[int], int]:
-    """Logits after the prompt of a turn, its ids, and how many of them were there already."""
+    """Prefill the next prompt over what is kept, with the logits of a model that keeps nothing: how many were there."""
     with session._start(messages, ChatSettings(**{**settings, "max_new_tokens": 1})) as stream:
         result = stream.result()
-    sequence = stream._sequence
-    assert sequence is not None
-    return sequence._logits, list(sequence.ids), result.usage.cached_tokens
+    assert stream._sequence is not None
+    nothing = LanguageModel(model.path, model.config, model.network, model.tokenizer, prefix_cache_bytes=0)
+    with nothing.chat_stream(messages, **{**settings, "max_new_tokens": 1}) as alone:
+        assert alone.result().usage.cached_tokens == 0
+    assert alone._sequence is not None
+    assert mx.array_equal(stream._sequence._logits, alone._sequence._logits).item()
+    return result.usage.cached_tokens
 
 
-def test_ten_turns_with_tools_and_thinking(model: LanguageModel) -> None:
+def test_ten_turns_with_tools_and_thinking(model: LanguageModel, fresh: LanguageModel) -> None:
     """A turn of the user prefills the answer before (without its thoughts, which the template drops), the message, and
     the opening of an answer; a tool's result prefills no more than itself."""
     session = model.session()
-    asked = {"tools": [SEARCH, ADD], "temperature": 0, "max_new_tokens": 60}
+    asked = {"tools": [SEARCH, ADD], "temperature": 0, "max_new_tokens": 60, "logprobs": 1}
     said = ["Search for velvet cloud.", "What is 12 + 30?", "Hello, I am Ada.", "Count to 7.", "Search for valley."] * 2
     messages: list[dict[str, Any]] = []
     before = 0  # where the conversation ended one turn of the user ago
@@ -71,15 +82,15 @@ def test_ten_turns_with_tools_and_thinking(model: LanguageModel) -> None:
             settings = ChatSettings(**asked, enable_thinking=thinking)
             prompt = Prompt.build(model.tokenizer, messages, settings)
             result = session.chat(messages, **asked, enable_thinking=thinking)
-            alone = model.chat(messages, **asked, enable_thinking=thinking)
-            assert (result.text, result.thinking, result.tool_calls) == (alone.text, alone.thinking, alone.tool_calls)
-            assert result.usage.prompt_tokens == len(prompt.ids) == alone.usage.prompt_tokens
+            alone = fresh.chat(messages, **asked, enable_thinking=thinking)
+            assert (result.text, result.thinking, result.logprobs) == (alone.text, alone.thinking, alone.logprobs)
+            assert result.usage.prompt_tokens == len(prompt.ids) == alone.usage.prefilled_tokens
             if step:  # goes on from the answer with its thoughts, token for token
                 assert result.usage.cached_tokens > len(previous)
                 assert result.usage.prefilled_tokens < 40
             else:
                 assert result.usage.cached_tokens == before
-                before = prompt.stable
+                before = turns_of(model, messages, **asked, enable_thinking=thinking)[-1]
             previous = prompt.ids
             messages.append(result.message)
             if not result.tool_calls:
@@ -109,18 +120,20 @@ def test_the_cache_holds_what_it_says(model: LanguageModel, ending: str) -> None
     result = session.chat(COUNT, **{**PLAIN, **ENDINGS[ending]}, logprobs=0)
     prompt = result.usage.prompt_tokens
     written = [p.token for p in result.logprobs]
-    ids = held(session)
+    ids = Prompt.build(model.tokenizer, COUNT, ChatSettings(**{**PLAIN, **ENDINGS[ending]})).ids
+    opened = ids.index(model.engine.turns.start or 0, 1)
+    more = [*ids, *written, *model.tokenizer.encode("<|im_end|>\n<|im_start|>user\n")]
+    cache = resumed(model, more)
     if result.finish_reason == "length":
-        assert ids[prompt:] == written[:-1]
-    elif ending == "stop":
-        assert ids[prompt:] == [*written, model.tokenizer.token_id("<|im_end|>")]
+        assert cache.offset == prompt + len(written) - 1
     else:
-        assert ids[prompt : prompt + len(written)] == written
-    assert session._prefix.cache.offset == len(ids)
-    more = [*ids, *model.tokenizer.encode("\n<|im_start|>user\n")]
-    assert session._prefix.resume(more, len(more)) == len(ids)
-    cache = session._prefix.cache.copy()
-    assert_equal_to_fresh(model, model.forward([more[len(ids) :]], cache)[:, -1], more)
+        assert cache.offset >= prompt + len(written)
+    last = model.network(mx.array([more[cache.offset : cache.offset + 1]]), cache)
+    alone = model.make_cache()
+    model.network(mx.array([more[:opened]]), alone)
+    for token in more[alone.offset : cache.offset]:
+        found = model.network(mx.array([[token]]), alone)
+    assert mx.array_equal(last, found).item()
 
 
 @pytest.mark.parametrize("events", [0, 1, 4])
@@ -152,7 +165,8 @@ def test_an_exception_inside_a_step_leaves_the_marks(model: LanguageModel, monke
     session = model.session()
     stream = session.chat_stream(COUNT, **PLAIN)
     next(stream)
-    layers, states = model.network.layers, session._prefix.cache.layers
+    assert stream._sequence is not None
+    layers, states = model.network.layers, stream._sequence.cache.layers
 
     def half(*_: object, **__: object) -> mx.array:
         window_states = states[:3]
@@ -170,52 +184,60 @@ def test_an_exception_inside_a_step_leaves_the_marks(model: LanguageModel, monke
     assert next_turn(model, session, messages, **PLAIN) > 0
 
 
-def test_random_histories_make_no_difference(model: LanguageModel) -> None:
-    """Turns appended, edited, dropped and regenerated, with and without thinking and tools."""
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_random_histories_make_no_difference(tiny: Path, dtype: str) -> None:
+    """Turns appended, edited, dropped, forked and regenerated, with and without thinking and tools, and little memory:
+    the tokens and the likelihoods of a model that keeps nothing."""
+    model = load_model(tiny, dtype, prefix_cache_bytes=30_000_000)
+    fresh = LanguageModel(model.path, model.config, model.network, model.tokenizer, prefix_cache_bytes=0)
     rng = random.Random(7)
-    words = ["Count to 7.", "Hello, I am Ada.", "What is 2 + 3?", "é 🦙 <b>", "Search for tea."]
-    session = model.session()
+    words = ["Count to 7.", "Hello, I am Ada.", "What is 2 + 3?", "é 🦙 <b>", "Search for tea. " * 30]
     messages: list[dict[str, Any]] = []
+    histories: list[list[dict[str, Any]]] = [[]]
     reused = 0
     for _ in range(30):
-        action = rng.choice(["append", "append", "append", "regenerate", "edit", "drop"])
+        action = rng.choice(["append", "append", "append", "regenerate", "edit", "drop", "fork"])
         if action == "edit" and messages:
-            messages = [*messages[: rng.randrange(len(messages)) // 2 * 2]]
+            messages = messages[: rng.randrange(len(messages)) // 2 * 2]
         if action == "drop":
             messages = messages[-4:]
+        if action == "fork":
+            messages = rng.choice(histories)
         if action != "regenerate" or not messages or messages[-1]["role"] != "user":
             messages = [*messages, {"role": "user", "content": rng.choice(words)}]
         settings: dict[str, Any] = {
-            "temperature": 0,
+            "temperature": rng.choice([0, 1.2]),
+            "seed": rng.randrange(100),
             "enable_thinking": rng.random() < 0.5,
-            "max_new_tokens": rng.randrange(1, 12),
+            "max_new_tokens": rng.choice([1, 5, 12, 40]),
             "tools": [SEARCH] if rng.random() < 0.2 else None,
+            "logprobs": 3,
         }
-        reused += next_turn(model, session, messages, **settings) > 0
-        result = session.chat(messages, **settings)
+        result, alone = model.chat(messages, **settings), fresh.chat(messages, **settings)
+        assert result.logprobs == alone.logprobs
+        assert result.message == alone.message
         assert result.usage.cached_tokens + result.usage.prefilled_tokens == result.usage.prompt_tokens
+        reused += result.usage.cached_tokens > 0
+        assert 0 < model.engine.prefix.nbytes <= 30_000_000
         messages = [*messages, result.message]
+        histories.append(messages)
     assert reused >= 10
 
 
-def test_marks_share_their_keys_and_values(model: LanguageModel) -> None:
-    session = model.session()
+def test_a_session_tells_what_is_kept_of_it_and_forgets_it(model: LanguageModel) -> None:
+    session, other = model.session(), model.session()
+    assert session.nbytes == 0
     session.chat(COUNT, **PLAIN)
-    marks = len(session._prefix._marks)
-    assert marks == 3
-    states = sum(a.nbytes for layer in session._prefix.cache.layers for a in layer.arrays())
-    cache = session._prefix.cache
-    rows = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers if hasattr(layer, "keys"))
-    assert session.nbytes == rows + marks * (states - rows)  # the newest mark's states are the cache's
+    alone = model.engine.prefix.nbytes
+    assert session.nbytes == alone > 0
+    other.chat(COUNT, **PLAIN, seed=1)
+    assert other.nbytes == session.nbytes == model.engine.prefix.nbytes == alone
+    other.chat([{"role": "user", "content": "Hello."}], **PLAIN)
+    assert model.engine.prefix.nbytes > alone
     session.reset()
     assert session.nbytes == 0
     assert session.turns == []
-
-
-def test_a_mark_covers_what_the_cache_covers(model: LanguageModel) -> None:
-    prefix = PrefixCache(model.config.text)
-    with pytest.raises(ValueError, match="ids: expected the 0 that the cache covers, found 2"):
-        prefix.mark([1, 2])
+    assert model.engine.prefix.nbytes == other.nbytes > 0
 
 
 def test_the_lasting_mark_survives_a_long_chain_of_calls(model: LanguageModel) -> None:
@@ -223,7 +245,7 @@ def test_the_lasting_mark_survives_a_long_chain_of_calls(model: LanguageModel) -
     session = model.session()
     asked = {"tools": [SEARCH], "temperature": 0, "max_new_tokens": 40, "tool_choice": "search"}
     messages: list[dict[str, Any]] = [{"role": "user", "content": "Search for tea."}]
-    start = Prompt.build(model.tokenizer, messages, ChatSettings(**asked)).stable
+    start = turns_of(model, messages, **asked)[-1]
     for step in range(6):
         result = session.chat(messages, **asked)
         arguments = json.dumps({"query": f"tea {step}"})
@@ -249,31 +271,16 @@ def test_another_conversation_keeps_system_message_and_tools(model: LanguageMode
     session = model.session()
     asked: dict[str, Any] = {**PLAIN, "tools": tools, "max_new_tokens": 8}
     messages = ask("Hello, I am Ada.")
-    head = Prompt.build(model.tokenizer, messages, ChatSettings(**asked)).head()
+    head = turns_of(model, messages, **asked)[1]
     assert session.chat(messages, **asked).usage.cached_tokens == 0
     for question in ("What is 12 + 30?", "", "?", "Count to 7."):
         cached = next_turn(model, session, ask(question), **asked)
-        assert head - 16 - 64 < cached <= head - 16
-        assert cached % 64 == 0
+        assert cached == head  # where the turn of the question begins
     for _ in range(10):
         messages = [*messages, {"role": "assistant", "content": "Yes."}, {"role": "user", "content": "Go on."}]
         session.chat(messages, **asked)
     assert next_turn(model, session, ask("Search for tea."), **asked) == cached
     assert next_turn(model, session, [{"role": "system", "content": "Be brief."}, *COUNT], **asked) == 0
-
-
-@pytest.mark.parametrize("question", ["", "Count to 7.", "word " * 40])
-def test_what_is_kept_of_another_conversation_changes_no_bit(model: LanguageModel, question: str) -> None:
-    asked: dict[str, Any] = {**PLAIN, "tools": [ADD]}
-    logits = []
-    for first in ([], ask("Hello, I am Ada.")):
-        session = model.session()
-        if first:
-            session.chat(first, **asked)
-        found, _, cached = prefilled(session, ask(question), **asked)
-        assert (cached > 0) == bool(first)
-        logits.append(found)
-    assert mx.array_equal(*logits).item()
 
 
 def test_a_conversation_without_system_message_keeps_nothing(model: LanguageModel) -> None:

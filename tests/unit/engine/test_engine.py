@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -17,16 +17,17 @@ import numpy as np
 import pytest
 
 from mlx_delta import load_model
+from mlx_delta.engine.cuts import ALIGNED
 from mlx_delta.engine.engine import Engine
 from mlx_delta.engine.likelihood import Likelihood
-from mlx_delta.engine.prefill import ALIGNED
-from mlx_delta.engine.sample import Allowed, Sampler, SamplingParams
-from mlx_delta.engine.sequence import Clock, TokenSequence
+from mlx_delta.engine.sample import Sampler, SamplingParams
+from mlx_delta.engine.sequence import TokenSequence
 from mlx_delta.errors import NotFiniteError
 from mlx_delta.language_model import LanguageModel
 from mlx_delta.model.cache import Cache
 from mlx_delta.model.network import Network
 from support import TINY
+from support.reading import Collect
 
 VOCABULARY = 400
 
@@ -34,29 +35,6 @@ VOCABULARY = 400
 @pytest.fixture(scope="module")
 def models() -> dict[str, LanguageModel]:
     return {dtype: load_model(TINY, dtype) for dtype in ("float32", "bfloat16")}
-
-
-@dataclass
-class Collect:
-    """Reads tokens until ``stop`` of them are there; fails at ``fails``; allows some ids alone at every third token."""
-
-    stop: int = 1 << 30
-    fails: int = -1
-    steered: bool = False
-    clock: Clock = field(default_factory=Clock)
-    finish_reason: str | None = None
-    seen: list[int] = field(default_factory=list)
-
-    def allowed(self) -> Allowed | None:
-        return range(100, 140) if self.steered and len(self.seen) % 3 == 2 else None
-
-    def push(self, token: int, likelihood: Likelihood | None) -> Sequence[Any]:
-        if len(self.seen) == self.fails:
-            raise RuntimeError("the reader fails")
-        self.seen.append(token)
-        if len(self.seen) == self.stop:
-            self.finish_reason = "stop"
-        return [(token, likelihood and (likelihood.logprob, likelihood.top))]
 
 
 @dataclass(frozen=True)
@@ -69,7 +47,6 @@ class Work:
     stop: int
     steered: bool
     logprobs: int | None
-    borders: tuple[int, ...]
 
     @classmethod
     def random(cls, rng: random.Random) -> Work:
@@ -83,14 +60,13 @@ class Work:
             seed=rng.randrange(1000),
         )
         ids = tuple(rng.randrange(VOCABULARY) for _ in range(length))
-        border = (rng.randrange(1, length),) if length > 1 and rng.random() < 0.3 else ()
         logprobs = rng.choice([None, None, 3])
-        return cls(ids, params, rng.randrange(1, 20), rng.randrange(1, 30), rng.random() < 0.3, logprobs, border)
+        return cls(ids, params, rng.randrange(1, 20), rng.randrange(1, 30), rng.random() < 0.3, logprobs)
 
     def sequence(self, network: Network, **reader: Any) -> TokenSequence:
         sampler = Sampler(self.params, network.config.vocab_size, self.ids)
         read = Collect(self.stop, steered=self.steered, **reader)
-        options: dict[str, Any] = {"most": self.most, "logprobs": self.logprobs, "borders": self.borders}
+        options: dict[str, Any] = {"most": self.most, "logprobs": self.logprobs}
         return TokenSequence(self.ids, Cache.empty(network.config), sampler, read, **options)
 
     def alone(self, network: Network) -> list[Any]:
@@ -141,8 +117,8 @@ def test_a_long_prompt_keeps_nobody_waiting(models: dict[str, LanguageModel]) ->
     network = models["float32"].network
     engine = Engine(network)
     rng = random.Random(0)
-    short = Work(tuple([5] * 20), SamplingParams(), 60, 99, False, None, ())
-    long = Work(tuple(rng.randrange(VOCABULARY) for _ in range(1000)), SamplingParams(), 2, 99, False, None, ())
+    short = Work(tuple([5] * 20), SamplingParams(), 60, 99, False, None)
+    long = Work(tuple(rng.randrange(VOCABULARY) for _ in range(1000)), SamplingParams(), 2, 99, False, None)
     decoding = engine.run(short.sequence(network))
     next(decoding)
     sequence = long.sequence(network)
@@ -159,10 +135,10 @@ def test_a_long_prompt_keeps_nobody_waiting(models: dict[str, LanguageModel]) ->
 def test_one_that_fails_ends_alone(models: dict[str, LanguageModel]) -> None:
     network = models["float32"].network
     engine = Engine(network)
-    work = Work(tuple(range(30)), SamplingParams(), 12, 99, False, None, ())
+    work = Work(tuple(range(30)), SamplingParams(), 12, 99, False, None)
     expected = work.alone(network)
     good, bad = work.sequence(network), work.sequence(network, fails=4)
-    wrong = Work((1, 2), SamplingParams(), 5, 99, False, None, ()).sequence(network)
+    wrong = Work((1, 2), SamplingParams(), 5, 99, False, None).sequence(network)
     wrong.ids = (1, VOCABULARY * 10**6)  # beyond the integers of a prompt
     wrong.cache.layers = wrong.cache.layers[:-1]  # and a cache of another model
     for each in (good, bad, wrong):
@@ -182,7 +158,7 @@ def test_ctrl_c_is_for_who_presses_it(models: dict[str, LanguageModel]) -> None:
     """The main thread takes a step for all when it comes: the others lose nothing."""
     network = models["float32"].network
     engine = Engine(network)
-    work = Work(tuple(range(40)), SamplingParams(temperature=1, seed=1), 40, 99, False, None, ())
+    work = Work(tuple(range(40)), SamplingParams(temperature=1, seed=1), 40, 99, False, None)
     expected = work.alone(network)
     other = work.sequence(network)
     engine.submit(other)

@@ -8,8 +8,8 @@ import mlx.core as mx
 import pytest
 
 from mlx_delta import load_model
-from mlx_delta._core import DECODE_TOKENS
-from mlx_delta.engine.prefill import ALIGNED, CHUNK, piece_end, prefill
+from mlx_delta.engine.cuts import ALIGNED
+from mlx_delta.engine.prefill import CHUNK, prefill
 from mlx_delta.errors import ArgumentError
 from mlx_delta.language_model import LanguageModel
 from mlx_delta.model.cache import Cache
@@ -50,25 +50,13 @@ def same(a: tuple[mx.array, Cache], b: tuple[mx.array, Cache], tokens: int) -> b
 
 @pytest.mark.parametrize("tokens", [CHUNK + 1, CHUNK + 17, 700])
 def test_a_cut_at_a_multiple_changes_no_bit(model: LanguageModel, ids: list[int], tokens: int) -> None:
-    """Unless it leaves so few tokens that they would be decoded."""
     whole = run(model, ids[:tokens])
     for cut in (ALIGNED, 3 * ALIGNED, CHUNK - ALIGNED, CHUNK):
-        assert same(run(model, ids[:tokens], cut), whole, tokens) == (tokens - cut > DECODE_TOKENS), cut
+        assert same(run(model, ids[:tokens], cut), whole, tokens), cut
     assert same(run(model, ids[:tokens], ALIGNED, 2 * ALIGNED, CHUNK - ALIGNED), whole, tokens)
     for chunk in (ALIGNED, 3 * ALIGNED, 2 * CHUNK):
         cache = model.make_cache()
         assert same((prefill(model.network, mx.array([ids[:tokens]]), cache, chunk=chunk), cache), whole, tokens), chunk
-
-
-def test_no_piece_but_a_whole_prompt_is_taken_for_decoding() -> None:
-    for total in range(1, 400):
-        start, sizes = 0, []
-        while start < total:
-            end = piece_end(start, total, ALIGNED)
-            sizes.append(end - start)
-            start = end
-        assert len(sizes) == 1 or min(sizes) > DECODE_TOKENS, sizes
-        assert all(size == ALIGNED for size in sizes[:-1])
 
 
 def test_another_cut_does(model: LanguageModel, ids: list[int]) -> None:

@@ -99,6 +99,7 @@ def test_sizes(model: LanguageModel) -> None:
 @pytest.mark.parametrize("log_prompts", [False, True])
 def test_figures_and_the_log(model: LanguageModel, caplog: pytest.LogCaptureFixture, log_prompts: bool) -> None:
     client = client_of(model, Access(), log_prompts=log_prompts)
+    model.engine.prefix.clear()
     with caplog.at_level(logging.INFO, "mlx_delta.server.requests"):
         answer = client.post(PATH, json=ASK)
         client.get("/nowhere/at/all")

@@ -12,5 +12,6 @@ MARKUP = Markup(
     call_end="</function>\n</tool_call>",
     parameter_head="<parameter={name}>\n",
     parameter_end="\n</parameter>\n",
+    turn=("<|im_start|>", "assistant"),
     ends=("<|im_end|>", "<|endoftext|>"),
 )

@@ -1,0 +1,207 @@
+"""What a model has computed of the prompts and answers before, for every sequence that begins as one of them did.
+
+A radix tree over token ids. A node holds the keys and values of the ids since its parent, each row once whatever the
+number of sequences that share it, and, where sequences may go on from its end, the states of the gated-delta layers
+there. What is used least recently goes first: the states of a node, or all of one without children.
+
+Arrays that the tree holds are nobody's to change: a sequence that goes on gets copies of keys and values, and states
+that its first step copies, since they are held (``model.cache``).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_delta.config import TextConfig
+from mlx_delta.engine.cuts import Cuts
+from mlx_delta.model.cache import Cache, DeltaState, KeyValues, LayerState
+
+_ID = 8  # bytes of an id in a key
+_PICTURE = (1 << 62) - 1  # of what tells pictures apart, as much as a key takes: as unlikely to be another's as can be
+
+
+@dataclass(eq=False)
+class _Node:
+    """key: the ids since the parent, int64. end: how many there are from the root. rows: keys and values of the ids,
+    of each attention layer. states: after them, None where nothing goes on. used: when it was, last."""
+
+    parent: _Node | None
+    key: bytes
+    end: int
+    rows: list[KeyValues]
+    states: list[DeltaState] | None = None
+    used: int = 0
+    children: list[_Node] = field(default_factory=list)
+
+    @property
+    def start(self) -> int:
+        return self.end - len(self.key) // _ID
+
+    @property
+    def row_bytes(self) -> int:
+        return sum(a.nbytes for rows in self.rows for a in rows.arrays())
+
+    @property
+    def state_bytes(self) -> int:
+        return sum(a.nbytes for state in self.states or () for a in state.arrays())
+
+    def child(self, key: bytes) -> _Node | None:
+        """The one whose ids begin as those from this node's end on in ``key``, all of the ids from the root."""
+        return next((each for each in self.children if key.startswith(each.key, _ID * self.end)), None)
+
+
+class PrefixCache:
+    """limit: the most bytes that it holds; 0 keeps nothing. Any thread may use it."""
+
+    def __init__(self, config: TextConfig, limit: int) -> None:
+        self.limit = limit
+        self._config = config
+        self._lock = threading.RLock()
+        self._clear()
+
+    def _clear(self) -> None:
+        self._root = _Node(None, b"", 0, [])
+        self._bytes = 0
+        self._time = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Of all arrays held."""
+        return self._bytes
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._clear()
+
+    def resume(self, ids: Sequence[int], cuts: Cuts) -> Cache:
+        """A cache that goes on with ``ids`` from as far as is known, at least one before their end. cuts: theirs."""
+        with self._lock:
+            path = self._known(ids, cuts)
+            if not path:
+                return Cache.empty(self._config)
+            node = path[-1]
+            self._touch(node)
+            assert node.states is not None
+            states = iter(node.states)
+            rows = iter(zip(*(each.rows for each in path), strict=True))
+            layers: list[LayerState] = [
+                replace(next(states)) if kind == "linear_attention" else KeyValues.joined(next(rows), len(ids) + 1)
+                for kind in self._config.layer_types
+            ]
+            return Cache(layers, node.end)
+
+    def known(self, ids: Sequence[int], cuts: Cuts) -> int:
+        """From where ``resume`` would go on now."""
+        with self._lock:
+            path = self._known(ids, cuts)
+            return path[-1].end if path else 0
+
+    def _known(self, ids: Sequence[int], cuts: Cuts) -> list[_Node]:
+        path = list(self._path(_key(ids)))
+        while path and not _goes_on(path[-1], ids, cuts):
+            path.pop()
+        return path
+
+    def keep(self, ids: Sequence[int], cache: Cache) -> None:
+        """Let other sequences go on from here: the cache covers exactly ``ids``, of a place that cuts may have."""
+        if len(ids) != cache.offset:
+            raise ValueError(f"ids: expected the {cache.offset} that the cache covers, found {len(ids)}")
+        if not ids or not self.limit:
+            return
+        with self._lock:
+            key = _key(ids)
+            parent = ([self._root, *self._path(key)])[-1]
+            node = parent
+            if parent.end < len(ids):
+                rest = key[_ID * parent.end :]
+                rows = [layer.stretch(parent.end, len(ids)) for layer in cache.layers if isinstance(layer, KeyValues)]
+                node = _Node(parent, rest, len(ids), rows)
+                self._bytes += node.row_bytes
+                for longer in [each for each in parent.children if each.key.startswith(rest)]:
+                    self._cut(longer, node)
+                parent.children.append(node)
+            if node.states is None:
+                node.states = [replace(layer) for layer in cache.layers if isinstance(layer, DeltaState)]
+                self._bytes += node.state_bytes
+            self._touch(node)
+            # Now: a slice that is not computed yet holds the keys and values, which the next token would have to copy.
+            mx.eval([a for rows in node.rows for a in rows.arrays()])
+            self._shrink()
+
+    def held(self, ids: Sequence[int]) -> int:
+        """Bytes of what sequences that begin with ``ids`` share with what is kept."""
+        with self._lock:
+            return sum(node.row_bytes + node.state_bytes for node in self._path(_key(ids)))
+
+    def forget(self, ids: Sequence[int]) -> None:
+        """What is kept of ``ids``, except for what others begin with too."""
+        with self._lock:
+            for node in reversed(list(self._path(_key(ids)))):
+                if node.children:
+                    return
+                self._drop(node)
+
+    def _path(self, key: bytes) -> Iterator[_Node]:
+        """The nodes whose ids ``key`` begins with, from the root's child on."""
+        node = self._root.child(key)
+        while node is not None:
+            yield node
+            node = node.child(key)
+
+    def _touch(self, node: _Node) -> None:
+        self._time += 1
+        node.used = self._time
+
+    def _cut(self, node: _Node, before: _Node) -> None:
+        """Put ``before``, whose ids those of ``node`` begin with, between it and its parent."""
+        assert node.parent is not None
+        node.parent.children.remove(node)
+        self._bytes -= node.row_bytes
+        count = len(before.key) // _ID
+        node.rows = [rows.stretch(count, node.end - before.start) for rows in node.rows]
+        node.key = node.key[len(before.key) :]
+        node.parent = before
+        before.children.append(node)
+        self._bytes += node.row_bytes
+        mx.eval([a for rows in node.rows for a in rows.arrays()])
+
+    def _shrink(self) -> None:
+        while self._bytes > self.limit:
+            node = min(self._droppable(self._root), key=lambda each: each.used)
+            if node.children:
+                self._bytes -= node.state_bytes
+                node.states = None
+            else:
+                self._drop(node)
+
+    def _droppable(self, node: _Node) -> Iterator[_Node]:
+        waiting = [node]
+        while waiting:
+            node = waiting.pop()
+            if node.parent is not None and (node.states is not None or not node.children):
+                yield node
+            waiting += node.children
+
+    def _drop(self, node: _Node) -> None:
+        """One without children; and its parents, where nothing goes on from them."""
+        parent = node.parent
+        while parent is not None:
+            self._bytes -= node.row_bytes + node.state_bytes
+            parent.children.remove(node)
+            if parent.children or parent.states is not None:
+                return
+            node, parent = parent, parent.parent
+
+
+def _key(ids: Sequence[int]) -> bytes:
+    return np.array([i if i >= 0 else i | ~_PICTURE for i in ids], dtype=np.int64).tobytes()
+
+
+def _goes_on(node: _Node, ids: Sequence[int], cuts: Cuts) -> bool:
+    return node.states is not None and node.end < len(ids) and cuts.before(node.end) == node.end
