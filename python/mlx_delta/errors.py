@@ -79,6 +79,10 @@ class VersionError(MlxDeltaError, ImportError):
     """A package is there in a version that this one does not run with."""
 
 
+class QueueFullError(MlxDeltaError):
+    """As many sequences wait as may: try again when some have ended."""
+
+
 class BusyError(MlxDeltaError):
     """Something that is for one thread at a time is used by two."""
 

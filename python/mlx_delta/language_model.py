@@ -37,7 +37,7 @@ class LanguageModel(ChatMethods):
 
     path, config, network, tokenizer, vision, engine: its parts; vision is None where the checkpoint has no
     tower. Any number of threads may use it at once: their sequences are decoded together, and none notices the others.
-    prefix_cache_bytes: see ``load_model``.
+    prefix_cache_bytes, memory_bytes: see ``load_model``.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class LanguageModel(ChatMethods):
         vision: Vision | None = None,
         *,
         prefix_cache_bytes: int | None = None,
+        memory_bytes: int | None = None,
     ) -> None:
         self.path = path
         self.config = config
@@ -57,7 +58,7 @@ class LanguageModel(ChatMethods):
         self.vision = vision
         start, assistant = tokenizer.markup.turn
         turns = Turns(tokenizer.token_id(start), tuple(tokenizer.encode(assistant)))
-        self.engine = Engine(network, turns, prefix_bytes=prefix_bytes(prefix_cache_bytes))
+        self.engine = Engine(network, turns, prefix_bytes=prefix_bytes(prefix_cache_bytes), memory=memory_bytes)
 
     def make_cache(self) -> Cache:
         """An empty cache, for ``forward``."""

@@ -28,7 +28,11 @@ _DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16
 
 
 def load_model(
-    path: str | Path, dtype: mx.Dtype | str | None = None, *, prefix_cache_bytes: int | None = None
+    path: str | Path,
+    dtype: mx.Dtype | str | None = None,
+    *,
+    prefix_cache_bytes: int | None = None,
+    memory_bytes: int | None = None,
 ) -> LanguageModel:
     """Load an official, converted or mlx-community Qwen3.5 checkpoint.
 
@@ -36,7 +40,9 @@ def load_model(
     first use (``hub.path.model_path``). dtype: of the activations, float32, float16 or bfloat16 (the default: what the
     checkpoint's embedding or its scales have). Weights stay as they are stored, whatever it is. prefix_cache_bytes: the
     most memory for what is kept of prompts and answers, so that those that begin alike compute only what is new; None:
-    an eighth of the machine's; 0 keeps nothing. It changes no answer.
+    an eighth of the machine's; 0 keeps nothing. It changes no answer. memory_bytes: the most for
+    weights, sequences under way and what is kept: a request waits until it fits, or is refused where it never would;
+    None: what the system recommends for a GPU, or nine tenths of the machine's.
     Raises: ConfigError, CheckpointError, TokenizerError naming the file and the tensor; HubError, a
     CheckpointError.
     """
@@ -45,7 +51,11 @@ def load_model(
 
 
 def load_checkpoint(
-    checkpoint: Checkpoint, dtype: mx.Dtype | str | None = None, *, prefix_cache_bytes: int | None = None
+    checkpoint: Checkpoint,
+    dtype: mx.Dtype | str | None = None,
+    *,
+    prefix_cache_bytes: int | None = None,
+    memory_bytes: int | None = None,
 ) -> LanguageModel:
     """``load_model`` of a checkpoint of any format, a GGUF file's weights and tokenizer too."""
     tokenizer = Tokenizer.of_checkpoint(checkpoint)
@@ -58,7 +68,13 @@ def load_checkpoint(
     compile_kernels(network)
     vision = open_vision(checkpoint, tokenizer, chosen)
     return LanguageModel(
-        checkpoint.path, checkpoint.config, network, tokenizer, vision, prefix_cache_bytes=prefix_cache_bytes
+        checkpoint.path,
+        checkpoint.config,
+        network,
+        tokenizer,
+        vision,
+        prefix_cache_bytes=prefix_cache_bytes,
+        memory_bytes=memory_bytes,
     )
 
 

@@ -1,4 +1,4 @@
-"""Readers of sequences: what becomes of an engine's tokens."""
+"""What comes of sequences: a reader of their tokens, and what is kept of them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlx_delta.engine.likelihood import Likelihood
+from mlx_delta.engine.prefix import PrefixCache
 from mlx_delta.engine.sample import Allowed
 from mlx_delta.engine.sequence import Clock
 
@@ -32,3 +33,14 @@ class Collect:
         if len(self.seen) == self.stop:
             self.finish_reason = "stop"
         return [(token, likelihood and (likelihood.logprob, likelihood.top))]
+
+
+def kept_bytes(prefix: PrefixCache) -> int:
+    """Counted node by node: what the tree says of itself in ``nbytes``."""
+    waiting, total = [prefix._root], 0
+    while waiting:
+        node = waiting.pop()
+        total += node.row_bytes + node.state_bytes
+        assert node.parent is None or node.children or node.states is not None
+        waiting += node.children
+    return total

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,13 +22,18 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_delta.engine.cuts import ALIGNED, NO_TURNS, Cuts, Piece, Turns
+from mlx_delta.engine.cuts import ALIGNED, NO_TURNS, Cuts, Turns
+from mlx_delta.engine.memory import memory_bytes
+from mlx_delta.engine.pace import Pace
 from mlx_delta.engine.prefill import CHUNK
 from mlx_delta.engine.prefix import PrefixCache
-from mlx_delta.engine.sequence import TokenSequence
+from mlx_delta.engine.sequence import Passed, TokenSequence
+from mlx_delta.errors import ArgumentError, QueueFullError
+from mlx_delta.model.cache import Cache
 from mlx_delta.model.network import Network
 from mlx_delta.model.rows import Span
 
+MOST_WAITING = 4096  # sequences that wait for their turn; a client beyond is told to come again
 MOST_ROWS = 16  # sequences that decode at once; more wait for one of them to end
 
 
@@ -35,16 +41,29 @@ class Engine:
     """Sequences over ``network``, from any number of threads.
 
     turns: how they show in token ids; a prompt is cut at them (``cuts``). prefix: what is kept of sequences for others.
-    most_rows: sequences that hold states at once; those beyond wait their turn, first come, first served.
+    memory: bytes for the weights, what sequences under way need, and what is kept; a sequence waits until it fits, and
+    what is kept makes room. None: what the machine has. most_rows: sequences that hold states at once; those beyond
+    wait their turn, first come, first served; most_waiting: how many may.
     """
 
     def __init__(
-        self, network: Network, turns: Turns = NO_TURNS, *, prefix_bytes: int = 0, most_rows: int = MOST_ROWS
+        self,
+        network: Network,
+        turns: Turns = NO_TURNS,
+        *,
+        prefix_bytes: int = 0,
+        memory: int | None = None,
+        most_rows: int = MOST_ROWS,
+        most_waiting: int = MOST_WAITING,
     ) -> None:
         self.network = network
         self.turns = turns
         self.prefix = PrefixCache(network.config, prefix_bytes)
         self._most_rows = most_rows
+        self._most_waiting = most_waiting
+        self._refuses = memory is not None
+        self._memory = memory_bytes(memory) - network.nbytes  # for sequences, and for what is kept of them
+        self._pace = Pace()
         self._change = threading.Condition()  # guards what follows; notified after every step
         self._driver: int | None = None  # the thread that takes a step: it alone touches the sequences that go on
         self._waiting: deque[TokenSequence] = deque()
@@ -65,9 +84,22 @@ class Engine:
         return self.prefix.known(keys, Cuts(ids, self.turns))
 
     def submit(self, sequence: TokenSequence) -> None:
-        """Let it go on beside the others whenever a step is taken, until ``run`` is asked for its events."""
+        """Let it go on beside the others whenever a step is taken, until ``run`` is asked for its events.
+
+        Raises: ArgumentError where it would never fit into the memory; QueueFullError where too many wait.
+        """
+        need = self._need(sequence)
+        if self._refuses and need > self._memory:
+            raise ArgumentError(
+                f"prompt: expected one that needs at most {self._memory} bytes with its answer (memory_bytes, less the "
+                f"weights), found {len(sequence.ids)} tokens and max_new_tokens={sequence.most}, which need {need}"
+            )
         with self._change:
             if sequence not in self._waiting and sequence not in self._going and not sequence.ended:
+                if len(self._waiting) >= self._most_waiting:
+                    raise QueueFullError(
+                        f"engine: expected at most {self._most_waiting} sequences to wait, found one more"
+                    )
                 sequence.reader.clock.start()
                 self._waiting.append(sequence)
 
@@ -123,8 +155,17 @@ class Engine:
 
     def _admit(self) -> None:
         self._drop_cancelled()
+        taken = sum(self._need(each) for each in self._going)
         while self._waiting and len(self._going) < self._most_rows:
+            taken += self._need(self._waiting[0])
+            if self._going and taken > self._memory:
+                return
+            self.prefix.shrink(self._memory - taken)
             self._going.append(self._waiting.popleft())
+
+    def _need(self, sequence: TokenSequence) -> int:
+        """Bytes, when all of its tokens are there."""
+        return Cache.bytes_of(self.network.config, self.network.dtype, len(sequence.ids) + sequence.most)
 
     def _drop_cancelled(self) -> None:
         if self._cancelled:
@@ -140,10 +181,11 @@ class Engine:
         prompt = next((each for each in self._going if not each.decoding), None)
         if prompt is not None:
             with _errors_of([prompt]):
-                self._compute_prompt(prompt, CHUNK if not rows else ALIGNED)
+                self._compute_prompt(prompt, beside=bool(rows))
             if prompt.decoding and not prompt.ended:
                 rows.append(prompt)
         rows = [each for each in rows if not each.ended]
+        begin = time.perf_counter()
         for row in rows:
             with _errors_of([row]):
                 row.steer()
@@ -154,49 +196,73 @@ class Engine:
             if row.last and not row.ended:
                 row.use()
         self._read(rows)
+        if rows:
+            self._pace.decoded(time.perf_counter() - begin)
 
-    def _compute_prompt(self, sequence: TokenSequence, most: int) -> None:
-        """About ``most`` tokens of it; after the last, its first token is chosen."""
+    def _compute_prompt(self, sequence: TokenSequence, *, beside: bool) -> None:
+        """Go on with it; after its end, its first token is chosen.
+
+        beside: others decode, and must not wait for long: some layers of a piece at a time.
+        """
         if not sequence.begun:
             cuts = Cuts(sequence.ids, self.turns)
             cache = sequence.cache if sequence.own_cache else self.prefix.resume(sequence.keys, cuts)
             sequence.begin(cuts, cache)
-        cache, start, total = sequence.cache, sequence.cache.offset, len(sequence.ids)
+        if sequence.passing is None:
+            if not beside:
+                with _restored([sequence]):
+                    passed = deque(self._pass(sequence, CHUNK), maxlen=1).pop()
+                self._passed(sequence, passed)
+                return
+            sequence.passing = self._pass(sequence, self._pace.tokens(ALIGNED, CHUNK))
+        begin = before = time.perf_counter()
+        for passed in sequence.passing:
+            mx.eval([each for each in passed if each is not None])
+            now = time.perf_counter()
+            self._pace.layer(sum(each.size // each.shape[-1] for each in passed if each is not None), now - before)
+            sequence.passed, sequence.layers = passed, sequence.layers + 1
+            if sequence.layers == len(self.network.layers):
+                break
+            if beside and now - begin + (now - before) > self._pace.seconds:
+                return
+            before = now
+        self._passed(sequence, sequence.passed)
+
+    def _pass(self, sequence: TokenSequence, most: int) -> Iterator[Passed]:
+        """About ``most`` tokens of a prompt, through all layers: what each gives, by rows and by tiles."""
+        start, total = sequence.cache.offset, len(sequence.ids)
         border = total if sequence.own_cache else sequence.cuts.border(start)
-        pieces = sequence.cuts.pieces(start, border, most)
-        end = pieces[-1].end
-        with _restored([sequence]):
-            x = self._last_of(sequence, pieces)
-            logits = self.network.logits(x)[:, 0] if end == total else x
+        ids: dict[bool, list[int]] = {False: [], True: []}  # by rows, by tiles
+        spans = []
+        for piece in sequence.cuts.pieces(start, border, most):
+            of, count = ids[piece.tiles], piece.end - piece.start
+            spans.append(Span(sequence.cache, len(of), count, piece.tiles, sequence.pictures))
+            of += sequence.ids[piece.start : piece.end]
+        sequence.by_tiles, sequence.border = spans[-1].tiles, border
+        rows, tiles = (mx.array(of) if of else None for of in ids.values())
+        return self.network.layer_by_layer(rows, tiles, spans)
+
+    def _passed(self, sequence: TokenSequence, passed: Passed) -> None:
+        """What the last layer gave of a piece is there."""
+        sequence.passing, sequence.layers = None, 0
+        end, total = sequence.cache.offset, len(sequence.ids)
+        rows, tiles = passed
+        last = tiles[:, -1:] if sequence.by_tiles and tiles is not None else rows[-1:] if rows is not None else None
+        assert last is not None
         if end == total:
-            sequence.sample(logits)
+            sequence.sample(self.network.logits(last)[:, 0])
             mx.async_eval(*sequence.arrays())
+            return
+        mx.eval(last, sequence.cache.arrays())
+        if end < sequence.border:  # a short prompt has nothing to tell
+            sequence.progress(end - sequence.known, total - sequence.known)
         else:
-            mx.eval(x, cache.arrays())
-            if end < border:  # a short prompt has nothing to tell
-                sequence.progress(end - sequence.known, total - sequence.known)
-            if end == border:
-                self._keep(sequence)
+            self._keep(sequence)
 
     def _keep(self, sequence: TokenSequence) -> None:
         """For others to go on from where it is."""
         if not sequence.own_cache and sequence.error is None and (covered := sequence.covered):
             self.prefix.keep(covered, sequence.cache)
-
-    def _last_of(self, sequence: TokenSequence, pieces: Sequence[Piece]) -> mx.array:
-        """Compute them in one pass: what the last layer gives of the last token, [1, 1, hidden]."""
-        ids: dict[bool, list[int]] = {False: [], True: []}  # by rows, by tiles
-        spans = []
-        for piece in pieces:
-            of = ids[piece.tiles]
-            count = piece.end - piece.start
-            spans.append(Span(sequence.cache, len(of), count, piece.tiles, sequence.pictures))
-            of += sequence.ids[piece.start : piece.end]
-        rows, tiles = (mx.array(of) if of else None for of in ids.values())
-        x, y = self.network.advance(rows, tiles, spans)
-        last = y[:, -1:] if pieces[-1].tiles and y is not None else x[-1:] if x is not None else None
-        assert last is not None
-        return last
 
     def _decode(self, rows: Sequence[TokenSequence]) -> None:
         """Set off the pass over the weights in which each row's next token becomes the one after it."""

@@ -1,8 +1,10 @@
-"""How much memory a model may use besides its weights, where the user does not say."""
+"""How much memory a model may use, where the user does not say, and what a sequence needs of it."""
 
 from __future__ import annotations
 
 import os
+
+import mlx.core as mx
 
 from mlx_delta.errors import ArgumentError
 
@@ -11,10 +13,21 @@ _PART = 8  # of the machine's memory is kept for prompts that come back: the res
 
 def prefix_bytes(given: int | None) -> int:
     """The limit of what is kept of sequences: as given, or an eighth of the machine's memory."""
-    if given is None:
-        return machine_bytes() // _PART
+    return machine_bytes() // _PART if given is None else _checked("prefix_cache_bytes", given)
+
+
+def memory_bytes(given: int | None) -> int:
+    """The limit of weights and sequences: as given, or what the system recommends for a GPU, or nine tenths of all."""
+    if given is not None:
+        return _checked("memory_bytes", given)
+    if mx.metal.is_available():
+        return int(mx.device_info()["max_recommended_working_set_size"])
+    return machine_bytes() // 10 * 9
+
+
+def _checked(name: str, given: int) -> int:
     if given < 0:
-        raise ArgumentError(f"prefix_cache_bytes: expected at least 0, found {given}")
+        raise ArgumentError(f"{name}: expected at least 0, found {given}")
     return given
 
 

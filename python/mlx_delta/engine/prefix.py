@@ -94,7 +94,9 @@ class PrefixCache:
                 replace(next(states)) if kind == "linear_attention" else KeyValues.joined(next(rows), len(ids) + 1)
                 for kind in self._config.layer_types
             ]
-            return Cache(layers, node.end)
+            cache = Cache(layers, node.end)
+            mx.eval(cache.arrays())  # a prompt may be computed a layer a step, each in another thread
+            return cache
 
     def known(self, ids: Sequence[int], cuts: Cuts) -> int:
         """From where ``resume`` would go on now."""
@@ -132,7 +134,7 @@ class PrefixCache:
             self._touch(node)
             # Now: a slice that is not computed yet holds the keys and values, which the next token would have to copy.
             mx.eval([a for rows in node.rows for a in rows.arrays()])
-            self._shrink()
+            self._shrink(self.limit)
 
     def held(self, ids: Sequence[int]) -> int:
         """Bytes of what sequences that begin with ``ids`` share with what is kept."""
@@ -171,8 +173,13 @@ class PrefixCache:
         self._bytes += node.row_bytes
         mx.eval([a for rows in node.rows for a in rows.arrays()])
 
-    def _shrink(self) -> None:
-        while self._bytes > self.limit:
+    def shrink(self, limit: int) -> None:
+        """Forget what is beyond so many bytes, now."""
+        with self._lock:
+            self._shrink(limit)
+
+    def _shrink(self, limit: int) -> None:
+        while self._bytes > max(0, limit):
             node = min(self._droppable(self._root), key=lambda each: each.used)
             if node.children:
                 self._bytes -= node.state_bytes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -16,6 +16,8 @@ from mlx_delta.engine.sample import Allowed, Sampler
 from mlx_delta.errors import NotFiniteError
 from mlx_delta.model.cache import Cache
 from mlx_delta.model.pictures import PicturePart
+
+Passed = tuple[mx.array | None, mx.array | None]  # what a layer gave of a pass, by rows and by tiles
 
 
 def _not_finite(dtype: mx.Dtype) -> str:
@@ -108,6 +110,10 @@ class TokenSequence:
         self.logprobs = logprobs
         self.progress = progress or (lambda done, total: None)
         self.known = self.cache.offset
+        self.passing: Iterator[Passed] | None = None  # a piece of its prompt, some layers of which have been computed
+        self.passed: Passed = (None, None)  # what the last of these gave
+        self.layers = 0  # how many these are
+        self.by_tiles, self.border = False, 0  # how the piece ends, and what it is on the way to
         self.tokens: list[int] = []
         self.events: deque[Any] = deque()  # that nobody has taken yet
         self.ended = False
@@ -125,7 +131,7 @@ class TokenSequence:
     @property
     def decoding(self) -> bool:
         """Whether its prompt has been computed."""
-        return self.cache.offset >= len(self.ids)
+        return self.passing is None and self.cache.offset >= len(self.ids)
 
     @property
     def last(self) -> bool:
@@ -173,9 +179,10 @@ class TokenSequence:
     @property
     def covered(self) -> list[int] | None:
         """The keys of what the cache covers with the bits of any other that does; None where there are none: it was
-        interrupted while a token that it covers was not known, or ends where a longer prompt would not be cut."""
+        interrupted within a piece, or while a token that it covers was not known, or ends where a longer prompt would
+        not be cut."""
         offset = self.cache.offset
-        if not self.begun or offset > len(self.ids) + len(self.tokens):
+        if not self.begun or self.passing is not None or offset > len(self.ids) + len(self.tokens):
             return None
         generated = self.tokens[: max(0, offset - len(self.ids))]
         if generated and (not self.cuts.opened or self.cuts.start in generated):

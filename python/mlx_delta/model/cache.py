@@ -122,6 +122,15 @@ class Cache:
     def empty(cls, config: TextConfig) -> Cache:
         return cls([empty_state(kind) for kind in config.layer_types])
 
+    @staticmethod
+    def bytes_of(config: TextConfig, dtype: mx.Dtype, tokens: int) -> int:
+        """The most that a sequence of so many tokens takes, room to grow included."""
+        states = 4 * config.linear_num_value_heads * config.linear_value_head_dim * config.linear_key_head_dim
+        states += 3 * config.conv_dim * dtype.size
+        rows = 2 * config.num_key_value_heads * config.head_dim * dtype.size * _grown(tokens, tokens)
+        delta = sum(kind == "linear_attention" for kind in config.layer_types)
+        return delta * states + (len(config.layer_types) - delta) * rows
+
     def copy(self) -> Cache:
         """A snapshot; costs nothing until one of the two goes on."""
         return Cache([replace(layer) for layer in self.layers], self.offset, self.start, self.rope_delta)

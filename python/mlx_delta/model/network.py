@@ -138,6 +138,15 @@ class Network:
         spans: whose they are; their caches are advanced. A token by rows has the bits that it has alone, as the next of
         its sequence.
         """
+        passed: tuple[mx.array | None, mx.array | None] = (None, None)
+        for passed in self.layer_by_layer(rows, tiles, spans):  # noqa: B007 - the last one is what is wanted
+            pass
+        return passed
+
+    def layer_by_layer(
+        self, rows: mx.array | None, tiles: mx.array | None, spans: Sequence[Span]
+    ) -> Iterator[tuple[mx.array | None, mx.array | None]]:
+        """``advance``, layer by layer: what each gives. Caches count the tokens from the beginning on."""
         x = None if rows is None else ops.embedding(rows[:, None], self.embed_tokens, self.dtype)
         y = None if tiles is None else ops.embedding(tiles[None], self.embed_tokens, self.dtype)
         windows = []
@@ -152,7 +161,7 @@ class Network:
                 x[span.first + shown[0], 0] = shown[1].astype(x.dtype)
         for layer, *states in zip(self.layers, *(span.cache.layers for span in spans), strict=True):
             x, y = over_spans(layer, x, y, spans, states, windows)
-        return x, y
+            yield x, y
 
     def hidden(self, x: mx.array) -> mx.array:
         """What the MTP head reads of x [.., hidden], as it leaves the last layer."""
@@ -174,6 +183,14 @@ class Network:
         for index, layer in enumerate(self.layers):
             yield from ((f"{LAYERS}.{index}.{name}", matrix) for name, matrix in matrices(layer))
         yield EMBEDDING if self.lm_head is self.embed_tokens else HEAD, self.lm_head
+
+    @property
+    def nbytes(self) -> int:
+        """Of all weights, each once."""
+        parts = [getattr(self, each.name) for each in fields(self) if each.name != "lm_head"]
+        if self.lm_head is not self.embed_tokens:
+            parts.append(self.lm_head)
+        return sum(array.nbytes for part in parts for array in _arrays(part))
 
     @property
     def bytes_per_token(self) -> int:

@@ -7,7 +7,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,17 +17,18 @@ import numpy as np
 import pytest
 
 from mlx_delta import load_model
-from mlx_delta.engine.cuts import ALIGNED
+from mlx_delta.engine.cuts import NO_TURNS, Turns
 from mlx_delta.engine.engine import Engine
 from mlx_delta.engine.likelihood import Likelihood
+from mlx_delta.engine.pace import Pace
 from mlx_delta.engine.sample import Sampler, SamplingParams
 from mlx_delta.engine.sequence import TokenSequence
-from mlx_delta.errors import NotFiniteError
+from mlx_delta.errors import ArgumentError, NotFiniteError, QueueFullError
 from mlx_delta.language_model import LanguageModel
 from mlx_delta.model.cache import Cache
 from mlx_delta.model.network import Network
 from support import TINY
-from support.reading import Collect
+from support.reading import Collect, kept_bytes
 
 VOCABULARY = 400
 
@@ -49,8 +50,16 @@ class Work:
     logprobs: int | None
 
     @classmethod
-    def random(cls, rng: random.Random) -> Work:
-        length = rng.choice([1, 2, 15, 16, 17, 40, 64, 65, 80, 81, 127, 150, 300])
+    def random(cls, rng: random.Random, turns: Turns, others: Sequence[Work] = ()) -> Work:
+        """Turns, every second one the assistant's, or no turn at all; the beginning may be another's."""
+        ids: list[int] = []
+        if others and rng.random() < 0.6:
+            ids = list(rng.choice(others).ids)
+            ids = ids[: rng.randrange(len(ids) + 1)]
+        for turn in range(rng.choice([1, 1, 2, 4])):
+            opening = [turns.start or 0, *(turns.assistant if turn % 2 else ())] if rng.random() < 0.8 else []
+            length = rng.choice([1, 2, 15, 16, 17, 40, 64, 65, 80, 81, 127, 150, 300])
+            ids += [*opening, *(rng.randrange(VOCABULARY) for _ in range(length))][:length]
         params = SamplingParams(
             temperature=rng.choice([0, 0.7, 1.5]),
             top_k=rng.choice([0, 5]),
@@ -59,29 +68,32 @@ class Work:
             repetition_penalty=rng.choice([1, 1.2]),
             seed=rng.randrange(1000),
         )
-        ids = tuple(rng.randrange(VOCABULARY) for _ in range(length))
         logprobs = rng.choice([None, None, 3])
-        return cls(ids, params, rng.randrange(1, 20), rng.randrange(1, 30), rng.random() < 0.3, logprobs)
+        return cls(tuple(ids), params, rng.randrange(1, 20), rng.randrange(1, 30), rng.random() < 0.3, logprobs)
 
     def sequence(self, network: Network, **reader: Any) -> TokenSequence:
         sampler = Sampler(self.params, network.config.vocab_size, self.ids)
         read = Collect(self.stop, steered=self.steered, **reader)
         options: dict[str, Any] = {"most": self.most, "logprobs": self.logprobs}
-        return TokenSequence(self.ids, Cache.empty(network.config), sampler, read, **options)
+        return TokenSequence(self.ids, None, sampler, read, **options)
 
-    def alone(self, network: Network) -> list[Any]:
-        return list(Engine(network).run(self.sequence(network)))
+    def alone(self, network: Network, turns: Turns = NO_TURNS) -> list[Any]:
+        return list(Engine(network, turns).run(self.sequence(network)))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_random_schedules(models: dict[str, LanguageModel], dtype: str, soak: bool) -> None:
-    """Sequences come, go, are asked for and cancelled at random; what each brings is what it brings alone."""
-    network = models[dtype].network
-    for seed in range(1000 if soak else 12):
+    """Sequences come, go, are asked for and cancelled at random, over what is kept of others within a limit; what each
+    brings is what it brings alone."""
+    network, turns = models[dtype].network, models[dtype].engine.turns
+    for seed in range(1000 if soak else 6):
         rng = random.Random(seed)
-        engine = Engine(network, most_rows=rng.choice([2, 5, 16]))
-        works = [Work.random(rng) for _ in range(rng.randrange(2, 9))]
-        expected = [work.alone(network) for work in works]
+        limit = rng.choice([0, 6_000_000, 40_000_000])
+        engine = Engine(network, turns, prefix_bytes=limit, most_rows=rng.choice([2, 5, 16]))
+        works: list[Work] = []
+        for _ in range(rng.randrange(2, 9)):
+            works.append(Work.random(rng, turns, works))
+        expected = [work.alone(network, turns) for work in works]
         going: dict[int, Any] = {}
         found: dict[int, list[Any]] = {i: [] for i in range(len(works))}
         left = list(range(len(works)))
@@ -107,29 +119,84 @@ def test_random_schedules(models: dict[str, LanguageModel], dtype: str, soak: bo
         for i, events in found.items():
             whole = expected[i][: len(events)] if i in cancelled else expected[i]
             assert events == whole, (seed, i, works[i])
+            assert kept_bytes(engine.prefix) == engine.prefix.nbytes <= limit
         assert not engine._going
         assert not engine._waiting
         assert not engine._cancelled
 
 
-def test_a_long_prompt_keeps_nobody_waiting(models: dict[str, LanguageModel]) -> None:
-    """While another decodes, a step has a piece of the prompt beside the next token, and no more."""
+def test_a_long_prompt_keeps_nobody_waiting(models: dict[str, LanguageModel], monkeypatch: pytest.MonkeyPatch) -> None:
+    """While another decodes, a step has as many layers of a piece beside the next token as take no longer than it may:
+    here one, and a layer is never computed twice."""
     network = models["float32"].network
+    computed: list[int] = []
+    whole = type(network).layer_by_layer
+
+    def counted(self: Network, *given: Any) -> Iterator[Any]:
+        for passed in whole(self, *given):
+            computed.append(sum(span.count for span in given[2]))
+            yield passed
+
     engine = Engine(network)
     rng = random.Random(0)
     short = Work(tuple([5] * 20), SamplingParams(), 60, 99, False, None)
-    long = Work(tuple(rng.randrange(VOCABULARY) for _ in range(1000)), SamplingParams(), 2, 99, False, None)
+    long = Work(tuple(rng.randrange(VOCABULARY) for _ in range(200)), SamplingParams(), 2, 99, False, None)
     decoding = engine.run(short.sequence(network))
     next(decoding)
+    monkeypatch.setattr(type(network), "layer_by_layer", counted)
+    monkeypatch.setattr(Pace, "seconds", 0.0)
     sequence = long.sequence(network)
     engine.submit(sequence)
-    covered = [0]
+    steps = [len(computed)]
     for _ in decoding:
-        covered.append(sequence.cache.offset)
-    steps = np.diff(covered)
-    assert max(steps) <= ALIGNED + 16
-    assert sequence.ended
+        steps.append(sum(count > 2 for count in computed))  # those of two are the next tokens of both
+    assert max(np.diff(steps)) == 1
+    list(engine.run(sequence))
+    monkeypatch.undo()
+    assert sorted(count for count in computed if count > 2) == sorted([64, 64, 64, 8] * len(network.layers))
     assert sequence.tokens == [token for token, _ in long.alone(network)]
+
+
+def test_the_pace_of_a_prompt() -> None:
+    pace = Pace()
+    assert (pace.seconds, pace.tokens(64, 512)) == (0.0, 64)
+    for seconds in (1.0, 9.0, 1.0):
+        pace.decoded(seconds)
+    assert pace.seconds == 1.5
+    for layer, tokens in ((0.001, 512), (0.3, 256), (0.9, 64), (9.0, 64)):
+        pace.layer(64, layer)
+        assert pace.tokens(64, 512) in (tokens, tokens + 64)
+
+
+def test_memory_and_places(models: dict[str, LanguageModel]) -> None:
+    """Sequences wait until they fit beside those that go on; what never fits is refused, and what waits too long."""
+    network = models["float32"].network
+    work = Work(tuple(range(40)), SamplingParams(), 20, 99, False, None)
+    need = Cache.bytes_of(network.config, network.dtype, 60)
+    cache = work.sequence(network)
+    list(Engine(network).run(cache))
+    assert cache.cache.nbytes <= need <= 1.5 * cache.cache.nbytes
+    engine = Engine(network, memory=network.nbytes + 2 * need, most_waiting=3)
+    sequences = [work.sequence(network) for _ in range(4)]
+    runs = [engine.run(sequence) for sequence in sequences]
+    next(runs[0])
+    for sequence in sequences[1:]:
+        engine.submit(sequence)
+    next(runs[0])
+    assert len(engine._going) == 2
+    engine.submit(work.sequence(network))
+    with pytest.raises(QueueFullError, match="engine: expected at most 3 sequences to wait, found one more"):
+        engine.submit(work.sequence(network))
+    assert [list(run) for run in runs[1:]] == [work.alone(network)] * 3
+    large = Work(tuple(range(40)), SamplingParams(), 40_000, 99, False, None).sequence(network)
+    with pytest.raises(ArgumentError, match=r"prompt: expected one .* found 40 tokens and max_new_tokens=40000"):
+        next(engine.run(large))
+    little = Engine(network, memory=network.nbytes + need, prefix_bytes=1 << 40)
+    for first in range(3):
+        ids = [first, *range(39)]
+        sampler = Sampler(SamplingParams(), network.config.vocab_size)
+        list(little.run(TokenSequence(ids, None, sampler, Collect(), most=20)))
+        assert little.prefix.nbytes <= need
 
 
 def test_one_that_fails_ends_alone(models: dict[str, LanguageModel]) -> None:
@@ -140,7 +207,7 @@ def test_one_that_fails_ends_alone(models: dict[str, LanguageModel]) -> None:
     good, bad = work.sequence(network), work.sequence(network, fails=4)
     wrong = Work((1, 2), SamplingParams(), 5, 99, False, None).sequence(network)
     wrong.ids = (1, VOCABULARY * 10**6)  # beyond the integers of a prompt
-    wrong.cache.layers = wrong.cache.layers[:-1]  # and a cache of another model
+    wrong.own_cache, wrong.cache = True, Cache([], 0)  # and a cache of another model
     for each in (good, bad, wrong):
         engine.submit(each)
     found = list(engine.run(good))

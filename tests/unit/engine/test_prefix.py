@@ -17,6 +17,7 @@ from mlx_delta.engine.prefix import PrefixCache
 from mlx_delta.errors import ArgumentError
 from mlx_delta.language_model import LanguageModel
 from mlx_delta.model.cache import Cache, DeltaState, KeyValues
+from support.reading import kept_bytes
 
 ROWS = Turns(0, (1,))  # ids that begin so may be cut anywhere
 DIM = 4
@@ -54,16 +55,6 @@ def check(cache: Cache, ids: list[int]) -> None:
             assert layer.delta.item() == sum(ids[: cache.offset])
 
 
-def bytes_of(prefix: PrefixCache) -> int:
-    waiting, total = [prefix._root], 0
-    while waiting:
-        node = waiting.pop()
-        total += node.row_bytes + node.state_bytes
-        assert node.parent is None or node.children or node.states is not None
-        waiting += node.children
-    return total
-
-
 def test_random_sequences_go_on_from_the_last_place_that_is_kept(model: LanguageModel) -> None:
     """Without a limit from the very last; with one from some place, and never is there more than the limit."""
     for seed in range(6):
@@ -80,10 +71,10 @@ def test_random_sequences_go_on_from_the_last_place_that_is_kept(model: Language
             assert cache.offset == best or (limit < 1 << 40 and cache.offset < best)
             prefix.keep(ids, cache_of(model, ids))
             kept.append(ids)
-            assert prefix.nbytes == bytes_of(prefix) <= limit
+            assert prefix.nbytes == kept_bytes(prefix) <= limit
         for ids in kept:
             prefix.forget(ids)
-        assert prefix.nbytes == bytes_of(prefix)
+        assert prefix.nbytes == kept_bytes(prefix)
 
 
 def test_rows_that_sequences_share_are_held_once(model: LanguageModel) -> None:
