@@ -9,7 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from support import GOLDEN
 from support.command_line import ENVIRONMENT, MLX_DELTA
+
+_QUESTIONS = json.loads((GOLDEN / "tools.json").read_text(encoding="utf-8"))
+# One that the model answers with a call, whatever the machine: the shortest.
+QUESTION = min(
+    (q for q in _QUESTIONS if q["smallest_margin"] > 0.02), key=lambda q: len(json.dumps([q["tools"], q["messages"]]))
+)
 
 
 def frames(lines: Iterable[str]) -> list[tuple[str | None, Any]]:

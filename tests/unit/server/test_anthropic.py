@@ -11,12 +11,10 @@ from starlette.testclient import TestClient
 from mlx_delta.language_model import LanguageModel
 from mlx_delta.server.anthropic_models import CountRequest
 from mlx_delta.server.anthropic_question import question
-from support import GOLDEN
-from support.serving import frames
+from support.serving import QUESTION, frames
 
 PATH = "/v1/messages"
 COUNT = [{"role": "user", "content": "Count to 7."}]
-QUESTION = next(q for q in json.loads((GOLDEN / "tools.json").read_text("utf-8")) if q["smallest_margin"] > 0.02)
 TOOLS = [
     {"name": f["name"], "description": f["description"], "input_schema": f["parameters"]}
     for f in (tool["function"] for tool in QUESTION["tools"])
@@ -29,7 +27,7 @@ def said(content: Any) -> dict[str, Any]:
 
 def ask(client: TestClient, **body: Any) -> dict[str, Any]:
     """The message, and the same one put together from the events of a stream."""
-    asked = {"messages": COUNT, "max_tokens": 80, "temperature": 0, "model": "claude", **body}
+    asked = {"messages": COUNT, "max_tokens": 40, "temperature": 0, "model": "claude", **body}
     whole = client.post(PATH, json=asked)
     assert whole.status_code == 200, whole.text
     message: dict[str, Any] = whole.json()
@@ -97,7 +95,7 @@ def test_tools(client: TestClient, model: LanguageModel) -> None:
     elsewhere = {"type": "web_search_20250305", "name": "web_search", "max_uses": 5}
     body = {"messages": messages, "tools": [*TOOLS, elsewhere], **({"system": system} if system else {})}
     expected = model.chat(
-        QUESTION["messages"], tools=QUESTION["tools"], temperature=0, enable_thinking=False, max_new_tokens=80
+        QUESTION["messages"], tools=QUESTION["tools"], temperature=0, enable_thinking=False, max_new_tokens=40
     )
     answer = ask(client, **body)
     assert answer["stop_reason"] == "tool_use"

@@ -10,24 +10,22 @@ import pytest
 from starlette.testclient import TestClient
 
 from mlx_delta.language_model import LanguageModel
-from support import GOLDEN
-from support.serving import frames
+from support.serving import QUESTION, frames
 
 COUNT = [{"role": "user", "content": "Count to 7."}]
-QUESTION = next(q for q in json.loads((GOLDEN / "tools.json").read_text("utf-8")) if q["smallest_margin"] > 0.02)
 PATH = "/v1/chat/completions"
 WEATHER = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object", "properties": {}}}}
 
 
 def ask(client: TestClient, **body: Any) -> dict[str, Any]:
-    response = client.post(PATH, json={"messages": COUNT, "temperature": 0, "max_tokens": 80, **body})
+    response = client.post(PATH, json={"messages": COUNT, "temperature": 0, "max_tokens": 40, **body})
     assert response.status_code == 200, response.text
     found: dict[str, Any] = response.json()
     return found
 
 
 def chunks(client: TestClient, **body: Any) -> list[dict[str, Any]]:
-    response = client.post(PATH, json={"messages": COUNT, "temperature": 0, "max_tokens": 80, "stream": True, **body})
+    response = client.post(PATH, json={"messages": COUNT, "temperature": 0, "max_tokens": 40, "stream": True, **body})
     assert response.headers["content-type"].startswith("text/event-stream")
     found = frames(response.text.splitlines())
     assert found[-1] == (None, "[DONE]")
@@ -77,13 +75,13 @@ def test_answers_are_those_of_the_library(client: TestClient, model: LanguageMod
 
 def test_under_load_they_stay_so(client: TestClient, model: LanguageModel) -> None:
     def one(seed: int) -> tuple[str, str]:
-        body = {"temperature": 1.0, "seed": seed, "max_tokens": 24}
+        body = {"temperature": 1.0, "seed": seed, "max_tokens": 16}
         message = ask(client, **body)["choices"][0]["message"]
         return message.get("reasoning", ""), message["content"]
 
-    with ThreadPoolExecutor(12) as pool:
-        found = list(pool.map(one, range(12)))
-    alone = [model.chat(COUNT, temperature=1.0, seed=seed, max_new_tokens=24) for seed in range(12)]
+    with ThreadPoolExecutor(10) as pool:
+        found = list(pool.map(one, range(10)))
+    alone = [model.chat(COUNT, temperature=1.0, seed=seed, max_new_tokens=16) for seed in range(10)]
     assert found == [(result.thinking, result.text) for result in alone]
 
 
@@ -93,7 +91,7 @@ def test_tool_calls_and_their_results(client: TestClient, model: LanguageModel) 
         "tools": QUESTION["tools"],
         "enable_thinking": QUESTION["enable_thinking"],
     }
-    expected = model.chat(**body, temperature=0, max_new_tokens=80).tool_calls
+    expected = model.chat(**body, temperature=0, max_new_tokens=40).tool_calls
     assert expected
     choice = ask(client, **body)["choices"][0]
     calls = choice["message"]["tool_calls"]
@@ -111,7 +109,7 @@ def test_tool_calls_and_their_results(client: TestClient, model: LanguageModel) 
     turn = [*QUESTION["messages"], choice["message"], result]
     answer = ask(client, **{**body, "messages": turn})["choices"][0]
     assert (
-        answer["message"]["content"] == model.chat(**{**body, "messages": turn}, temperature=0, max_new_tokens=80).text
+        answer["message"]["content"] == model.chat(**{**body, "messages": turn}, temperature=0, max_new_tokens=40).text
     )
 
 
@@ -119,11 +117,11 @@ def test_tools_may_be_forced_forbidden_or_called_once(client: TestClient) -> Non
     other = {"type": "function", "function": {"name": "other"}}
     forced = {"type": "function", "function": {"name": "get_weather"}}
     allowed = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [forced]}}
-    for choice in (forced, allowed):
+    for choice, several in ((forced, True), (forced, False), (allowed, False)):
         body = {"tools": [WEATHER, other], "tool_choice": choice, "enable_thinking": False}
-        for found in (ask(client, **body, parallel_tool_calls=False)["choices"][0], ask(client, **body)["choices"][0]):
-            assert found["finish_reason"] == "tool_calls"
-            assert {call["function"]["name"] for call in found["message"]["tool_calls"]} == {"get_weather"}
+        found = ask(client, **body, parallel_tool_calls=several)["choices"][0]
+        assert found["finish_reason"] == "tool_calls"
+        assert {call["function"]["name"] for call in found["message"]["tool_calls"]} == {"get_weather"}
     free = ask(client, tools=[WEATHER], tool_choice="none", enable_thinking=False)["choices"][0]
     assert (free["finish_reason"], "tool_calls" in free["message"]) == ("stop", False)
 

@@ -12,20 +12,18 @@ from mlx_delta.errors import RequestError
 from mlx_delta.language_model import LanguageModel
 from mlx_delta.server.responses_question import messages_of
 from mlx_delta.server.responses_store import ResponseStore
-from support import GOLDEN
-from support.serving import frames
+from support.serving import QUESTION, frames
 
 PATH = "/v1/responses"
 COUNT = "Count to 7."
 MESSAGES = [{"role": "user", "content": COUNT}]
-QUESTION = next(q for q in json.loads((GOLDEN / "tools.json").read_text("utf-8")) if q["smallest_margin"] > 0.02)
 TOOLS = [{"type": "function", "strict": True, **tool["function"]} for tool in QUESTION["tools"]]
 QUICK = {"chat_template_kwargs": {"enable_thinking": False}}
 
 
 def ask(client: TestClient, **body: Any) -> dict[str, Any]:
     """The response, and the same one put together from the events of a stream."""
-    asked = {"input": COUNT, "temperature": 0, "max_output_tokens": 80, **body}
+    asked = {"input": COUNT, "temperature": 0, "max_output_tokens": 40, **body}
     whole = client.post(PATH, json=asked)
     assert whole.status_code == 200, whole.text
     response: dict[str, Any] = whole.json()
@@ -71,7 +69,7 @@ def anonymous(value: Any) -> Any:
 
 
 def test_answers_are_those_of_the_library(client: TestClient, model: LanguageModel) -> None:
-    expected = model.chat([{"role": "system", "content": "Be brief."}, *MESSAGES], temperature=0, max_new_tokens=80)
+    expected = model.chat([{"role": "system", "content": "Be brief."}, *MESSAGES], temperature=0, max_new_tokens=40)
     response = ask(client, instructions="Be brief.")
     reasoning, message = response["output"]
     assert (reasoning["type"], reasoning["content"][0]["text"]) == ("reasoning", expected.thinking)
@@ -89,7 +87,7 @@ def test_answers_are_those_of_the_library(client: TestClient, model: LanguageMod
 
 
 def test_tools_and_a_response_that_goes_on(client: TestClient, model: LanguageModel) -> None:
-    options = {"temperature": 0, "enable_thinking": False, "max_new_tokens": 80}
+    options = {"temperature": 0, "enable_thinking": False, "max_new_tokens": 40}
     expected = model.chat(QUESTION["messages"], tools=QUESTION["tools"], **options)
     body = {"input": QUESTION["messages"], "tools": [{"type": "web_search"}, *TOOLS], **QUICK}
     response = ask(client, **body, parallel_tool_calls=False)
@@ -100,7 +98,8 @@ def test_tools_and_a_response_that_goes_on(client: TestClient, model: LanguageMo
     result = {"type": "function_call_output", "call_id": call["call_id"], "output": "72"}
     turn = [*QUESTION["messages"], expected.message, {"role": "tool", "content": "72"}]
     answer = model.chat(turn, tools=QUESTION["tools"], **options)
-    whole = ask(client, **{**body, "input": [*QUESTION["messages"], call, result]})
+    again = {**body, "input": [*QUESTION["messages"], call, result], "temperature": 0, "max_output_tokens": 40}
+    whole = client.post(PATH, json=again).json()
     kept = ask(client, **{**body, "input": [result], "previous_response_id": response["id"]})
     for found in (whole, kept):
         assert found["output"][0]["content"][0]["text"] == answer.text
