@@ -197,7 +197,7 @@ class Engine:
                 row.use()
         self._read(rows)
         if rows:
-            self._pace.decoded(time.perf_counter() - begin)
+            self._pace.decoded(time.perf_counter() - begin, beside=prompt is not None)
 
     def _compute_prompt(self, sequence: TokenSequence, *, beside: bool) -> None:
         """Go on with it; after its end, its first token is chosen.

@@ -161,7 +161,8 @@ def test_the_pace_of_a_prompt() -> None:
     pace = Pace()
     assert (pace.seconds, pace.tokens(64, 512)) == (0.0, 64)
     for seconds in (1.0, 9.0, 1.0):
-        pace.decoded(seconds)
+        pace.decoded(seconds, beside=False)
+        pace.decoded(2 * seconds, beside=True)
     assert pace.seconds == 1.5
     for layer, tokens in ((0.001, 512), (0.3, 256), (0.9, 64), (9.0, 64)):
         pace.layer(64, layer)
