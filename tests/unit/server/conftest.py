@@ -15,7 +15,8 @@ from mlx_delta.server.app import create_app
 
 @pytest.fixture(scope="package")
 def model(tiny: Path) -> LanguageModel:
-    return load_model(tiny)
+    """It keeps nothing, so that the same request is told the same figures."""
+    return load_model(tiny, prefix_cache_bytes=0)
 
 
 @pytest.fixture(scope="package")
