@@ -87,6 +87,10 @@ class BusyError(MlxDeltaError):
     """Something that is for one thread at a time is used by two."""
 
 
+class RankError(MlxDeltaError):
+    """The processes that run a model together are not alike, or one of them is gone."""
+
+
 class RequestError(MlxDeltaError):
     """A request to the server is refused, with this HTTP status.
 

@@ -10,6 +10,8 @@ import mlx.core as mx
 from mlx_delta.arch.checkpoint import Checkpoint, open_checkpoint
 from mlx_delta.checkpoint.finite import read_finite
 from mlx_delta.checkpoint.tensors import Tensor, base_name, check_tensors
+from mlx_delta.distributed.loading import load_shared
+from mlx_delta.distributed.ranks import Ranks
 from mlx_delta.engine.kernels import compile_kernels
 from mlx_delta.errors import ArgumentError, ConfigError
 from mlx_delta.hub.path import model_path
@@ -33,6 +35,7 @@ def load_model(
     *,
     prefix_cache_bytes: int | None = None,
     memory_bytes: int | None = None,
+    ranks: Ranks | None = None,
 ) -> LanguageModel:
     """Load an official, converted or mlx-community Qwen3.5 checkpoint.
 
@@ -42,12 +45,19 @@ def load_model(
     most memory for what is kept of prompts and answers, so that those that begin alike compute only what is new; None:
     an eighth of the machine's; 0 keeps nothing. It changes no answer. memory_bytes: the most for
     weights, sequences under way and what is kept: a request waits until it fits, or is refused where it never would;
-    None: what the system recommends for a GPU, or nine tenths of the machine's.
+    None: what the system recommends for a GPU, or nine tenths of the machine's. ranks: the processes that share the
+    weights among them, each of which must then do the same; ``distributed.ranks.Ranks.launched()``.
     Raises: ConfigError, CheckpointError, TokenizerError naming the file and the tensor; HubError, a
     CheckpointError.
     """
     check_dtype(dtype)
-    return load_checkpoint(open_checkpoint(model_path(path), gguf=False), dtype, prefix_cache_bytes=prefix_cache_bytes)
+    return load_checkpoint(
+        open_checkpoint(model_path(path), gguf=False),
+        dtype,
+        prefix_cache_bytes=prefix_cache_bytes,
+        memory_bytes=memory_bytes,
+        ranks=ranks,
+    )
 
 
 def load_checkpoint(
@@ -56,15 +66,23 @@ def load_checkpoint(
     *,
     prefix_cache_bytes: int | None = None,
     memory_bytes: int | None = None,
+    ranks: Ranks | None = None,
 ) -> LanguageModel:
     """``load_model`` of a checkpoint of any format, a GGUF file's weights and tokenizer too."""
     tokenizer = Tokenizer.of_checkpoint(checkpoint)
     tensors = {**checkpoint.text_tensors(), **checkpoint.mtp_tensors()}
     chosen = _activation_dtype(tensors, dtype)
-    weights = read_finite(tensors.values(), checkpoint.path)
-    for weight in weights.values():  # now that each has its neighbours, with which it shares pages
-        use_huge_pages(weight)
-    network = checkpoint.architecture.network(checkpoint.config, weights, chosen)
+
+    def read(wanted: Mapping[str, Tensor]) -> dict[str, mx.array]:
+        weights = read_finite(wanted.values(), checkpoint.path)
+        for weight in weights.values():  # now that each has its neighbours, with which it shares pages
+            use_huge_pages(weight)
+        return weights
+
+    if ranks is None:
+        network = checkpoint.architecture.network(checkpoint.config, read(tensors), chosen)
+    else:
+        network = load_shared(checkpoint, chosen, ranks, read)
     compile_kernels(network)
     vision = open_vision(checkpoint, tokenizer, chosen)
     return LanguageModel(

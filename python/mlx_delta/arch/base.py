@@ -14,10 +14,11 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_delta.checkpoint.source import Source
-from mlx_delta.checkpoint.tensors import Shapes, Tensor, base_name
+from mlx_delta.checkpoint.tensors import Ranges, Shapes, Tensor, base_name
 from mlx_delta.config import ModelConfig, TextConfig
-from mlx_delta.model.layers import Layer
+from mlx_delta.model.layers import FeedForward, Layer
 from mlx_delta.model.network import Network
+from mlx_delta.model.weights import Weights
 from mlx_delta.vision.config import VisionConfig
 
 if TYPE_CHECKING:
@@ -121,6 +122,26 @@ class GGUFFormat:
 
 
 @dataclass(frozen=True)
+class Part:
+    """What of a tensor one of several machines holds: ranges along an axis, in values of the unquantized tensor."""
+
+    axis: int
+    ranges: Ranges
+
+
+@dataclass(frozen=True)
+class Share:
+    """One rank's share of a model. text: its heads and columns, perhaps none of a kind. vocabulary: its rows.
+
+    part: of a tensor's canonical name; None where all ranks hold it whole.
+    """
+
+    text: TextConfig
+    vocabulary: int
+    part: Callable[[str], Part | None]
+
+
+@dataclass(frozen=True)
 class Architecture:
     """One family of models.
 
@@ -128,9 +149,11 @@ class Architecture:
     text_shapes, mtp_shapes: every tensor of the unquantized text model, and of its MTP head, by canonical name, in the
     order of a converted file. canonical_name: of a tensor's name in any naming; None in none. canonical_tensors: a
     source's tensors, under canonical names with canonical values; the shapes are the text model's. network: out of
-    canonical tensors, activations in a dtype. layer: one alone, by number. presets: sampling as the model cards
-    recommend it. gguf: None where no GGUF file is read. source: a checkpoint's tensors cut and put together such that
-    each is one canonical tensor; as they are by default. vision: the tower that config.json describes, if it does.
+    canonical tensors, activations in a dtype. layer: one alone, by number. feed_forward: of a layer's tensors.
+    presets: sampling as the model cards recommend it. gguf: None where no GGUF file is read. source: a checkpoint's
+    tensors cut and put together such that each is one canonical tensor; as they are by default. vision: the tower that
+    config.json describes, if it does. shares: of so many ranks, from the bytes of each tensor; None where the family is
+    not divided.
     """
 
     model_types: tuple[str, ...]
@@ -142,6 +165,7 @@ class Architecture:
     components: Components
     network: Callable[[ModelConfig, Mapping[str, mx.array], mx.Dtype], Network]
     layer: Callable[[ModelConfig, Mapping[str, mx.array], int], Layer]
+    feed_forward: Callable[[Weights], FeedForward]
     recipes: Recipes
     folds: tuple[Fold, ...]
     presets: Callable[[TextConfig], Presets]
@@ -149,3 +173,4 @@ class Architecture:
     gguf: GGUFFormat | None
     source: Callable[[Source, ModelConfig], Source] = lambda source, config: source
     vision: Callable[[ModelConfig], VisionConfig | None] = lambda config: None
+    shares: Callable[[ModelConfig, int, Mapping[str, int]], tuple[Share, ...]] | None = None

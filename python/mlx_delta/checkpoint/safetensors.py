@@ -7,15 +7,17 @@ import math
 import os
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mlx_delta.checkpoint.atomic import named_errors
 from mlx_delta.checkpoint.source import HEAD_FILES, INDEX, TensorInfo, files_beside
+from mlx_delta.checkpoint.tensors import Ranges
 from mlx_delta.errors import CheckpointError, ConvertError
 from mlx_delta.json_files import parse_json, read_json
 
@@ -69,6 +71,31 @@ class SafetensorsSource:
             self._unread[file] = _load_file(file)
         return self._unread[file].pop(stored)
 
+    def load_part(self, name: str, axis: int, ranges: Ranges) -> mx.array:
+        """The ranges along an axis of the tensor ``name``, one behind the other; no other byte of it is read.
+
+        Raises: CheckpointError when the file ends before.
+        """
+        info = self.tensors[name]
+        assert info.offset is not None
+        axis %= len(info.shape)
+        inner = math.prod(info.shape[axis + 1 :]) * info.dtype.size  # bytes of one element of the axis
+        blocks = math.prod(info.shape[:axis])
+        count = sum(stop - start for start, stop in ranges)
+        data = np.empty((blocks, count * inner), np.uint8)
+        with info.file.open("rb") as stream:
+            for block in range(blocks):
+                done = 0
+                for start, stop in ranges:
+                    piece = memoryview(data[block])[done : (done := done + (stop - start) * inner)]
+                    where = info.offset + (block * info.shape[axis] + start) * inner
+                    if os.preadv(stream.fileno(), [piece], where) != len(piece):
+                        raise CheckpointError(
+                            f"{info.file}: {name}: expected {len(piece)} bytes at {where}, found less"
+                        )
+        shape = (*info.shape[:axis], count, *info.shape[axis + 1 :])
+        return mx.array(data.reshape(-1)).view(info.dtype).reshape(shape)
+
     def _add_head(self) -> None:
         for stored, info in _merged(sorted(self.path.glob(HEAD_FILES))).items():
             name = stored if stored.startswith("mtp.") else f"mtp.{stored}"
@@ -92,11 +119,19 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     try:
         with safe_open(file, framework="np") as reader:
             found = {name: reader.get_slice(name) for name in reader.keys()}  # noqa: SIM118 - it is no mapping
-            return {name: _tensor_info(file, name, each.get_shape(), each.get_dtype()) for name, each in found.items()}
+            infos = {name: _tensor_info(file, name, each.get_shape(), each.get_dtype()) for name, each in found.items()}
     except SafetensorError as error:
         reason = " ".join((str(error).partition("deserializing header: ")[2] or str(error)).split())
         fault = _fault(file, header) or f"expected a safetensors file, found {reason}"
         raise CheckpointError(f"{file}: {fault}") from error
+    begin = _data(file)
+    return {name: replace(info, offset=begin + header[name]["data_offsets"][0]) for name, info in infos.items()}
+
+
+def _data(file: Path) -> int:
+    """Where the data begins: behind the header's length, 8 bytes little-endian, and the header."""
+    with file.open("rb") as stream:
+        return 8 + int.from_bytes(stream.read(8), "little")
 
 
 def _json_header(file: Path) -> dict[str, Any]:
@@ -124,8 +159,7 @@ def _fault(file: Path, header: Mapping[str, Any]) -> str | None:
                     what = f"{entry['dtype']} {entry['shape']}"
                     return f"{name}: expected {nbytes} bytes for {what}, found offsets {begin} to {end}"
                 ends.append(end)
-        with file.open("rb") as stream:
-            expected = 8 + int.from_bytes(stream.read(8), "little") + max(ends)
+        expected = _data(file) + max(ends)
         size = file.stat().st_size
     except (TypeError, KeyError, ValueError):
         return None

@@ -34,12 +34,14 @@ SIDE_FILES = (
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One stored tensor, as its file's header describes it."""
+    """One stored tensor, as its file's header describes it. offset: of its bytes in the file, where they lie there as
+    they are."""
 
     shape: tuple[int, ...]
     dtype: mx.Dtype
     nbytes: int
     file: Path
+    offset: int | None = None
 
 
 class Source(Protocol):

@@ -19,21 +19,34 @@ from mlx_delta.errors import CheckpointError
 
 _SHOWN = 5  # problems listed in one error
 Shapes = dict[str, tuple[int, ...]]
+Ranges = tuple[tuple[int, int], ...]  # [start, stop) each
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One canonical tensor; ``load`` gives its array, lazily, with this shape and dtype."""
+    """One canonical tensor; ``load`` gives its array, lazily, with this shape and dtype.
+
+    load_part: an axis and ranges along it -> those parts, one behind the other, read without the rest; None where that
+    takes all of it.
+    """
 
     name: str
     source_name: str
     shape: tuple[int, ...]
     dtype: mx.Dtype
     load: Callable[[], mx.array]
+    load_part: Callable[[int, Ranges], mx.array] | None = None
 
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.size
+
+
+def taken(array: mx.array, axis: int, ranges: Ranges) -> mx.array:
+    """The ranges along an axis, one behind the other."""
+    axis %= array.ndim
+    parts = [array[(slice(None),) * axis + (slice(start, stop),)] for start, stop in ranges if stop > start]
+    return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=axis)
 
 
 def base_name(name: str) -> str:

@@ -13,6 +13,7 @@ from mlx_delta.cli.errors import UsageError
 from mlx_delta.cli.options import Model, System, option_flags
 from mlx_delta.cli.pictures import Pictures, picture_part
 from mlx_delta.cli.process import read_stdin
+from mlx_delta.cli.ranks import check_alone
 from mlx_delta.errors import TextError
 from mlx_delta.json_files import read_json
 from mlx_delta.options import SAMPLING
@@ -50,6 +51,7 @@ def chat(
 
     echo "Why is the sky blue?" | mlx-delta chat --model qwen3.5-9b-3bit --no-think
     """
+    check_alone("chat")
     from mlx_delta.arch.registry import read_config
     from mlx_delta.chat.functions import load_functions
     from mlx_delta.chat.settings import ChatSettings

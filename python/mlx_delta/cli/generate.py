@@ -55,9 +55,14 @@ def generate(
     mlx-delta generate -m qwen3.5-9b-3bit -p "What is in this picture?" --image photo.jpg
 
     mlx-delta generate -m Qwen/Qwen3.5-0.8B -p - --json < question.txt
+
+    Started by mlx.launch, the ranks share the weights among them, and rank 0 prints:
+
+    mlx.launch -n 2 -- mlx-delta generate -m qwen3.5-9b-3bit -p "Why is the sky blue?"
     """
     from mlx_delta.chat.settings import GenerationSettings
     from mlx_delta.cli.console import warn
+    from mlx_delta.cli.ranks import joined, together
     from mlx_delta.loading import load_model
 
     text, think = read_stdin() if prompt == "-" else prompt, options.pop("enable_thinking")
@@ -67,19 +72,27 @@ def generate(
         options["preset"] = options["preset"] or "auto"
     GenerationSettings(**options)  # says what is wrong before anything is loaded
     parts = [picture_part(file) for file in image or ()]
-    loaded = load_model(model, dtype)
-    bars = Bars()
-    options["prompt_progress"] = bars.task("reading the prompt", of("tokens"))
-    generation = loaded.generate(
-        text if raw else _chat_prompt(loaded, system, with_pictures(text, parts), think), **options
-    )
-    interrupted, shown = _stream(generation, bars, quiet=as_json)
-    if as_json:
-        typer.echo(json.dumps(_summary(generation, shown, interrupted), ensure_ascii=False))
-    else:
+    ranks = joined()
+    leads = ranks is None or ranks.rank == 0
+    with together(ranks):
+        loaded = load_model(model, dtype, ranks=ranks)
+        if ranks is not None:
+            options["seed"] = ranks.seed(options["seed"])
+        bars = Bars() if leads else None
+        if bars is not None:
+            options["prompt_progress"] = bars.task("reading the prompt", of("tokens"))
+        generation = loaded.generate(
+            text if raw else _chat_prompt(loaded, system, with_pictures(text, parts), think), **options
+        )
+        interrupted, shown = _stream(generation, bars, quiet=as_json or not leads)
+        if ranks is not None:  # and no one leaves while another waits for it
+            ranks.check_same({"the answer": repr(generation.token_ids)})
+    if leads and as_json:
+        typer.echo(json.dumps({**_summary(generation, shown, interrupted), **_shares(loaded)}, ensure_ascii=False))
+    elif leads:
         typer.echo("")
         typer.echo(_figures(generation), err=True)
-    for warning in generation.warnings:
+    for warning in generation.warnings if leads else ():
         warn(warning)
     if interrupted:
         raise typer.Exit(130)
@@ -104,12 +117,13 @@ def _chat_prompt(model: LanguageModel, system: str | None, content: Any, enable_
     return model.prompt(messages, enable_thinking=enable_thinking)
 
 
-def _stream(generation: Generation, bars: Bars, quiet: bool) -> tuple[bool, str]:
+def _stream(generation: Generation, bars: Bars | None, quiet: bool) -> tuple[bool, str]:
     """Print the pieces as they come: (whether Ctrl-C ended it, all the text)."""
     pieces: list[str] = []
     try:
         for piece in generation:
-            bars.close()
+            if bars is not None:
+                bars.close()
             pieces.append(piece.text)
             if not quiet:
                 typer.echo(piece.text, nl=False)
@@ -117,7 +131,8 @@ def _stream(generation: Generation, bars: Bars, quiet: bool) -> tuple[bool, str]
     except KeyboardInterrupt:
         return True, "".join(pieces)
     finally:
-        bars.close()
+        if bars is not None:
+            bars.close()
     return False, "".join(pieces)
 
 
@@ -134,6 +149,16 @@ def _summary(generation: Generation, text: str, interrupted: bool) -> dict[str, 
         "generation_tokens_per_second": round(generation.tokens_per_second, 2),
         "peak_memory_bytes": mx.get_peak_memory(),
     }
+
+
+def _shares(model: LanguageModel) -> dict[str, object]:
+    """Of several machines: how many, and what each holds."""
+    from mlx_delta.distributed.network import SharedNetwork
+
+    network = model.network
+    if not isinstance(network, SharedNetwork):
+        return {}
+    return {"ranks": len(network.weight_bytes), "weight_bytes": list(network.weight_bytes)}
 
 
 def _figures(generation: Generation) -> str:

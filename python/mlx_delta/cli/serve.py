@@ -11,6 +11,7 @@ import typer
 
 from mlx_delta.cli.console import stderr, warn
 from mlx_delta.cli.options import Model
+from mlx_delta.cli.ranks import check_alone
 
 
 def serve(
@@ -72,6 +73,7 @@ def serve(
 
     mlx-delta serve --model Qwen/Qwen3.5-0.8B --host 0.0.0.0 --api-key-file keys.txt
     """
+    check_alone("serve")
     from mlx_delta.cli.serve_process import bind, log_to_stderr, run, server_package
 
     server_package()

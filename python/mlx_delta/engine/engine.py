@@ -278,8 +278,9 @@ class Engine:
 
     def _read(self, rows: Sequence[TokenSequence]) -> None:
         for row in rows:
-            with _errors_of([row]):
-                row.read()
+            if row.error is None:  # else what it waits for may never come
+                with _errors_of([row]):
+                    row.read()
 
 
 @contextmanager

@@ -55,6 +55,17 @@ class Stage:
         return int(self.part * sum(matrix.nbytes for matrix in self.matrices.values()))
 
 
+Join = Callable[[mx.array, Matrix, mx.array], mx.array]
+
+
+def added(read: mx.array, matrix: Matrix, x: mx.array) -> mx.array:
+    """x + read @ matrix^T: how what a mixer or an MLP has made joins the residual stream x.
+
+    A field of layers, for where a matrix lies on several machines the products are summed first (``distributed``).
+    """
+    return ops.qmm(read, (matrix,), residual=x)
+
+
 class FeedForward(Protocol):
     """What follows the mixer of a layer: x [B, T, hidden] -> x, its residual added."""
 
@@ -71,6 +82,7 @@ class Mlp:
     gate: Matrix
     up: Matrix
     down: Matrix
+    join: Join = added
 
     @classmethod
     def from_weights(cls, w: Weights) -> Mlp:
@@ -83,7 +95,7 @@ class Mlp:
         )
 
     def __call__(self, x: mx.array, eps: float) -> mx.array:
-        return ops.qmm(self.activations(x, eps), (self.down,), residual=x)
+        return self.join(self.activations(x, eps), self.down, x)
 
     def activations(self, x: mx.array, eps: float) -> mx.array:
         """What down reads."""
@@ -109,6 +121,7 @@ class DeltaLayer:
     gated_norm: mx.array
     out_proj: Matrix
     feed_forward: FeedForward
+    join: Join = added
 
     @classmethod
     def from_weights(cls, w: Weights, feed_forward: FeedForward) -> DeltaLayer:
@@ -132,7 +145,7 @@ class DeltaLayer:
 
     def finish(self, mixed: mx.array, x: mx.array) -> mx.array:
         """out_proj of what was mixed, added to the residual x, and what follows."""
-        return self.feed_forward(ops.qmm(mixed, (self.out_proj,), residual=x), self.config.rms_norm_eps)
+        return self.feed_forward(self.join(mixed, self.out_proj, x), self.config.rms_norm_eps)
 
     def stages(self) -> list[Stage]:
         eps, names = self.config.rms_norm_eps, (f"linear_attn.in_proj_{name}" for name in ("qkv", "z", "b", "a"))
@@ -209,6 +222,7 @@ class AttentionLayer:
     k_norm: mx.array
     o_proj: Matrix
     feed_forward: FeedForward
+    join: Join = added
 
     @classmethod
     def from_weights(cls, w: Weights, feed_forward: FeedForward) -> AttentionLayer:
@@ -230,7 +244,7 @@ class AttentionLayer:
 
     def finish(self, mixed: mx.array, x: mx.array) -> mx.array:
         """o_proj of what was mixed, added to the residual x, and what follows."""
-        return self.feed_forward(ops.qmm(mixed, (self.o_proj,), residual=x), self.config.rms_norm_eps)
+        return self.feed_forward(self.join(mixed, self.o_proj, x), self.config.rms_norm_eps)
 
     def stages(self) -> list[Stage]:
         eps, names = self.config.rms_norm_eps, (f"self_attn.{name}_proj" for name in "qkv")

@@ -88,7 +88,7 @@ class Network:
         positions = None
         if cache.start is not None:  # its own, so that a padded sequence rotates by the very angles it has alone
             positions = mx.maximum(mx.arange(cache.offset, cache.offset + tokens.shape[1]) - cache.start[:, None], 0)
-        x = ops.embedding(tokens, self.embed_tokens, self.dtype)
+        x = self.embed(tokens)
         if pictures is not None or cache.rope_delta:
             positions, shown = _shown(cache, tokens.shape[1], pictures)
             if shown is not None:
@@ -100,9 +100,17 @@ class Network:
             yield x
         cache.offset += tokens.shape[1]
 
+    def embed(self, tokens: mx.array) -> mx.array:
+        """tokens int [..] -> [.., hidden]."""
+        return ops.embedding(tokens, self.embed_tokens, self.dtype)
+
     def logits(self, x: mx.array) -> mx.array:
         """x [.., hidden] -> [.., V]: the final norm and lm_head."""
-        return ops.qmm(x, (self.lm_head,), norm=self.norm, eps=self.config.rms_norm_eps)
+        return self.head(x, self.norm)
+
+    def head(self, x: mx.array, norm: mx.array) -> mx.array:
+        """x [.., hidden] -> [.., V]: a norm and lm_head."""
+        return ops.qmm(x, (self.lm_head,), norm=norm, eps=self.config.rms_norm_eps)
 
     def __call__(
         self,
@@ -147,8 +155,8 @@ class Network:
         self, rows: mx.array | None, tiles: mx.array | None, spans: Sequence[Span]
     ) -> Iterator[tuple[mx.array | None, mx.array | None]]:
         """``advance``, layer by layer: what each gives. Caches count the tokens from the beginning on."""
-        x = None if rows is None else ops.embedding(rows[:, None], self.embed_tokens, self.dtype)
-        y = None if tiles is None else ops.embedding(tiles[None], self.embed_tokens, self.dtype)
+        x = None if rows is None else self.embed(rows[:, None])
+        y = None if tiles is None else self.embed(tiles[None])
         windows = []
         for span in spans:
             start = span.cache.offset
@@ -171,12 +179,12 @@ class Network:
         """The MTP head over T slots: tokens [B, T], each the one after that whose ``hidden`` [B, T, hidden] it stands
         beside -> x [B, T, hidden], for ``draft_logits`` and ``mtp.hidden``. state: after ``offset`` slots; advanced."""
         assert self.mtp is not None
-        return self.mtp(ops.embedding(tokens, self.embed_tokens, self.dtype), hidden, state, offset)
+        return self.mtp(self.embed(tokens), hidden, state, offset)
 
     def draft_logits(self, x: mx.array) -> mx.array:
         """What ``draft`` gave [.., hidden] -> [.., V]."""
         assert self.mtp is not None
-        return ops.qmm(x, (self.lm_head,), norm=self.mtp.norm, eps=self.config.rms_norm_eps)
+        return self.head(x, self.mtp.norm)
 
     def matrices(self) -> Iterator[tuple[str, Matrix]]:
         """Every weight matrix that decoding a token reads, by its canonical module name."""

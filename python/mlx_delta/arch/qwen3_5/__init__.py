@@ -13,6 +13,8 @@ from mlx_delta.arch.qwen3_5.network import layer, network
 from mlx_delta.arch.qwen3_5.presets import presets
 from mlx_delta.arch.qwen3_5.recipe import RECIPES
 from mlx_delta.arch.qwen3_5.shapes import mtp_shapes, text_shapes
+from mlx_delta.arch.qwen3_5.shares import shares
+from mlx_delta.model.layers import Mlp
 from mlx_delta.vision.config import vision_config
 
 QWEN3_5 = Architecture(
@@ -25,10 +27,12 @@ QWEN3_5 = Architecture(
     components=COMPONENTS,
     network=network,
     layer=layer,
+    feed_forward=Mlp.from_weights,
     recipes=RECIPES,
     folds=FOLDS,
     presets=presets,
     markup=MARKUP,
     gguf=GGUF,
     vision=lambda config: vision_config(config.raw, config.text.hidden_size),
+    shares=shares,
 )

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,8 @@ def _tensor(
     if name == _PATCHES and _is_channel_first(config.raw, info.shape, source_name):
         out, channels, *patch = info.shape
         return Tensor(name, source_name, (out, *patch, channels), info.dtype, lambda: load().transpose(0, 2, 3, 4, 1))
-    return Tensor(name, source_name, info.shape, info.dtype, load)
+    part = getattr(source, "load_part", None)  # of sources whose tensors lie in a file as they are
+    return Tensor(name, source_name, info.shape, info.dtype, load, partial(part, source_name) if part else None)
 
 
 def _is_channel_first(raw: Mapping[str, Any], shape: tuple[int, ...], source_name: str) -> bool:

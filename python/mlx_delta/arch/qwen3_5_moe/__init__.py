@@ -11,6 +11,7 @@ from mlx_delta.arch.qwen3_5_moe.network import layer, network
 from mlx_delta.arch.qwen3_5_moe.recipe import RECIPES
 from mlx_delta.arch.qwen3_5_moe.shapes import mtp_shapes, text_shapes
 from mlx_delta.arch.qwen3_5_moe.source import ExpertSource
+from mlx_delta.model.experts import Experts
 
 QWEN3_5_MOE = replace(
     QWEN3_5,
@@ -21,7 +22,9 @@ QWEN3_5_MOE = replace(
     components=COMPONENTS,
     network=network,
     layer=layer,
+    feed_forward=Experts.from_weights,
     recipes=RECIPES,
     gguf=None,
     source=ExpertSource,
+    shares=None,
 )

@@ -1,0 +1,157 @@
+"""How a Qwen3.5 model is divided among ranks.
+
+    gated-delta layers  key heads, each with the value heads that read it; where there are more ranks than key heads,
+                        value heads, and their key head on each of those ranks
+    attention layers    the same of key/value heads and the query heads that read them
+    feed-forward        columns of ``down`` with the rows of gate and up that make them, by groups of the quantization
+    embedding, lm_head  rows of the vocabulary
+
+Heads are dealt out as evenly as they can be: a rank may have one more than another, or none. Columns and rows then go
+to the rank that holds the fewest bytes, so that all hold about the same. Norms are small, and whole everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+
+from mlx_delta.arch.base import Part, Share
+from mlx_delta.config import ModelConfig, TextConfig
+from mlx_delta.model.network import EMBEDDING, HEAD, LAYERS
+
+_ROWS = 32  # of the vocabulary at a time
+
+
+def shares(config: ModelConfig, ranks: int, sizes: Mapping[str, int]) -> tuple[Share, ...]:
+    """One for each rank. sizes: bytes of every weight, with its scales and biases, by canonical name."""
+    text = config.text
+    delta = _heads(text.linear_num_key_heads, text.linear_num_value_heads, ranks)
+    attention = _heads(text.num_key_value_heads, text.num_attention_heads, ranks)
+    mixers = [_Parts(text, d, a, (0, 0), (0, 0)) for d, a in zip(delta, attention, strict=True)]
+    held = [0.0] * ranks
+    columns, rows = 0, 0
+    for name, nbytes in sizes.items():
+        if ".mlp." in name:
+            columns += nbytes
+        elif name in (f"{EMBEDDING}.weight", f"{HEAD}.weight"):
+            rows += nbytes
+        elif all(parts := [mixer(name) for mixer in mixers]):
+            counts = [sum(map(_count, part.ranges)) for part in parts if part is not None]
+            length = max(stop for part in parts if part is not None for _, stop in part.ranges)
+            held = [each + nbytes * count / length for each, count in zip(held, counts, strict=True)]
+    group = _group(config)
+    inner = _dealt(held, text.intermediate_size // group, columns, group)
+    vocabulary = _dealt(held, -(-text.vocab_size // _ROWS), rows, _ROWS)
+    vocabulary[-1] = (vocabulary[-1][0], text.vocab_size)
+    return tuple(
+        Share(
+            replace(
+                text,
+                linear_num_key_heads=_count(delta[r].read),
+                linear_num_value_heads=_count(delta[r].readers),
+                num_key_value_heads=_count(attention[r].read),
+                num_attention_heads=_count(attention[r].readers),
+                intermediate_size=_count(inner[r]),
+            ),
+            _count(vocabulary[r]),
+            _Parts(text, delta[r], attention[r], inner[r], vocabulary[r]),
+        )
+        for r in range(ranks)
+    )
+
+
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _Heads:
+    """read: key heads, or key/value heads. readers: the value heads, or query heads, that read them."""
+
+    read: Range
+    readers: Range
+
+
+@dataclass(frozen=True)
+class _Parts:
+    text: TextConfig
+    delta: _Heads
+    attention: _Heads
+    inner: Range
+    vocabulary: Range
+
+    def __call__(self, name: str) -> Part | None:
+        if name in (f"{EMBEDDING}.weight", f"{HEAD}.weight"):
+            return Part(-2, (self.vocabulary,))
+        if not name.startswith(f"{LAYERS}."):
+            return None
+        module = name.removesuffix(".weight").split(".", 4)[4]  # "self_attn.q_proj"
+        kind, _, matrix = module.partition(".")
+        if kind == "mlp":
+            return Part(-1 if matrix == "down_proj" else -2, (self.inner,))
+        return self._delta(matrix) if kind == "linear_attn" else self._attention(matrix)
+
+    def _delta(self, matrix: str) -> Part | None:
+        text, keys, values = self.text, self.delta.read, self.delta.readers
+        width = text.linear_num_key_heads * text.linear_key_head_dim
+        q, v = _times(keys, text.linear_key_head_dim), _times(values, text.linear_value_head_dim)
+        if matrix in ("in_proj_qkv", "conv1d"):
+            return Part(0, (q, _after(q, width), _after(v, 2 * width)))
+        if matrix == "out_proj":
+            return Part(-1, (v,))
+        if matrix == "in_proj_z":
+            return Part(0, (v,))
+        return Part(0, (values,)) if matrix in ("in_proj_a", "in_proj_b", "A_log", "dt_bias") else None
+
+    def _attention(self, matrix: str) -> Part | None:
+        dim = self.text.head_dim
+        if matrix == "q_proj":  # with the head's gate
+            return Part(0, (_times(self.attention.readers, 2 * dim),))
+        if matrix in ("k_proj", "v_proj"):
+            return Part(0, (_times(self.attention.read, dim),))
+        return Part(-1, (_times(self.attention.readers, dim),)) if matrix == "o_proj" else None
+
+
+def _heads(read: int, readers: int, ranks: int) -> list[_Heads]:
+    """Those of each rank; of ``readers`` heads each ``readers / read`` read the same one."""
+    each = readers // read
+    if ranks <= read:
+        return [_Heads(part, _times(part, each)) for part in _even(read, ranks)]
+    result = []
+    for head, (first, last) in enumerate(_even(ranks, read)):
+        for part in _even(each, last - first):
+            kept = (head, head + 1) if _count(part) else (head, head)
+            result.append(_Heads(kept, _after(part, head * each)))
+    return result
+
+
+def _even(count: int, parts: int) -> list[Range]:
+    """[0, count) in parts that differ by one at most."""
+    return list(pairwise(count * part // parts for part in range(parts + 1)))
+
+
+def _dealt(held: list[float], count: int, nbytes: int, unit: int) -> list[Range]:
+    """``count`` units, each to the rank that holds the fewest bytes then: the range of each rank, in values."""
+    counts = [0] * len(held)
+    for _ in range(count):
+        least = min(range(len(held)), key=held.__getitem__)
+        held[least] += nbytes / count
+        counts[least] += 1
+    return [(start * unit, stop * unit) for start, stop in pairwise(accumulate(counts, initial=0))]
+
+
+def _group(config: ModelConfig) -> int:
+    """Columns that stay together: the largest group that any of the matrices might have."""
+    return max((width.group_size for width in config.quantization.values()), default=32)
+
+
+def _count(part: Range) -> int:
+    return part[1] - part[0]
+
+
+def _times(part: Range, by: int) -> Range:
+    return part[0] * by, part[1] * by
+
+
+def _after(part: Range, offset: int) -> Range:
+    return part[0] + offset, part[1] + offset

@@ -1,0 +1,135 @@
+"""A rank's share of a network, which with the others' gives what the whole one would, but for the order of sums.
+
+stream    x + all_sum(product of a rank's heads or columns); rank 0 adds x, so that it is added once
+embedding all_sum(a rank's rows, zeros for tokens of other ranks)
+logits    all_gather(product of a rank's rows)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_delta import ops
+from mlx_delta.arch.base import Architecture, Share
+from mlx_delta.config import ModelConfig, TextConfig
+from mlx_delta.distributed.ranks import Ranks
+from mlx_delta.model.cache import LayerState
+from mlx_delta.model.layers import AttentionLayer, DeltaLayer, FeedForward, Layer, Mlp, Stage, Window
+from mlx_delta.model.network import Network
+from mlx_delta.model.weights import Weights
+from mlx_delta.ops import Matrix
+
+
+@dataclass(frozen=True)
+class Summed:
+    """The ``Join`` of matrices whose columns lie on several ranks."""
+
+    ranks: Ranks
+
+    def __call__(self, read: mx.array, matrix: Matrix, x: mx.array) -> mx.array:
+        return self.ranks.sum(ops.qmm(read, (matrix,), residual=x if self.ranks.rank == 0 else None))
+
+    def nothing(self, x: mx.array) -> mx.array:
+        """Where this rank has no column."""
+        return self.ranks.sum(x if self.ranks.rank == 0 else mx.zeros_like(x))
+
+
+@dataclass(frozen=True)
+class NoColumns:
+    """The feed-forward of a rank that has none of its columns."""
+
+    join: Summed
+
+    def __call__(self, x: mx.array, eps: float) -> mx.array:
+        return self.join.nothing(x)
+
+    def stages(self, eps: float) -> list[Stage]:
+        return []
+
+
+@dataclass(frozen=True)
+class NoHeads:
+    """The layer of a rank that has none of its mixer's heads."""
+
+    config: TextConfig
+    feed_forward: FeedForward
+    join: Summed
+
+    def __call__(self, x: mx.array, state: LayerState, window: Window) -> mx.array:
+        return self.finish(x, x)
+
+    def project(self, x: mx.array) -> mx.array:
+        return x
+
+    def mix_projected(self, projection: mx.array, state: LayerState, window: Window) -> mx.array:
+        return projection
+
+    def finish(self, mixed: mx.array, x: mx.array) -> mx.array:
+        return self.feed_forward(self.join.nothing(x), self.config.rms_norm_eps)
+
+    def stages(self) -> list[Stage]:
+        return self.feed_forward.stages(self.config.rms_norm_eps)
+
+
+@dataclass(frozen=True)
+class SharedNetwork(Network):
+    """rows: how many of the vocabulary each rank has, one after another. weight_bytes: what each holds."""
+
+    ranks: Ranks | None = None
+    rows: tuple[int, ...] = ()
+    weight_bytes: tuple[int, ...] = ()
+
+    def embed(self, tokens: mx.array) -> mx.array:
+        assert self.ranks is not None
+        first, count = sum(self.rows[: self.ranks.rank]), self.rows[self.ranks.rank]
+        here = (tokens >= first) & (tokens < first + count)
+        found = ops.embedding(mx.where(here, tokens - first, 0), self.embed_tokens, self.dtype)
+        wrong = (tokens < 0) | (tokens >= self.config.vocab_size)  # NaN, as the whole table has it
+        lost = mx.where(wrong, mx.array(mx.nan, self.dtype), mx.array(0, self.dtype))
+        return self.ranks.sum(mx.where(here[..., None], found, lost[..., None]))
+
+    def head(self, x: mx.array, norm: mx.array) -> mx.array:
+        assert self.ranks is not None
+        return self.ranks.columns(super().head(x, norm), self.rows)
+
+
+def shared_network(
+    architecture: Architecture,
+    config: ModelConfig,
+    shares: Sequence[Share],
+    weights: Mapping[str, mx.array],
+    dtype: mx.Dtype,
+    ranks: Ranks,
+) -> SharedNetwork:
+    """This rank's, from its parts of the canonical tensors."""
+    share, join = shares[ranks.rank], Summed(ranks)
+    local = replace(config, text=share.text)
+
+    def feed_forward(w: Weights) -> FeedForward:
+        if not share.text.intermediate_size:
+            return NoColumns(join)
+        made = architecture.feed_forward(w)
+        assert isinstance(made, Mlp)
+        return replace(made, join=join)
+
+    def layer(layers: Weights, index: int) -> Layer:
+        w = layers.under(str(index))
+        if share.text.layer_types[index] == "full_attention":
+            if share.text.num_attention_heads:
+                return replace(AttentionLayer.from_weights(w, feed_forward(w)), join=join)
+        elif share.text.linear_num_value_heads:
+            return replace(DeltaLayer.from_weights(w, feed_forward(w)), join=join)
+        return NoHeads(share.text, feed_forward(w), join)  # type: ignore[return-value]  # all that Network asks of one
+
+    part = Network.from_weights(local, weights, dtype, layer)
+    mine: dict[str, Any] = {each.name: getattr(part, each.name) for each in fields(part)}
+    return SharedNetwork(
+        **{**mine, "config": config.text},
+        ranks=ranks,
+        rows=tuple(each.vocabulary for each in shares),
+        weight_bytes=tuple(ranks.numbers(sum(array.nbytes for array in weights.values()))),
+    )

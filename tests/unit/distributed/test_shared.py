@@ -1,0 +1,222 @@
+"""Shares of a model: what each rank reads and holds, and that together they give what the whole model does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_delta.arch.checkpoint import open_checkpoint
+from mlx_delta.arch.qwen3_5.shares import shares
+from mlx_delta.checkpoint.finite import read_finite
+from mlx_delta.checkpoint.tensors import Tensor
+from mlx_delta.conversion.pipeline import convert
+from mlx_delta.distributed.loading import load_shared
+from mlx_delta.distributed.network import SharedNetwork
+from mlx_delta.distributed.ranks import Ranks
+from mlx_delta.errors import RankError
+from mlx_delta.loading import load_model
+from mlx_delta.model.cache import Cache
+from support import TINY
+
+PROMPT, STEPS = list(range(40, 70)), 3
+
+
+class Threads(Ranks):
+    """Ranks that are threads of this process."""
+
+    def __init__(self, rank: int, size: int, shared: Shared) -> None:
+        self.rank, self.size, self._shared = rank, size, shared
+
+    def _all(self, mine: np.ndarray) -> list[np.ndarray]:
+        return self._shared.exchange(self.rank, mine)
+
+    def sum(self, x: mx.array) -> mx.array:
+        return mx.array(sum(self._all(np.array(x)))).astype(x.dtype)
+
+    def columns(self, x: mx.array, counts: Sequence[int]) -> mx.array:
+        return mx.array(np.concatenate(self._all(np.array(x)), axis=-1))
+
+    def numbers(self, number: int) -> list[int]:
+        return [int(each) for each in self._all(np.array(number))]
+
+
+class Shared:
+    def __init__(self, size: int) -> None:
+        self._barrier = threading.Barrier(size, timeout=60)
+        self._parts: list[Any] = [None] * size
+
+    def exchange(self, rank: int, mine: np.ndarray) -> list[np.ndarray]:
+        self._parts[rank] = mine
+        self._barrier.wait()
+        found = list(self._parts)
+        self._barrier.wait()
+        return found
+
+
+def together(path: Path, size: int, use: Callable[[SharedNetwork], Any]) -> list[Any]:
+    """What ``use`` gives on each rank."""
+    shared, found = Shared(size), [None] * size
+
+    def run(rank: int) -> None:
+        network = load_shared(open_checkpoint(path), mx.float32, Threads(rank, size, shared), read)
+        found[rank] = use(network)
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def read(tensors: dict[str, Tensor]) -> dict[str, mx.array]:
+    return read_finite(tensors.values(), TINY)
+
+
+def logits(network: Any) -> np.ndarray:
+    """A prompt's, and those of tokens after it."""
+    cache = Cache.empty(network.config)
+    found = [network(mx.array([PROMPT]), cache)]
+    found += [network.decode(mx.array([token]), [cache])[None] for token in PROMPT[:STEPS]]
+    return np.array(mx.concatenate(found, axis=1))
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return convert(TINY, tmp_path_factory.mktemp("quantized") / "q4", bits=4).path
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("kind", ["plain", "quantized"])
+def test_together_they_are_the_model(kind: str, size: int, quantized: Path) -> None:
+    """Among four, two ranks have no attention heads."""
+    path = TINY if kind == "plain" else quantized
+    whole = load_model(path, "float32").network
+    checkpoint = open_checkpoint(path)
+    found = together(path, size, lambda network: (logits(network), network.weight_bytes))
+    expected = logits(whole)
+    for got, held in found:
+        assert np.abs(got - expected).max() < 1e-5
+        assert np.array_equal(got, found[0][0])
+        total = sum(tensor.nbytes for tensor in checkpoint.text_tensors().values())
+        assert max(held) <= total / size + 0.05 * total
+        assert max(held) <= 1.1 * min(held)
+        assert sum(held) < 1.15 * total  # key heads, keys and values that more than one rank reads; norms
+
+
+def test_a_rank_reads_its_part_alone(quantized: Path) -> None:
+    checkpoint = open_checkpoint(quantized)
+    tensors = checkpoint.text_tensors()
+    for name in ("layers.0.mlp.down_proj.weight", "layers.0.linear_attn.in_proj_qkv.scales", "embed_tokens.weight"):
+        tensor = tensors[f"language_model.model.{name}"]
+        assert tensor.load_part is not None
+        whole = np.array(tensor.load().astype(mx.float32))
+        for axis, ranges in ((0, ((1, 3), (7, 8))), (-1, ((0, 2), (3, 4))), (0, ((5, 5), (6, 9)))):
+            expected = np.concatenate([whole.take(range(*part), axis) for part in ranges], axis)
+            assert np.array_equal(np.array(tensor.load_part(axis, ranges).astype(mx.float32)), expected)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5, 8])
+def test_shares_cover_every_tensor_once(ranks: int) -> None:
+    """Heads, columns and rows; key heads that are read on several ranks are there more than once."""
+    checkpoint = open_checkpoint(TINY)
+    tensors = checkpoint.text_tensors()
+    parts = shares(checkpoint.config, ranks, {name: tensor.nbytes for name, tensor in tensors.items()})
+    for name, tensor in tensors.items():
+        found = [share.part(name) for share in parts]
+        if found[0] is None:
+            assert tensor.nbytes < 8192
+            continue
+        length = tensor.shape[found[0].axis]
+        taken = [i for part in found if part is not None for start, stop in part.ranges for i in range(start, stop)]
+        assert set(taken) == set(range(length))
+        assert (
+            len(taken) == length or "in_proj_qkv" in name or "conv1d" in name or ".k_proj" in name or ".v_proj" in name
+        )
+
+
+def test_ranks_that_are_not_alike_are_told() -> None:
+    shared, errors = Shared(2), []
+
+    def run(rank: int) -> None:
+        try:
+            Threads(rank, 2, shared).check_same({"mlx": "0.32.4", "the checkpoint": f"of rank {rank}"})
+        except RankError as error:
+            errors.append(str(error))
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(errors) == 2
+    assert all(
+        each.startswith("the checkpoint: expected the same on all 2 ranks, found another on [1]") for each in errors
+    )
+
+
+def start(directory: Path, *arguments: str) -> list[subprocess.Popen[str]]:
+    """``mlx-delta generate`` on two ranks over the ring, as mlx.launch starts them."""
+    with socket.socket() as a, socket.socket() as b:
+        for each in (a, b):
+            each.bind(("127.0.0.1", 0))
+        hosts = [[f"127.0.0.1:{each.getsockname()[1]}"] for each in (a, b)]
+    (directory / "hosts.json").write_text(json.dumps(hosts))
+    environment = {**os.environ, "MLX_HOSTFILE": str(directory / "hosts.json")}
+    command = [sys.executable, "-m", "mlx_delta", "generate", "--model", str(TINY), *arguments]
+    return [
+        subprocess.Popen(
+            command,
+            env={**environment, "MLX_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+
+
+@pytest.fixture
+def ended() -> Iterator[list[subprocess.Popen[str]]]:
+    processes: list[subprocess.Popen[str]] = []
+    yield processes
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_two_processes_generate(tmp_path: Path, ended: list[subprocess.Popen[str]]) -> None:
+    ended += start(tmp_path, "--prompt", "What is the capital of Italy?", "--temperature", "0.7", "--json")
+    first, second = [process.communicate(timeout=120)[0] for process in ended]
+    assert [process.returncode for process in ended] == [0, 0]
+    assert second == ""
+    answer = json.loads(first)
+    assert answer["ranks"] == 2
+    assert max(answer["weight_bytes"]) < 1.05 * sum(answer["weight_bytes"]) / 2
+    assert answer["text"].strip()
+
+
+def test_a_rank_that_dies_ends_the_others(tmp_path: Path, ended: list[subprocess.Popen[str]]) -> None:
+    ended += start(tmp_path, "--prompt", "Count.", "--raw", "--temperature", "9", "--max-tokens", "8000")
+    assert ended[0].stdout is not None
+    assert ended[0].stdout.read(1)
+    ended[1].send_signal(signal.SIGKILL)
+    begin = time.monotonic()
+    _, errors = ended[0].communicate(timeout=30)
+    assert time.monotonic() - begin < 10
+    assert ended[0].returncode == 1
+    assert "rank 0 of 2: expected all ranks to go on, found" in errors
+    assert "Traceback" not in errors
