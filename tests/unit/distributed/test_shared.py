@@ -210,7 +210,7 @@ def test_two_processes_generate(tmp_path: Path, ended: list[subprocess.Popen[str
 
 
 def test_a_rank_that_dies_ends_the_others(tmp_path: Path, ended: list[subprocess.Popen[str]]) -> None:
-    ended += start(tmp_path, "--prompt", "Count.", "--raw", "--temperature", "9", "--max-tokens", "8000")
+    ended += start(tmp_path, "--prompt", "import os", "--raw", "--temperature", "0", "--max-tokens", "8000")
     assert ended[0].stdout is not None
     assert ended[0].stdout.read(1)
     ended[1].send_signal(signal.SIGKILL)
