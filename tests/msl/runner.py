@@ -12,6 +12,7 @@ from typing import TypeAlias
 import numpy as np
 
 from . import arguments, compiler, native, source
+from .address_spaces import without_address_space
 from .arguments import Buffer, Size
 
 Constants: TypeAlias = "Mapping[int, bool | int | float]"
@@ -176,11 +177,18 @@ class Library:
     def strict_compile(
         self, name: str | None = None, constants: Constants | None = None, flags: Sequence[str] = ()
     ) -> list[compiler.Diagnostic]:
-        """What clang says with real address spaces, C++14, -Wall -Wextra -Wconversion and ``flags``.
+        """What clang says with real address spaces, C++14, -Wall -Wextra -Wconversion and ``flags``; and pointers and
+        references that do not spell theirs, which Metal 4.1 refuses.
 
         name: the kernel to compile; all of them if None.
         """
-        return compiler.diagnose(self._code([name] if name else self.kernels, constants or {}), flags)
+        found = compiler.diagnose(self._code([name] if name else self.kernels, constants or {}), flags)
+        return found + [self._without_address_space(each) for each in without_address_space(self._source.text)]
+
+    def _without_address_space(self, spelled: str) -> compiler.Diagnostic:
+        lines = self._source.text.splitlines()
+        line = next((number for number, text in enumerate(lines, 1) if spelled in text), 0)
+        return compiler.Diagnostic("kernel.metal", line, 0, "error", f"'{spelled}' has no address space")
 
     def depends_on_excess_precision(self) -> bool:
         """Whether clang, before it optimises, makes anything else of the kernels with ``excess_precision``.

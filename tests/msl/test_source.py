@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from msl import CompileError, LaunchError, Library, Output, SourceError, strict_compile
+from msl.address_spaces import without_address_space
 
 HEADER = "#include <metal_stdlib>\nusing namespace metal;\n"
 KERNEL = "kernel void f(device float* y [[buffer(0)]]) {\n%s\n}\n"
@@ -140,3 +141,20 @@ def test_templates_are_compiled_strictly_as_they_are_instantiated() -> None:
     diagnostics = Library(text).strict_compile(constants={0: False, 1: 4})
     assert len(diagnostics) == 1
     assert "to 'float' may lose precision" in diagnostics[0].message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "inline void f(float& x) {\n}",
+        "inline void f(device float* x, const Row& row) {\n}",
+        "inline void f(float (&x)[4], int n) {\n}",
+        "inline void f(thread float& x) {\n  const float* p = &x;\n}",
+        "inline void f(device float* x) {\n  f((int*)x);\n}",
+        "struct S {\n  int n;\n\n  int twice() const {\n    return 2 * n;\n  }\n};",
+    ],
+)
+def test_a_strict_compile_refuses_one_without_an_address_space(text: str) -> None:
+    (found,) = (each for each in strict_compile(text) if "address space" in each.message)
+    assert found.severity == "error"
+    assert next(iter(without_address_space(text))) in found.message

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 ENTRY = re.compile(r"\.visible \.entry (\w+)\((.*?)\)\n(.*?)\n\{\n(.*?)\n\}", re.S)
 PARAMETER = re.compile(r"\.param\s+(.*?)\s*(\w+_param_\d+)")
 VARIABLE = re.compile(r"\.(shared|local|const)\s+\.align (\d+) \.b8\s+([\w$.]+)\[(\d+)\]")
+WIDE = re.compile(r"\b(add|sub|mul|mad|div|rem)(?:\.\w+)*?\.[busf]64\b")
 LOAD = re.compile(r"\bld\.global(?:\.\w+)*?(?:\.v(\d))?\.[busf](\d+)\b")
 
 
@@ -24,7 +25,8 @@ class Entry:
 
     shared, local: bytes of threadgroup memory, and of thread memory that is not in registers. constants: bytes of each
     symbol in constant memory. loads: the number of load instructions of device memory by the bytes of one. calls:
-    functions called. threads: the launch bound. loops: how many that load device memory the optimiser has left.
+    functions called. threads: the launch bound. loops: how many that load device memory the optimiser has left. wide:
+    64-bit operations in the innermost of those, "loads" among them: a GPU of 32 bits has to make each of several.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Entry:
     calls: tuple[str, ...]
     instructions: int
     loops: int
+    wide: Counter[str]
 
 
 def read_ptx(text: str) -> Entry:
@@ -60,12 +63,25 @@ def read_ptx(text: str) -> Entry:
         loads=Counter(int(width or 1) * int(bits) // 8 for width, bits in LOAD.findall(body)),
         calls=tuple(re.findall(r"\bcall\.\w+\s+(?:\(.*?\),\s*)?(\w+)", body)),
         instructions=len(re.findall(r";$", body, re.M)),
-        loops=loading_loops(body),
+        loops=len(loading_loops(body)),
+        wide=sum((wide_operations(body[start:end]) for start, end in innermost(loading_loops(body))), Counter()),
     )
 
 
-def loading_loops(body: str) -> int:
-    """Places that are branched back to, with loads of device memory before the last branch."""
+def loading_loops(body: str) -> list[tuple[int, int]]:
+    """From places that are branched back to to the last branch, with loads of device memory between."""
     labels = {m[1]: m.end() for m in re.finditer(r"^(\$\w+):", body, re.M)}
     ends = {m[1]: m.start() for m in re.finditer(r"\bbra(?:\.uni)?\s+(\$\w+)", body)}
-    return sum(bool(LOAD.search(body, labels[name], end)) for name, end in ends.items() if labels[name] < end)
+    loops = [(labels[name], end) for name, end in ends.items() if labels[name] < end]
+    return [(start, end) for start, end in loops if LOAD.search(body, start, end)]
+
+
+def innermost(loops: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    return [
+        one for one in loops if not any(one != other and one[0] <= other[0] and other[1] <= one[1] for other in loops)
+    ]
+
+
+def wide_operations(body: str) -> Counter[str]:
+    """64-bit operations by their name, and "loads"."""
+    return Counter([*WIDE.findall(body), *("loads" for _ in LOAD.findall(body))])

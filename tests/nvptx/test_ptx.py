@@ -43,6 +43,17 @@ def test_loops_are_counted_that_are_left_and_load() -> None:
     assert loops(f"{keep} for (uint j = 0; j < n; j++) sum = sum * 3 + j;") == 0
 
 
+def test_wide_arithmetic_in_an_inner_loop_is_seen() -> None:
+    def wide(index: str) -> dict[str, int]:
+        loop = f'_Pragma("clang loop unroll(disable)") for (uint j = 0; j < n; j++) sum += x[{index}];'
+        return dict(read_ptx(compiled(kernel(f"float sum = 0; {loop} y[i] = sum;"))).wide)
+
+    narrow = wide("(i ^ j) * n")
+    assert narrow["loads"] == 1
+    assert set(narrow) <= {"loads", "add"}
+    assert "mul" in wide("size_t(i ^ j) * size_t(j ^ 77u) * size_t(n ^ j)")
+
+
 def test_memory_that_is_not_registers_is_seen() -> None:
     spilled = kernel("float own[8] = {}; for (uint j = 0; j < n; j++) own[uint(x[j]) % 8] += x[j]; y[i] = own[i % 8];")
     assert read_ptx(compiled(spilled)).local >= 32
