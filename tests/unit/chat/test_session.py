@@ -188,14 +188,14 @@ def test_an_exception_inside_a_step_leaves_the_marks(model: LanguageModel, monke
 def test_random_histories_make_no_difference(tiny: Path, dtype: str) -> None:
     """Turns appended, edited, dropped, forked and regenerated, with and without thinking and tools, and little memory:
     the tokens and the likelihoods of a model that keeps nothing."""
-    model = load_model(tiny, dtype, prefix_cache_bytes=30_000_000)
+    model = load_model(tiny, dtype, prefix_cache_bytes=15_000_000)
     fresh = LanguageModel(model.path, model.config, model.network, model.tokenizer, prefix_cache_bytes=0)
     rng = random.Random(7)
     words = ["Count to 7.", "Hello, I am Ada.", "What is 2 + 3?", "é 🦙 <b>", "Search for tea. " * 30]
     messages: list[dict[str, Any]] = []
     histories: list[list[dict[str, Any]]] = [[]]
     reused = 0
-    for _ in range(30):
+    for _ in range(12):
         action = rng.choice(["append", "append", "append", "regenerate", "edit", "drop", "fork"])
         if action == "edit" and messages:
             messages = messages[: rng.randrange(len(messages)) // 2 * 2]
@@ -218,10 +218,10 @@ def test_random_histories_make_no_difference(tiny: Path, dtype: str) -> None:
         assert result.message == alone.message
         assert result.usage.cached_tokens + result.usage.prefilled_tokens == result.usage.prompt_tokens
         reused += result.usage.cached_tokens > 0
-        assert 0 < model.engine.prefix.nbytes <= 30_000_000
+        assert 0 < model.engine.prefix.nbytes <= 15_000_000
         messages = [*messages, result.message]
         histories.append(messages)
-    assert reused >= 10
+    assert reused >= 5
 
 
 def test_a_session_tells_what_is_kept_of_it_and_forgets_it(model: LanguageModel) -> None:
