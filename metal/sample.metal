@@ -37,7 +37,7 @@ template <typename T, bool GREEDY>
     float v = -INFINITY;
     if (column < p.N) {
       const float logit = float(logits[size_t(row) * size_t(p.V) + size_t(column)]);
-      v = logit;
+      v = is_nan(logit) ? -INFINITY : logit;
       broken = broken || is_nan(logit);
       const bool was_generated =
           p.has_generated != 0 && generated[size_t(row) * size_t(p.generated_stride) + size_t(column)];

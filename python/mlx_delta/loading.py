@@ -19,6 +19,7 @@ from mlx_delta.language_model import LanguageModel
 from mlx_delta.model.network import EMBEDDING
 from mlx_delta.model.weights import Weights
 from mlx_delta.ops.matrix import use_huge_pages
+from mlx_delta.system import gpu_generation, wire_memory
 from mlx_delta.text.tokenizer import Tokenizer
 from mlx_delta.vision.config import TOWER, VisionConfig, vision_shapes
 from mlx_delta.vision.placed import Placeholders
@@ -26,6 +27,7 @@ from mlx_delta.vision.settings import read_settings
 from mlx_delta.vision.tower import Tower
 from mlx_delta.vision.vision import Sight, Vision
 
+_FIRST_WITH_BFLOAT16 = 15  # generation of GPUs: the M3's
 _DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
 
@@ -40,8 +42,9 @@ def load_model(
     """Load an official, converted or mlx-community Qwen3.5 checkpoint.
 
     path: a directory, or a model's name on the Hugging Face Hub, ``org/name[@revision]``, which is downloaded at its
-    first use (``hub.path.model_path``). dtype: of the activations, float32, float16 or bfloat16 (the default: what the
-    checkpoint's embedding or its scales have). Weights stay as they are stored, whatever it is. prefix_cache_bytes: the
+    first use (``hub.path.model_path``). dtype: of the activations, float32, float16 or bfloat16. The default is what
+    the checkpoint's embedding or its scales have; on the GPU of an M1 or M2 float16 instead of bfloat16, for which
+    those have no instructions. Weights stay as they are stored, whatever it is. prefix_cache_bytes: the
     most memory for what is kept of prompts and answers, so that those that begin alike compute only what is new; None:
     an eighth of the machine's; 0 keeps nothing. It changes no answer. memory_bytes: the most for
     weights, sequences under way and what is kept: a request waits until it fits, or is refused where it never would;
@@ -71,7 +74,7 @@ def load_checkpoint(
     """``load_model`` of a checkpoint of any format, a GGUF file's weights and tokenizer too."""
     tokenizer = Tokenizer.of_checkpoint(checkpoint)
     tensors = {**checkpoint.text_tensors(), **checkpoint.mtp_tensors()}
-    chosen = _activation_dtype(tensors, dtype)
+    chosen = _activation_dtype(tensors, dtype, alone=ranks is None)
 
     def read(wanted: Mapping[str, Tensor]) -> dict[str, mx.array]:
         weights = read_finite(wanted.values(), checkpoint.path)
@@ -83,6 +86,7 @@ def load_checkpoint(
         network = checkpoint.architecture.network(checkpoint.config, read(tensors), chosen)
     else:
         network = load_shared(checkpoint, chosen, ranks, read)
+    wire_memory()
     compile_kernels(network)
     vision = open_vision(checkpoint, tokenizer, chosen)
     return LanguageModel(
@@ -130,9 +134,13 @@ def open_vision(checkpoint: Checkpoint, tokenizer: Tokenizer, dtype: mx.Dtype) -
     return Vision(read, load)
 
 
-def _activation_dtype(tensors: Mapping[str, Tensor], dtype: mx.Dtype | str | None) -> mx.Dtype:
+def _activation_dtype(tensors: Mapping[str, Tensor], dtype: mx.Dtype | str | None, *, alone: bool) -> mx.Dtype:
+    """alone: not one of several machines, which have to agree whatever their chips are."""
     if dtype is None:
-        return tensors.get(f"{EMBEDDING}.scales", tensors[f"{EMBEDDING}.weight"]).dtype
+        stored = tensors.get(f"{EMBEDDING}.scales", tensors[f"{EMBEDDING}.weight"]).dtype
+        generation = gpu_generation() if alone else None
+        without_bfloat16 = generation is not None and generation < _FIRST_WITH_BFLOAT16
+        return mx.float16 if stored == mx.bfloat16 and without_bfloat16 else stored
     return _DTYPES[dtype] if isinstance(dtype, str) else dtype
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 
@@ -38,6 +39,23 @@ class System:
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
+
+
+def gpu_generation() -> int | None:
+    """Of Apple's GPUs, where MLX's default device is one: 13 is the M1's, 14 the M2's, and so on."""
+    if mx.default_device() != mx.Device(mx.gpu):
+        return None
+    found = re.match(r"applegpu_g(\d+)", str(mx.device_info().get("architecture", "")))
+    return int(found[1]) if found else None
+
+
+def wire_memory() -> None:
+    """Let MLX keep on a GPU what it holds there, up to what macOS recommends; nothing on a CPU.
+
+    Memory that is not wired may be paged out, and the first token after a pause waits for it.
+    """
+    if mx.default_device() == mx.Device(mx.gpu):
+        mx.set_wired_limit(int(str(mx.device_info()["max_recommended_working_set_size"])))
 
 
 def system() -> System:

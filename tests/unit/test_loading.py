@@ -155,3 +155,27 @@ def test_a_missing_and_a_wrong_tensor_are_named(tiny: Path, tmp_path: Path) -> N
     path = rewritten(tiny, tmp_path / "wrong", {}, (), text_config=text)
     with pytest.raises(ValueError, match=r"layers.0.mlp.gate_proj.weight: expected \[512, 256\], found \[640, 256\]"):
         load_model(path)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "dtype"),
+    [("applegpu_g13s", mx.float16), ("applegpu_g14d", mx.float16), ("applegpu_g15s", mx.bfloat16)],
+)
+def test_the_gpu_of_an_m1_or_m2_has_float16_activations(
+    tiny: Path, architecture: str, dtype: mx.Dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wired = []
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
+    info = {"architecture": architecture, "max_recommended_working_set_size": 12 << 30}
+    monkeypatch.setattr(mx, "device_info", lambda: info)
+    monkeypatch.setattr(mx, "set_wired_limit", wired.append)
+    monkeypatch.setattr("mlx_delta.loading.compile_kernels", lambda network: None)
+    assert load_model(tiny).network.dtype == dtype
+    assert load_model(tiny, "bfloat16").network.dtype == mx.bfloat16
+    assert wired == [12 << 30] * 2
+
+
+def test_float16_activations_are_nearer_to_float32_than_bfloat16(tiny: Path) -> None:
+    exact = load_model(tiny, "float32").forward(PROMPT)
+    far, near = (relative_rms(load_model(tiny, dtype).forward(PROMPT), exact) for dtype in ("bfloat16", "float16"))
+    assert near < 1e-3 < far
