@@ -135,6 +135,7 @@ class LanguageModel(ChatMethods):
             settings.sampling(thinking, self.config.text, self.tokenizer),
             max_new_tokens=settings.max_new_tokens,
             stop=settings.stop,
+            drafts=settings.speculate,
             prompt_progress=settings.prompt_progress,
             pictures=pictures,
         )

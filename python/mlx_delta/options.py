@@ -53,6 +53,13 @@ class GenerationOptions(SamplingOptions, total=False):
         str | Sequence[str] | None,
         Doc("A string, or several, to end the text before; not looked for in thoughts and tool calls."),
     ]
+    speculate: Annotated[
+        bool | int | str | None,
+        Doc(
+            "Draft tokens (by the checkpoint's MTP head, or copied from the text so far) and check several in one "
+            "pass, which changes no token: auto, as many as pay; 1 to 7, so many; False or off (the default), none."
+        ),
+    ]
     prompt_progress: Annotated[
         Callable[[int, int], None] | None,
         Doc("Called between the parts of a long prompt with the tokens computed so far, and all that there are."),

@@ -42,9 +42,11 @@ def random_network(
     bits: int | None = None,
     layers: int | None = None,
     progress: Progress | None = None,
+    head: bool = False,
 ) -> Network:
-    """The network in memory, evaluated, in huge pages, as a loaded one is; activations bfloat16."""
-    config, plans, chosen = _planned(size, recipe, bits, layers)
+    """The network in memory, evaluated, in huge pages, as a loaded one is; activations bfloat16. head: an MTP
+    head too."""
+    config, plans, chosen = _planned(size, recipe, bits, layers, head)
     weights = {}
     for name, array in _arrays(plans, progress):
         mx.eval(array)
@@ -79,11 +81,12 @@ def write_model(
 
 
 def _planned(
-    size: str, recipe: str | None, bits: int | None, layers: int | None
+    size: str, recipe: str | None, bits: int | None, layers: int | None, head: bool = False
 ) -> tuple[ModelConfig, list[TensorPlan], Recipe]:
     config = config_of(size, layers)
     architecture = architecture_of(config)
-    chosen, shapes = choose(recipe, bits, 64, architecture.recipes), architecture.text_shapes(config)
+    chosen = choose(recipe, bits, 64, architecture.recipes).with_draft(64, architecture.recipes)
+    shapes = {**architecture.text_shapes(config), **(architecture.mtp_shapes(config) if head else {})}
     tensors = [Tensor(name, name, shape, mx.bfloat16, lambda: mx.array(0)) for name, shape in shapes.items()]
     return config, list(plan(tensors, chosen, architecture)), chosen
 

@@ -89,14 +89,19 @@ class Answer:
         self._constraints.begin()
         return events
 
-    def result(self, prompt_tokens: int = 0, cached_tokens: int = 0) -> ChatResult:
-        """All of it; "interrupted" when it has not ended. cached_tokens: of the prompt, not computed again."""
+    def result(
+        self, prompt_tokens: int = 0, cached_tokens: int = 0, drafted_tokens: int = 0, accepted_tokens: int = 0
+    ) -> ChatResult:
+        """All of it; "interrupted" when it has not ended. cached_tokens: of the prompt, not computed again. The others
+        as in ``Usage``."""
         usage = Usage(
             prompt_tokens=prompt_tokens,
             cached_tokens=cached_tokens,
             prefilled_tokens=prompt_tokens - cached_tokens if self.clock.started else 0,
             completion_tokens=len(self.token_ids),
             thinking_tokens=self.thinking_tokens,
+            drafted_tokens=drafted_tokens,
+            accepted_tokens=accepted_tokens,
             prefill_seconds=self.clock.prefill_seconds,
             decode_seconds=self.clock.decode_seconds,
         )

@@ -22,8 +22,8 @@ class TokenLogprob:
 class Usage:
     """Tokens: prompt_tokens = cached_tokens (kept from earlier turns) + prefilled_tokens (computed now).
 
-    completion_tokens: generated, the end token not counted; thinking_tokens of them were thoughts. Seconds are wall
-    time: prefill up to the first token, decoding after it.
+    completion_tokens: generated, the end token not counted; thinking_tokens of them were thoughts. Of the
+    drafted_tokens, accepted_tokens came true. Seconds are wall time: prefill up to the first token, decoding after it.
     """
 
     prompt_tokens: int = 0
@@ -31,6 +31,8 @@ class Usage:
     prefilled_tokens: int = 0
     completion_tokens: int = 0
     thinking_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
 

@@ -10,6 +10,7 @@ from typing_extensions import Unpack
 from mlx_delta.chat.presets import explicit_sampling, sampling
 from mlx_delta.chat.tools import parameter_schemas
 from mlx_delta.config import TextConfig
+from mlx_delta.engine.draft import MOST_DRAFTS
 from mlx_delta.engine.sample import SamplingParams
 from mlx_delta.errors import ArgumentError
 from mlx_delta.options import ChatOptions, GenerationOptions, checked, takes
@@ -40,6 +41,7 @@ class GenerationSettings:
         self.stop = (stop,) if isinstance(stop, str) else tuple(stop)
         StopStrings(self.stop)
         self.prompt_progress = given.get("prompt_progress")
+        self.speculate = _speculate(given.get("speculate"))
         explicit_sampling(given)
 
     def __repr__(self) -> str:
@@ -76,6 +78,16 @@ class ChatSettings(GenerationSettings):
         if "json_schema" in given and "response_format" in given:
             raise ArgumentError("response_format: expected json_schema or response_format, found both")
         self.schema = given["json_schema"] if "json_schema" in given else _schema_of(given.get("response_format"))
+
+
+def _speculate(given: bool | int | str | None) -> int | None:
+    """How many drafts a pass checks; None: as many as pay."""
+    if given is True or given == "auto":
+        return None
+    drafts = 0 if given in (None, False, "off") else int(str(given)) if str(given).isdecimal() else -1
+    if not 0 <= drafts <= MOST_DRAFTS:
+        raise ArgumentError(f"speculate: expected auto, off, or 1 to {MOST_DRAFTS} drafts, found {given!r:.80}")
+    return drafts
 
 
 def _tool(tool: object, where: str) -> Mapping[str, Any]:

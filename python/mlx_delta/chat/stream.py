@@ -39,6 +39,7 @@ class ChatStream:
         self._turns = turns
         self._exclusive = exclusive
         self._logprobs = settings.logprobs
+        self._drafts = settings.speculate
         self._progress = settings.prompt_progress
         self._limit = Limit.of(len(prompt.ids), settings.max_new_tokens, config.max_position_embeddings, argument)
         params = settings.sampling(prompt.thinking, config, tokenizer)
@@ -137,6 +138,7 @@ class ChatStream:
                 progress=self._progress,
                 pictures=prompt.pictures,
                 keys=keys,
+                speculation=self._engine.speculation(prompt.ids, self._drafts),
             )
         return self._sequence
 
@@ -147,6 +149,7 @@ class ChatStream:
         if self._sequence is not None:
             self._engine.cancel(self._sequence)
             known = self._sequence.known
-        self._result = self._answer.result(len(self._prompt.ids), known)
+        drafts = (0, 0) if self._sequence is None else self._sequence.drafted
+        self._result = self._answer.result(len(self._prompt.ids), known, *drafts)
         self._turns.append(self._result.usage)
         return self._result

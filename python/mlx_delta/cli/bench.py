@@ -186,6 +186,71 @@ def throughput(
         )
 
 
+def speculate(
+    shape: Shape = "9b",
+    layers: Layers = None,
+    model: ModelDir = None,
+    acceptance: Annotated[
+        float, typer.Option(min=0, max=1, help="For --shape: how often a draft is right, which is drawn.")
+    ] = 0.8,
+    context: Context = 64,
+    tokens: Annotated[int, typer.Option(min=4, help="For --model: tokens of an answer.")] = 96,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed passes of each kind, or answers; medians count.")] = 9,
+    as_json: Json = False,
+) -> None:
+    """Checking several drafts in one pass against one token a pass, in turn.
+
+    With random weights of a shape drafts are right as often as --acceptance says; with --model greedy answers of your
+    own model, drafting as --speculate auto does.
+
+    mlx-delta bench speculate --shape 9b --layers 8 --acceptance 0.7
+    """
+    if model is not None:
+        _speculate_answers(model, tokens, repeats, as_json)
+        return
+    from mlx_delta.bench.random_model import random_network
+    from mlx_delta.bench.sizes import size_named
+    from mlx_delta.bench.speculate import simulate
+
+    machine = _machine()
+    size = size_named(shape)
+    with Bars() as bars:
+        network = random_network(size, layers=layers, progress=bars.task("random weights", megabytes), head=True)
+    if not as_json:
+        _table({"machine": machine, "model": f"{size}, random weights, {network.config.num_layers} layers"})
+        typer.echo(f"{'drafts':>8}{'pass':>10}{'drafting':>10}{'checking':>10}{'tokens':>8}{'speedup':>9}")
+    rows = simulate(network, drafts=(1, 2, 3, 4), acceptance=acceptance, context=context, rounds=repeats)
+    for row in rows:
+        times = "".join(f"{each:7.1f} ms" for each in (row.pass_ms, row.drafting_ms, row.checking_ms))
+        line = f"{row.drafts:8}{times}{row.tokens:8.2f}{row.speedup:9.2f}"
+        typer.echo(json.dumps(row.as_dict()) if as_json else line)
+    best = max(rows, key=lambda row: row.speedup)
+    facts = {"model": f"{size}, random weights", "layers": network.config.num_layers, **best.as_dict()}
+    typer.echo(json.dumps(facts) if as_json else f"best: {best.drafts} drafts, {best.speedup:.2f} times as fast")
+
+
+_ASKED = (
+    "def fibonacci(n):\n",
+    "import json\n\n\ndef read(path):\n",
+    "Count to 7: 1 2 3",
+    "The list again, word for word: cloud glacier hammer button\ncloud glacier",
+)
+
+
+def _speculate_answers(model: str, tokens: int, repeats: int, as_json: bool) -> None:
+    from mlx_delta.bench.speculate import answers
+    from mlx_delta.hub.path import model_path
+    from mlx_delta.loading import load_model
+
+    machine = _machine()
+    found = answers(load_model(model_path(model)), _ASKED, tokens, repeats)
+    if as_json:
+        typer.echo(json.dumps({"model": model, **found}))
+        return
+    _table({"machine": machine, "model": model})
+    _table({name: f"{value:.2f}" if isinstance(value, float) else str(value) for name, value in found.items()})
+
+
 def _counts(text: str) -> list[int]:
     """Of "1,2,8"."""
     try:
@@ -367,4 +432,5 @@ register(app, "kernels", kernels)
 register(app, "decode", decode)
 register(app, "throughput", throughput)
 register(app, "prefill", prefill)
+register(app, "speculate", speculate)
 register(app, "model", model)

@@ -19,7 +19,9 @@ from mlx_delta.json_files import read_json
 from mlx_delta.options import SAMPLING
 
 
-@option_flags("enable_thinking", "thinking_budget", "preset", *SAMPLING, "seed", "stop", max_new_tokens=4096)
+@option_flags(
+    "enable_thinking", "thinking_budget", "preset", *SAMPLING, "seed", "stop", "speculate", max_new_tokens=4096
+)
 def chat(
     model: Model,
     system: System = None,

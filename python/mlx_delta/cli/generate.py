@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mlx_delta.text.generation import Generation
 
 
-@option_flags("enable_thinking", "preset", *SAMPLING, "seed", "stop", max_new_tokens=256)
+@option_flags("enable_thinking", "preset", *SAMPLING, "seed", "stop", "speculate", max_new_tokens=256)
 def generate(
     model: Model,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to say; '-' reads standard input.")],
@@ -145,6 +145,8 @@ def _summary(generation: Generation, text: str, interrupted: bool) -> dict[str, 
         "finish_reason": "interrupted" if interrupted else generation.finish_reason,
         "prompt_tokens": len(generation.prompt_ids),
         "generated_tokens": len(generation.token_ids),
+        "drafted_tokens": generation.drafted_tokens,
+        "accepted_tokens": generation.accepted_tokens,
         "prompt_tokens_per_second": round(generation.prompt_tokens_per_second, 2),
         "generation_tokens_per_second": round(generation.tokens_per_second, 2),
         "peak_memory_bytes": mx.get_peak_memory(),

@@ -24,9 +24,14 @@ _FLAGS: Mapping[str, tuple[str, ...]] = {
     "max_new_tokens": ("--max-new-tokens", "--max-tokens", "-n"),
     "enable_thinking": ("--think/--no-think",),
 }
-_TYPES: Mapping[str, Any] = {"stop": list[str] | None}
-_METAVARS = {"stop": "TEXT"}  # may be given several times
-_SILENT = {**dict.fromkeys(SAMPLING, "the preset's"), "seed": "a fresh one", "enable_thinking": "the template's"}
+_TYPES: Mapping[str, Any] = {"stop": list[str] | None, "speculate": str | None}
+_METAVARS = {"stop": "TEXT", "speculate": "auto|off|1..7"}  # may be given several times
+_SILENT = {
+    **dict.fromkeys(SAMPLING, "the preset's"),
+    "seed": "a fresh one",
+    "enable_thinking": "the template's",
+    "speculate": "off",
+}
 
 
 def option_flags(*names: str, **defaults: Any) -> Callable[[F], F]:

@@ -28,6 +28,7 @@ from mlx_delta.engine.pace import Pace
 from mlx_delta.engine.prefill import CHUNK
 from mlx_delta.engine.prefix import PrefixCache
 from mlx_delta.engine.sequence import Passed, TokenSequence
+from mlx_delta.engine.speculation import Costs, Speculation
 from mlx_delta.errors import ArgumentError, QueueFullError
 from mlx_delta.model.cache import Cache
 from mlx_delta.model.network import Network
@@ -64,11 +65,16 @@ class Engine:
         self._refuses = memory is not None
         self._memory = memory_bytes(memory) - network.nbytes  # for sequences, and for what is kept of them
         self._pace = Pace()
+        self._costs = Costs()
         self._change = threading.Condition()  # guards what follows; notified after every step
         self._driver: int | None = None  # the thread that takes a step: it alone touches the sequences that go on
         self._waiting: deque[TokenSequence] = deque()
         self._going: list[TokenSequence] = []
         self._cancelled: set[TokenSequence] = set()
+
+    def speculation(self, ids: Sequence[int], drafts: int | None) -> Speculation | None:
+        """What drafts for a sequence that begins with ``ids``: so many tokens in each pass (None: as many as pay)."""
+        return None if drafts == 0 else Speculation(self.network, ids, drafts, self._costs)
 
     def run(self, sequence: TokenSequence) -> Generator[Any, None, None]:
         """The events of a sequence as they come. It begins when the first is asked for; closing it ends it."""
@@ -196,8 +202,11 @@ class Engine:
             if row.last and not row.ended:
                 row.use()
         self._read(rows)
+        seconds = time.perf_counter() - begin
         if rows:
-            self._pace.decoded(time.perf_counter() - begin, beside=prompt is not None)
+            self._pace.decoded(seconds, beside=prompt is not None)
+        if len(rows) == 1 and prompt is None and rows[0].speculation is not None and not rows[0].ended:
+            rows[0].speculation.took(seconds)
 
     def _compute_prompt(self, sequence: TokenSequence, *, beside: bool) -> None:
         """Go on with it; after its end, its first token is chosen.
@@ -238,7 +247,7 @@ class Engine:
             of, count = ids[piece.tiles], piece.end - piece.start
             spans.append(Span(sequence.cache, len(of), count, piece.tiles, sequence.pictures))
             of += sequence.ids[piece.start : piece.end]
-        sequence.by_tiles, sequence.border = spans[-1].tiles, border
+        sequence.spans, sequence.border = spans, border
         rows, tiles = (mx.array(of) if of else None for of in ids.values())
         return self.network.layer_by_layer(rows, tiles, spans)
 
@@ -247,7 +256,10 @@ class Engine:
         sequence.passing, sequence.layers = None, 0
         end, total = sequence.cache.offset, len(sequence.ids)
         rows, tiles = passed
-        last = tiles[:, -1:] if sequence.by_tiles and tiles is not None else rows[-1:] if rows is not None else None
+        self._show(sequence, rows, tiles)
+        last = (
+            tiles[:, -1:] if sequence.spans[-1].tiles and tiles is not None else rows[-1:] if rows is not None else None
+        )
         assert last is not None
         if end == total:
             sequence.sample(self.network.logits(last)[:, 0])
@@ -264,16 +276,37 @@ class Engine:
         if not sequence.own_cache and sequence.error is None and (covered := sequence.covered):
             self.prefix.keep(covered, sequence.cache)
 
+    def _show(self, sequence: TokenSequence, rows: mx.array | None, tiles: mx.array | None) -> None:
+        """What drafts for the sequence sees what the last layer gave of a piece."""
+        speculation, at = sequence.speculation, sequence.cache.offset - sum(span.count for span in sequence.spans)
+        if speculation is None:
+            return
+        for span in sequence.spans:
+            part, whole = slice(span.first, span.first + span.count), tiles if span.tiles else rows
+            assert whole is not None
+            x = whole[:, part] if span.tiles else whole[part].reshape(1, span.count, -1)
+            ids, at = sequence.ids[at : at + span.count], at + span.count
+            speculation.read(ids, x, len(sequence.ids) - at)
+        mx.async_eval(*speculation.arrays())
+
     def _decode(self, rows: Sequence[TokenSequence]) -> None:
         """Set off the pass over the weights in which each row's next token becomes the one after it."""
         if not rows:
             return
         with _restored(rows):
-            tokens = rows[0].next if len(rows) == 1 else mx.concatenate([row.next for row in rows])
-            logits = self.network.decode(tokens, [row.cache for row in rows])
-            for i, row in enumerate(rows):
-                row.use()
-                row.sample(logits[i : i + 1] if len(rows) > 1 else logits)
+            tokens, spans, drafts = list[mx.array](), list[Span](), [row.drafts() for row in rows]
+            for row, drafted in zip(rows, drafts, strict=True):
+                tokens += [row.next] if drafted is None else [row.next, drafted]
+                count = 1 if drafted is None else 1 + drafted.shape[0]
+                spans.append(Span(row.cache, spans[-1].first + spans[-1].count if spans else 0, count))
+                if drafted is not None:
+                    row.cache.begin_drafts()
+            x, _ = self.network.advance(tokens[0] if len(tokens) == 1 else mx.concatenate(tokens), None, spans)
+            assert x is not None
+            logits = self.network.logits(x)[:, 0]
+            for row, span, drafted in zip(rows, spans, drafts, strict=True):
+                part = slice(span.first, span.first + span.count)
+                row.advance(*((x, logits) if len(rows) == 1 else (x[part], logits[part])), drafted)
         mx.async_eval(*(array for row in rows for array in row.arrays()))
 
     def _read(self, rows: Sequence[TokenSequence]) -> None:

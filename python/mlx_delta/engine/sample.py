@@ -62,6 +62,9 @@ def _check(name: str, value: object, ok: bool, expected: str) -> None:
 class Sampler:
     """Chooses tokens for one sequence, or for B sequences of one batch that share ``params``.
 
+    Token n of a run is drawn by random word n of the seed, whatever it is chosen from and however often: so a draft is
+    accepted exactly if it is the token that would have been drawn without it.
+
     vocab_size: logits from there on are padding, cut off first. prompt: the ids that repetition_penalty counts besides
     the generated ones: one list for every row, or a list per row. The rows of a batch share one stream of random
     numbers, so a row equals its own single run only with a sampler of its own.
@@ -78,8 +81,8 @@ class Sampler:
         if params.presence_penalty != 0 or params.repetition_penalty != 1:
             self._prompt = _membership(prompt, vocab_size)
             self._generated = self._before = mx.array(np.zeros((1, vocab_size), dtype=np.bool_))
-        # The raw words of a bit generator are the same in every version of numpy.
-        self._random = None if params.greedy else np.random.PCG64(params.seed)
+        self._words = None if params.greedy else _Words(params.seed)
+        self.bans = 0  # how often what is banned has changed
 
     def sample(self, logits: mx.array, allowed: Allowed | None = None) -> mx.array:
         """logits [B, V] (any float dtype, V >= vocab_size) -> the next tokens [B] int32, lazily.
@@ -88,29 +91,52 @@ class Sampler:
         """
         if logits.ndim != 2 or logits.shape[1] < self.vocab_size:
             raise ArgumentError(f"logits: expected shape [B, >= {self.vocab_size}], found {list(logits.shape)}")
-        params, rows = self.params, logits.shape[0]
-        tokens = ops.sample(
+        tokens = self._draw(logits, allowed, self._generated)
+        self._count(tokens)
+        return tokens
+
+    def ahead(self, logits: mx.array, drafts: mx.array) -> mx.array:
+        """logits [R, V] after a token and R - 1 ``drafts`` that may follow it, int [R - 1] -> tokens [R] int32, lazily:
+        what ``sample`` chooses of each row, if the drafts before it are what it has chosen. Nothing counts yet."""
+        generated = self._generated
+        if generated is not None:
+            rows = [generated]
+            for i in range(drafts.shape[0]):
+                rows.append(_with(rows[-1], drafts[i : i + 1]))
+            generated = mx.concatenate(rows)
+        return self._draw(logits, None, generated)
+
+    def take(self, token: mx.array) -> None:
+        """As if ``sample`` had chosen it, int [1], one of those that ``ahead`` gave."""
+        self._count(token)
+
+    def _draw(self, logits: mx.array, allowed: Allowed | None, generated: mx.array | None) -> mx.array:
+        params = self.params
+        return ops.sample(
             logits,
-            None if self._random is None else mx.array(self._random.random_raw(rows)),
+            None if self._words is None else mx.array(self._words.next(logits.shape[0])),
             temperature=1.0 if params.greedy else params.temperature,
             top_k=params.top_k,
             top_p=params.top_p,
             min_p=params.min_p,
             allowed=self._allowed if allowed is None else _allowed_mask(allowed, self.vocab_size),
             prompt=self._prompt,
-            generated=self._generated,
+            generated=generated,
             presence_penalty=params.presence_penalty,
             repetition_penalty=params.repetition_penalty,
             vocab_size=self.vocab_size,
         )
+
+    def _count(self, tokens: mx.array) -> None:
+        if self._words is not None:
+            self._words.use(tokens.shape[0])
         if self._generated is not None:
             self._before = self._generated
-            generated = mx.broadcast_to(self._generated, (rows, self.vocab_size))
-            self._generated = mx.put_along_axis(generated, tokens[:, None], mx.array(True), axis=-1)
-        return tokens
+            self._generated = _with(self._generated, tokens)
 
     def ban(self, ids: Collection[int]) -> None:
         """From now on, these ids (and no others) are never chosen."""
+        self.bans += 1
         self._allowed = None
         if ids:
             allowed = np.ones((1, self.vocab_size), dtype=np.bool_)
@@ -122,9 +148,39 @@ class Sampler:
         return [] if self._generated is None else [self._generated]
 
     def forget(self) -> None:
-        """The tokens sampled last are not used: they do not count as generated."""
+        """The tokens sampled last are not used: they do not count as generated, and others are drawn by their words."""
+        if self._words is not None:
+            self._words.take_back()
         if self._generated is not None:
             self._generated = self._before
+
+
+class _Words:
+    """Random words of 64 bits in a row, looked at before they are used."""
+
+    def __init__(self, seed: int | None) -> None:
+        # The raw words of a bit generator are the same in every version of numpy.
+        self._random = np.random.PCG64(seed)
+        self._ready: list[int] = []
+        self._last: list[int] = []  # those used last
+
+    def next(self, count: int) -> np.ndarray:
+        if len(self._ready) < count:
+            self._ready += self._random.random_raw(count - len(self._ready)).tolist()
+        return np.array(self._ready[:count], dtype=np.uint64)
+
+    def use(self, count: int) -> None:
+        self.next(count)
+        self._last, self._ready = self._ready[:count], self._ready[count:]
+
+    def take_back(self) -> None:
+        self._ready, self._last = self._last + self._ready, []
+
+
+def _with(generated: mx.array, tokens: mx.array) -> mx.array:
+    """generated [1 or B, V] with one more token for each row, [B]."""
+    rows = mx.broadcast_to(generated, (tokens.shape[0], generated.shape[1]))
+    return mx.put_along_axis(rows, tokens[:, None], mx.array(True), axis=-1)
 
 
 def _allowed_mask(allowed: Allowed, vocab_size: int) -> mx.array:

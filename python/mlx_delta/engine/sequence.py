@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -13,9 +14,11 @@ import numpy as np
 from mlx_delta.engine.cuts import Cuts
 from mlx_delta.engine.likelihood import Likelihood
 from mlx_delta.engine.sample import Allowed, Sampler
+from mlx_delta.engine.speculation import Speculation
 from mlx_delta.errors import NotFiniteError
 from mlx_delta.model.cache import Cache
 from mlx_delta.model.pictures import PicturePart
+from mlx_delta.model.rows import Span
 
 Passed = tuple[mx.array | None, mx.array | None]  # what a layer gave of a pass, by rows and by tiles
 
@@ -72,6 +75,17 @@ class Reader(Protocol):
         """The events that this token completes; sets ``finish_reason`` when it ends the sequence."""
 
 
+@dataclass(frozen=True)
+class _Check:
+    """A pass over a token and drafts after it. tokens: what the sampler chooses of each row, as long as ``bans``."""
+
+    x: mx.array
+    logits: mx.array
+    drafts: mx.array
+    tokens: mx.array
+    bans: int
+
+
 class TokenSequence:
     """A prompt, and what is generated after it.
 
@@ -81,7 +95,7 @@ class TokenSequence:
     progress: called while the prompt is computed, with the tokens done and how many there are to do.
     pictures: what the prompt shows; keys: the ids with what tells one picture from another in their places; None: ids.
     most: tokens to generate, unless the reader ends it before. logprobs: how many of the likeliest tokens the reader is
-    told besides the chosen one; None: no likelihoods.
+    told besides the chosen one; None: no likelihoods. speculation: what drafts tokens for it; None: nothing does.
     tokens: generated so far. The cache covers the prompt and all of them, or all but the last.
     """
 
@@ -97,6 +111,7 @@ class TokenSequence:
         pictures: PicturePart | None = None,
         keys: Sequence[int] | None = None,
         progress: Callable[[int, int], None] | None = None,
+        speculation: Speculation | None = None,
     ) -> None:
         self.ids = ids
         self.pictures = pictures
@@ -113,7 +128,8 @@ class TokenSequence:
         self.passing: Iterator[Passed] | None = None  # a piece of its prompt, some layers of which have been computed
         self.passed: Passed = (None, None)  # what the last of these gave
         self.layers = 0  # how many these are
-        self.by_tiles, self.border = False, 0  # how the piece ends, and what it is on the way to
+        self.spans: Sequence[Span] = ()  # of the piece
+        self.border = 0  # what it is on the way to
         self.tokens: list[int] = []
         self.events: deque[Any] = deque()  # that nobody has taken yet
         self.ended = False
@@ -123,6 +139,9 @@ class TokenSequence:
         self._next: mx.array  # the token sampled last, int [1]; not known yet, perhaps
         self._unread: mx.array | None = None  # the one before, which the cache covers
         self._unread_logits: mx.array
+        self.speculation = speculation
+        self._check: _Check | None = None  # drafts that are being checked
+        self._steered = False  # the next token
 
     def begin(self, cuts: Cuts, cache: Cache) -> None:
         """Its prompt is computed from now on, over ``cache``. cuts: the prompt's."""
@@ -150,6 +169,9 @@ class TokenSequence:
 
     def steer(self) -> None:
         """See that the next token, chosen already but not used, may come: else it is chosen again."""
+        if self._steered:
+            return
+        self._steered = True
         allowed = self.reader.allowed()
         if allowed is not None:
             self.sampler.forget()
@@ -158,9 +180,63 @@ class TokenSequence:
     def use(self) -> None:
         """The next token is computed on, or needs no more than to be read."""
         self._unread, self._unread_logits = self._next, self._logits
+        self._steered = False
+
+    def drafts(self) -> mx.array | None:
+        """Tokens that may follow the next one, int [n], to be checked in the pass that computes on it; None: none."""
+        if self.speculation is None:
+            return None
+        return self.speculation.draft(self._next, self.most - len(self.tokens) - 2)
+
+    def advance(self, x: mx.array, logits: mx.array, drafts: mx.array | None) -> None:
+        """The next token and ``drafts`` after it were computed on: x [n, 1, hidden] as the last layer gave it, and
+        logits [n, V]. The next token is in use; what follows it is chosen, here or when it is read."""
+        self.use()
+        x = x.reshape(1, x.shape[0], -1)
+        if drafts is not None:
+            self._check = _Check(x, logits, drafts, self.sampler.ahead(logits, drafts), self.sampler.bans)
+            return
+        self.sample(logits)
+        if self.speculation is not None:
+            self.speculation.seen(x, (), None)
 
     def read(self) -> None:
-        """Wait for the token in use, and give it to the reader."""
+        """Wait for the token in use, and those of its drafts that are right, and give them to the reader."""
+        check, self._check = self._check, None
+        self._read_one()
+        if check is not None:
+            self._accept(check)
+
+    def _accept(self, check: _Check) -> None:
+        """Go on as far as the drafts are what is chosen anyway, as if each had come alone."""
+        drafts, tokens = np.array(check.drafts).tolist(), np.array(check.tokens).tolist()
+        count = used = len(tokens)
+        for row in range(count):
+            used, self._logits = row + 1, check.logits[row : row + 1]
+            chosen: int | None = tokens[row]
+            if self.sampler.bans == check.bans:
+                self._next = check.tokens[row : row + 1]
+                self.sampler.take(self._next)
+            else:
+                self._next, chosen = self.sampler.sample(self._logits), None
+            if self.ended or used == count:
+                break
+            before = self._next
+            self.steer()
+            if self._next is not before or chosen is None:
+                (chosen,) = np.array(self._next).tolist()
+            if chosen != drafts[row]:
+                break
+            self.use()
+            self._read_one()
+        self.cache.end_drafts(used, count)
+        if self.speculation is not None:
+            self.speculation.seen(check.x[:, :used], drafts[: used - 1], len(drafts))
+        if used < count:  # states are made again
+            mx.async_eval(*self.cache.arrays())
+        mx.async_eval(*self.arrays())
+
+    def _read_one(self) -> None:
         if self._unread is None:
             return
         (token,) = np.array(self._unread).tolist()
@@ -172,9 +248,16 @@ class TokenSequence:
             likelihood = Likelihood.of(logits, token, self.logprobs)
         self._unread = None
         self.tokens.append(token)
+        if self.speculation is not None:
+            self.speculation.push(token)
         self.reader.clock.tick()
         self.events.extend(self.reader.push(token, likelihood))
         self.ended = self.reader.finish_reason is not None or len(self.tokens) == self.most
+
+    @property
+    def drafted(self) -> tuple[int, int]:
+        """How many tokens were drafted for it, and how many of them came true."""
+        return (0, 0) if self.speculation is None else (self.speculation.drafted, self.speculation.accepted)
 
     @property
     def covered(self) -> list[int] | None:
@@ -191,4 +274,6 @@ class TokenSequence:
 
     def arrays(self) -> list[mx.array]:
         """What the next step needs besides the cache; evaluated, any thread can go on with it."""
-        return [self._next, *self.sampler.arrays()]
+        drafting = [] if self.speculation is None else self.speculation.arrays()
+        checking = [] if self._check is None else [self._check.tokens, self._check.drafts]
+        return [self._next, *checking, *self.sampler.arrays(), *drafting]

@@ -8,7 +8,7 @@ is free, and a copy is a snapshot that later tokens do not touch.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
@@ -41,10 +41,16 @@ def _grown(rows: int, used: int) -> int:
 
 @dataclass
 class DeltaState:
-    """conv [B, 3, C] and delta float32 [B, Hv, Dv, Dk] of a gated-delta layer; None before the first token."""
+    """conv [B, 3, C] and delta float32 [B, Hv, Dv, Dk] of a gated-delta layer; None before the first token.
+
+    drafting: whether the tokens to come may be taken back. first: makes the states after so many of those that came;
+    None while none may be taken back.
+    """
 
     conv: mx.array | None = None
     delta: mx.array | None = None
+    drafting: bool = False
+    first: Callable[[int], tuple[mx.array, mx.array]] | None = None
 
     def arrays(self) -> list[mx.array]:
         return [a for a in (self.conv, self.delta) if a is not None]
@@ -134,6 +140,21 @@ class Cache:
     def copy(self) -> Cache:
         """A snapshot; costs nothing until one of the two goes on."""
         return Cache([replace(layer) for layer in self.layers], self.offset, self.start, self.rope_delta)
+
+    def begin_drafts(self) -> None:
+        """Of the tokens that the next pass adds, the last ones may be taken back, by ``end_drafts``."""
+        for layer in self.layers:
+            if isinstance(layer, DeltaState):
+                layer.drafting = True
+
+    def end_drafts(self, kept: int, of: int) -> None:
+        """Keep the first ``kept`` of the ``of`` tokens that came. Keys and values of the others are written over."""
+        self.offset -= of - kept
+        for layer in self.layers:
+            if isinstance(layer, DeltaState):
+                if layer.first is not None and kept < of:
+                    layer.conv, layer.delta = layer.first(kept)
+                layer.drafting, layer.first = False, None
 
     def arrays(self) -> list[mx.array]:
         starts = [] if self.start is None else [self.start]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
@@ -22,9 +23,13 @@ from mlx_delta.model.pictures import PicturePart
 from mlx_delta.model.rows import Span, over_spans
 from mlx_delta.model.weights import Weights
 from mlx_delta.ops import Matrix
+from mlx_delta.ops.matrix import part
 
 # Canonical names of modules.
 EMBEDDING, NORM, HEAD = "language_model.model.embed_tokens", "language_model.model.norm", "language_model.lm_head"
+# Drafts come of the first rows of lm_head, whose tokens were merged first for they are the most frequent, and of its
+# last, where special tokens are: reading all of a large one would cost a sixth of a token.
+_LARGE_VOCABULARY, _FREQUENT, _SPECIAL = 1 << 17, 1 << 15, 512
 LAYERS = "language_model.model.layers"  # each by its number: "language_model.model.layers.0"
 
 
@@ -185,6 +190,24 @@ class Network:
         """What ``draft`` gave [.., hidden] -> [.., V]."""
         assert self.mtp is not None
         return self.head(x, self.mtp.norm)
+
+    def draft_token(self, x: mx.array) -> mx.array:
+        """The likeliest token of what ``draft`` gave of one slot [1, 1, hidden], int32 [1]; of a large vocabulary only
+        among those that make up nearly all text."""
+        assert self.mtp is not None
+        if self.lm_head.rows < _LARGE_VOCABULARY:
+            return mx.argmax(self.draft_logits(x)[:, 0], axis=-1).astype(mx.int32)
+        tail = self.lm_head.rows - _SPECIAL
+        logits = ops.qmm(x, self._shortlist, norm=self.mtp.norm, eps=self.config.rms_norm_eps)
+        token = mx.argmax(logits[:, 0], axis=-1).astype(mx.int32)
+        return mx.where(token < _FREQUENT, token, token + (tail - _FREQUENT))
+
+    @cached_property
+    def _shortlist(self) -> tuple[Matrix, Matrix]:
+        return (
+            part(self.lm_head, 0, _FREQUENT),
+            part(self.lm_head, self.lm_head.rows - _SPECIAL, self.lm_head.rows),
+        )
 
     def matrices(self) -> Iterator[tuple[str, Matrix]]:
         """Every weight matrix that decoding a token reads, by its canonical module name."""

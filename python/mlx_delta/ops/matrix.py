@@ -6,7 +6,7 @@ import mlx.core as mx
 
 from mlx_delta._core import Matrix, use_huge_pages
 
-__all__ = ["Matrix", "dense", "use_huge_pages"]
+__all__ = ["Matrix", "dense", "part", "use_huge_pages"]
 
 
 _BLOCK = 4096  # rows dequantized at a time: mlx's CPU fallback needs several times their float32 size
@@ -18,6 +18,16 @@ def dense(matrix: Matrix) -> mx.array:
         return matrix.weight.astype(mx.float32)
     blocks = [rows(matrix, slice(i, i + _BLOCK)) for i in range(0, matrix.rows, _BLOCK)]
     return blocks[0] if len(blocks) == 1 else mx.concatenate(blocks)
+
+
+def part(matrix: Matrix, start: int, stop: int) -> Matrix:
+    """The rows [start, stop) of the matrix, where they lie."""
+    weight = matrix.weight[start:stop]
+    if matrix.scales is None or matrix.biases is None:
+        return Matrix.plain(weight)
+    scales, biases = matrix.scales[start:stop], matrix.biases[start:stop]
+    mx.eval(weight, scales, biases)
+    return Matrix.affine(weight, scales, biases, matrix.bits, matrix.group_size)
 
 
 def rows(matrix: Matrix, index: slice | mx.array) -> mx.array:

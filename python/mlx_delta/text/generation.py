@@ -91,6 +91,7 @@ class Generation:
         max_new_tokens: int,
         stop: Sequence[str] = (),
         cache: Cache | None = None,
+        drafts: int | None = 0,
         prompt_progress: Callable[[int, int], None] | None = None,
         logprobs: int | None = None,
         pictures: PicturePart | None = None,
@@ -113,6 +114,7 @@ class Generation:
             logprobs=logprobs,
             progress=prompt_progress,
             pictures=pictures,
+            speculation=engine.speculation(self.prompt_ids, drafts),
         )
         self._exclusive = Exclusive("generation")
         self._engine = engine
@@ -148,6 +150,16 @@ class Generation:
     def finish_reason(self) -> str | None:
         """None while it runs, then "stop" (end token or stop string) or "length"."""
         return self._reader.finish_reason
+
+    @property
+    def drafted_tokens(self) -> int:
+        """Tokens that were drafted and checked so far."""
+        return self._sequence.drafted[0]
+
+    @property
+    def accepted_tokens(self) -> int:
+        """Of these, how many came true."""
+        return self._sequence.drafted[1]
 
     @property
     def warnings(self) -> list[str]:
