@@ -336,7 +336,7 @@ def test_render_chat(model: LanguageModel) -> None:
         ({"messages": [{"role": "user", "content": 3}]}, r"messages\[0\]\.content: expected text or a list of parts"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
-            r"messages\[0\]\.content\[0\]: expected a part with text, found",
+            r"messages\[0\]\.content\[0\]: expected a picture, found a part with type",
         ),
         ({"max_new_tokens": 0}, "max_new_tokens: expected at least 1, found 0"),
         ({"thinking_budget": -1}, "thinking_budget: expected at least 0, found -1"),
