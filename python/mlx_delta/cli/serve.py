@@ -58,6 +58,13 @@ def serve(
     messages: Annotated[int, typer.Option("--max-messages", help="Most messages of a request; more get 422.")] = 4096,
     body_bytes: Annotated[int, typer.Option("--max-body-bytes", help="Largest request; larger ones get 413.")] = 32
     << 20,
+    prefix_cache_bytes: Annotated[
+        int | None,
+        typer.Option(
+            help="Most memory for what is kept of prompts and answers; 0 keeps nothing.",
+            show_default="an eighth of the machine's",
+        ),
+    ] = None,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write what is asked to the log.")] = False,
     dtype: Annotated[
         str | None,
@@ -99,7 +106,7 @@ def serve(
         directory = model_path(model)
         name = model.partition("@")[0] if is_named(model) else directory.resolve().name
         with stderr().status(f"loading {model}"):
-            loaded = load_model(directory, dtype)
+            loaded = load_model(directory, dtype, prefix_cache_bytes=prefix_cache_bytes)
         app = create_app(loaded, name=name, limits=limits, access=access, log_prompts=log_prompts)
         log_to_stderr()
         run(app, listener, f"serving {name} at ")

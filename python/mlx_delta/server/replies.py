@@ -13,9 +13,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from mlx_delta.errors import ArgumentError, MlxDeltaError, RequestError
+from mlx_delta.errors import ArgumentError, MlxDeltaError, QueueFullError, RequestError
 from mlx_delta.server.sse import to_json
 
+_RETRY_SECONDS = 5
 _ALTERNATIVE = re.compile(r"str|int|float|bool|[A-Z].*|.*[\[-].*")  # pydantic's names of a field's types
 _log = logging.getLogger("mlx_delta.server")
 
@@ -40,6 +41,8 @@ def refusal(error: Exception) -> RequestError:
     """Any error as one that a client is told; what is not the client's doing is logged, and told without details."""
     if isinstance(error, RequestError):
         return error
+    if isinstance(error, QueueFullError):
+        return RequestError(429, str(error), code="rate_limit_exceeded", retry_after=_RETRY_SECONDS)
     if isinstance(error, ArgumentError):
         name = error.argument
         field = _FIELDS.get(name, name)

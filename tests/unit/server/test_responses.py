@@ -63,7 +63,7 @@ def assembled(events: list[tuple[str | None, Any]]) -> list[dict[str, Any]]:
 
 def anonymous(value: Any) -> Any:
     if isinstance(value, dict):
-        hidden = {"id", "call_id", "created_at"}
+        hidden = {"id", "call_id", "created_at", "cached_tokens"}  # the second time more is kept
         return {name: anonymous(item) for name, item in value.items() if name not in hidden}
     return [anonymous(item) for item in value] if isinstance(value, list) else value
 
