@@ -161,6 +161,8 @@ class Engine:
 
     def _admit(self) -> None:
         self._drop_cancelled()
+        if not self._waiting:
+            return
         taken = sum(self._need(each) for each in self._going)
         while self._waiting and len(self._going) < self._most_rows:
             taken += self._need(self._waiting[0])
