@@ -22,6 +22,7 @@ NAMES = tuple(ChatOptions.__annotations__)
 # A value of a wrong type for each option.
 WRONG: dict[str, Any] = {
     "prompt_progress": 3,
+    "speculate": 2.5,
     "temperature": "0.7",
     "top_k": 2.5,
     "top_p": "1",
