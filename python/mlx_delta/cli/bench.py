@@ -10,6 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mlx_delta.cli.bench_view import (
+    decode_lines,
+    draw,
+    line,
+    loading,
+    memory,
+    prefill_lines,
+    summary_line,
+    table,
+)
 from mlx_delta.cli.command import register
 from mlx_delta.cli.errors import UsageError
 from mlx_delta.cli.options import NAMES
@@ -17,7 +27,6 @@ from mlx_delta.errors import ArgumentError, RedTests
 from mlx_delta.progress import Bars, megabytes
 
 if TYPE_CHECKING:
-    from mlx_delta.bench.kernels import Row, Summary
     from mlx_delta.bench.roofline import Point
     from mlx_delta.bench.timing import ReadBandwidth
     from mlx_delta.bench.whole_model import Decode, Prefill
@@ -70,7 +79,7 @@ def kernels(
         elif isinstance(row, Refusal):
             typer.echo(f"{row.case:42}refused: {row.refused}")
         else:
-            typer.echo(_line(row))
+            typer.echo(line(row))
         if isinstance(row, Refusal):
             refused.append(row.refused)
         else:
@@ -79,9 +88,9 @@ def kernels(
         raise RedTests(f"{len(refused)} of {len(cases)} cases differ from their reference: {refused[0]}")
     summary = summarize(rows)
     if summary is not None and not as_json:
-        typer.echo(_summary_line(summary))
+        typer.echo(summary_line(summary))
     points = [Point(row.case, row.flops, row.bytes, row.ms / 1e3) for row in rows if row.flops is not None]
-    _draw(plot, points, bandwidth.median(), f"Ops at the shapes of the {size_named(shape)}")
+    draw(plot, points, bandwidth.median(), f"Ops at the shapes of the {size_named(shape)}")
 
 
 def decode(
@@ -114,7 +123,7 @@ def decode(
             nbytes = row.bytes_per_token + row.cache_bytes_per_token
             yield (
                 row,
-                _decode_lines(row, rows[0]),
+                decode_lines(row, rows[0]),
                 Point(f"after {row.context}", flops, nbytes, 1 / row.tokens_per_second),
             )
 
@@ -146,7 +155,7 @@ def prefill(
         row = bench_prefill(network, context=context, tokens=tokens, rounds=repeats, bandwidth=bandwidth)
         nbytes = network.bytes_per_token * -(-tokens // CHUNK)
         seconds = tokens / row.tokens_per_second
-        yield row, _prefill_lines(row), Point("prefill", 2 * _weights_used(network) * tokens, nbytes, seconds)
+        yield row, prefill_lines(row), Point("prefill", 2 * _weights_used(network) * tokens, nbytes, seconds)
 
     _whole_model("Prefill", run, shape, layers, model, as_json, plot)
 
@@ -176,7 +185,7 @@ def throughput(
     if as_json:
         typer.echo(json.dumps({**facts, "concurrency": {str(row.concurrency): row.as_dict() for row in rows}}))
         return
-    _table({"machine": machine, "model": f"{facts['model']}, {facts['layers']} layers"})
+    table({"machine": machine, "model": f"{facts['model']}, {facts['layers']} layers"})
     typer.echo(f"{'clients':>8}{'tok/s':>9}{'times':>7}{'of each':>9}{'first':>10}{'99 %':>10}{'gap':>10}{'worst':>10}")
     for row in rows:
         seconds = (row.time_to_first_token, row.time_to_first_token_p99, row.gap, row.worst_gap)
@@ -217,13 +226,13 @@ def speculate(
     with Bars() as bars:
         network = random_network(size, layers=layers, progress=bars.task("random weights", megabytes), head=True)
     if not as_json:
-        _table({"machine": machine, "model": f"{size}, random weights, {network.config.num_layers} layers"})
+        table({"machine": machine, "model": f"{size}, random weights, {network.config.num_layers} layers"})
         typer.echo(f"{'drafts':>8}{'pass':>10}{'drafting':>10}{'checking':>10}{'tokens':>8}{'speedup':>9}")
     rows = simulate(network, drafts=(1, 2, 3, 4), acceptance=acceptance, context=context, rounds=repeats)
     for row in rows:
         times = "".join(f"{each:7.1f} ms" for each in (row.pass_ms, row.drafting_ms, row.checking_ms))
-        line = f"{row.drafts:8}{times}{row.tokens:8.2f}{row.speedup:9.2f}"
-        typer.echo(json.dumps(row.as_dict()) if as_json else line)
+        row_text = f"{row.drafts:8}{times}{row.tokens:8.2f}{row.speedup:9.2f}"
+        typer.echo(json.dumps(row.as_dict()) if as_json else row_text)
     best = max(rows, key=lambda row: row.speedup)
     facts = {"model": f"{size}, random weights", "layers": network.config.num_layers, **best.as_dict()}
     typer.echo(json.dumps(facts) if as_json else f"best: {best.drafts} drafts, {best.speedup:.2f} times as fast")
@@ -247,8 +256,8 @@ def _speculate_answers(model: str, tokens: int, repeats: int, as_json: bool) -> 
     if as_json:
         typer.echo(json.dumps({"model": model, **found}))
         return
-    _table({"machine": machine, "model": model})
-    _table({name: f"{value:.2f}" if isinstance(value, float) else str(value) for name, value in found.items()})
+    table({"machine": machine, "model": model})
+    table({name: f"{value:.2f}" if isinstance(value, float) else str(value) for name, value in found.items()})
 
 
 def _counts(text: str) -> list[int]:
@@ -280,17 +289,17 @@ def _whole_model(
     network, facts = _network(shape, layers, directory)
     bandwidth = ReadBandwidth()
     if not as_json:
-        _table({"machine": machine, "model": f"{facts['model']}, {facts['layers']} layers"})
+        table({"machine": machine, "model": f"{facts['model']}, {facts['layers']} layers"})
     points = []
     for row, lines, point in run(network, bandwidth):
         if as_json:
             typer.echo(json.dumps({**facts, **row.as_dict()}))
         else:
-            _table(lines)
+            table(lines)
         points.append(point)
     if not as_json:
-        _table(_memory(row.weight_bytes, row.peak_memory_bytes, row.peak_resident_bytes) | _loading(facts))
-    _draw(plot, points, bandwidth.median(), f"{title}, {facts['model']}")
+        table(memory(row.weight_bytes, row.peak_memory_bytes, row.peak_resident_bytes) | loading(facts))
+    draw(plot, points, bandwidth.median(), f"{title}, {facts['model']}")
 
 
 def model(
@@ -367,62 +376,6 @@ def _machine() -> str:
     if load > _core.cpu_threads() / 2:
         typer.echo(f"warning: load average {load:.1f}: other processes disturb these times", err=True)
     return f"{_core.cpu_isa()}, {_core.cpu_threads()} threads, bfloat16"
-
-
-def _line(row: Row) -> str:
-    speed = "" if row.flops is None else f"{row.flops / row.ms / 1e6:.0f}"
-    return (
-        f"{row.case:42}{row.bits:>8}{row.bytes / 1e6:9.3f}{row.ms:10.4f}{row.mad:8.4f}{speed:>9}{row.gbs:8.1f}"
-        f"{row.read_gbs:7.1f}{100 * row.share:6.0f}"
-    )
-
-
-def _summary_line(summary: Summary) -> str:
-    mean, least = 100 * summary.share_mean, 100 * summary.share_least
-    line = f"matrices, one row: {mean:.0f} % of the read bandwidth (least {least:.0f})"
-    if summary.eight_rows_mean is None:
-        return line
-    return f"{line}; eight rows cost {summary.eight_rows_mean:.2f} times one (most {summary.eight_rows_most:.2f})"
-
-
-def _decode_lines(row: Decode, first: Decode) -> dict[str, str]:
-    ratio = "" if row is first else f": {100 * row.tokens_per_second / first.tokens_per_second:.0f} % of the first"
-    return {
-        f"after {row.context}": f"{row.tokens_per_second:.2f} tok/s (MAD {row.tokens_per_second_mad:.2f}; {row.rounds} "
-        f"rounds of {row.tokens} tokens){ratio}",
-        "  read a token": f"{row.bytes_per_token:,} bytes of weights, {row.cache_bytes_per_token:,} of the cache",
-        "  bandwidth": f"{row.bandwidth_share * row.read_bandwidth_gbs:.1f} GB/s of weights, "
-        f"{100 * row.bandwidth_share:.0f} % of the {row.read_bandwidth_gbs:.1f} that this machine reads",
-    }
-
-
-def _prefill_lines(row: Prefill) -> dict[str, str]:
-    return {
-        "prefill": f"{row.tokens_per_second:.1f} tok/s (MAD {row.tokens_per_second_mad:.1f}; {row.rounds} prompts of "
-        f"{row.tokens} tokens after {row.context})",
-        "read bandwidth": f"{row.read_bandwidth_gbs:.1f} GB/s",
-    }
-
-
-def _memory(weights: int, arrays: int, resident: int | None) -> dict[str, str]:
-    process = "" if resident is None else f"; the process {resident / 1e6:,.0f} MB"
-    return {"peak memory": f"{arrays / 1e6:,.0f} MB of arrays, {weights / 1e6:,.0f} of them weights{process}"}
-
-
-def _loading(facts: dict[str, Any]) -> dict[str, str]:
-    return {} if facts["load_seconds"] is None else {"loaded in": f"{facts['load_seconds']:.2f} s"}
-
-
-def _table(lines: dict[str, str]) -> None:
-    for name, text in lines.items():
-        typer.echo(f"{name:16}{text}")
-
-
-def _draw(plot: Path | None, points: list[Point], bandwidth: float, title: str) -> None:
-    from mlx_delta.plot import save_roofline
-
-    if plot is not None:
-        save_roofline(points, bandwidth, plot, title)
 
 
 app = typer.Typer(
