@@ -17,6 +17,20 @@ struct MatrixView {
   int group_size;
   int64_t rows;
   int64_t cols;
+
+  // Rows n .. n + count, as a matrix.
+  MatrixView part(int64_t n, int64_t count) const {
+    MatrixView result = *this;
+    const auto skip = [](const void* p, int64_t bytes) { return static_cast<const char*>(p) + bytes; };
+    const int64_t value = type == DType::f32 ? 4 : 2;
+    result.data = skip(data, n * (bits == 0 ? cols * value : cols * bits / 8));
+    if (bits != 0) {
+      result.scales = skip(scales, n * (cols / group_size) * value);
+      result.biases = skip(biases, n * (cols / group_size) * value);
+    }
+    result.rows = count;
+    return result;
+  }
 };
 
 // A row of a matrix, or, for what is only prefetched, the place after its last one.

@@ -1,11 +1,14 @@
 // One call: x of a block of rows is prepared once (shared), then units of 16 output columns (48 for a prompt's rows,
 // see qmm/tiled_avx512.h) are shared out to the threads. A unit streams its weight rows from memory once for all rows
-// of the block.
+// of the block. Blocks of several products (those of experts) that are small go together, as one call's.
 #include "cpu/qmm.h"
+
+#include <new>
 
 #include "cpu/qmm/bf16.h"
 #include "cpu/qmm/fixed_x.h"
 #include "cpu/qmm/float.h"
+#include "cpu/qmm/products.h"
 #include "cpu/qmm/tiled_avx512.h"
 #include "cpu/qmm/tiled_int16.h"
 #include "cpu/runtime/threads.h"
@@ -21,8 +24,9 @@
 namespace mlx_delta::cpu::MLX_DELTA_ISA {
 namespace {
 
-// Scratch slots of the calling thread (x, shared) and of each thread (3 and 4: see multiply_*; kResultSlot).
-enum { kFloatSlot, kFixedSlot, kInverseSlot, kResultSlot = 5, kPairSlot };
+// Scratch slots of the calling thread (blocks, and their x, shared) and of each thread (3 and 4: see multiply_*;
+// kResultSlot).
+enum { kBlockSlot, kPreparedSlot, kResultSlot = 5 };
 
 // x of a block stays in a core's L2 while the weights pass: 768 KB of 16-bit fixed point.
 constexpr int64_t kBlockBytes = 768 * 1024;
@@ -79,26 +83,27 @@ template <typename T>
 struct Block {
   const QmmArgs& args;
   const T* x;
-  T* y;
   const T* residual;
-  int64_t M;
+  int64_t first, M;
+  const Block* after = nullptr;  // the block whose weights are read next
+  bool need_floats = false, need_pairs = false, need_layout[6] = {};
   FloatX floats{};
-  const float* inverse_rms;
+  float* inverse_rms = nullptr;
 #if defined(MLX_DELTA_FIXED)
   FixedX fixed[kLayouts];
+  char* bases[kLayouts] = {};
 #endif
 #if defined(__AVX512BF16__)
   PairX pairs{};
+  bf16* pair_blocks = nullptr;
 #endif
 
-  Block(const QmmArgs& a, int64_t first, int64_t count)
+  Block(const QmmArgs& a, int64_t from, int64_t count)
       : args(a),
-        x(static_cast<const T*>(a.x) + first * a.K),
-        y(static_cast<T*>(a.y) + first * a.N),
-        residual(a.residual ? static_cast<const T*>(a.residual) + first * a.N : nullptr),
+        x(static_cast<const T*>(a.x) + from * a.K),
+        residual(a.residual ? static_cast<const T*>(a.residual) + from * a.N : nullptr),
+        first(from),
         M(count) {
-    const int64_t K = args.K;
-    bool need_floats = false, need_pairs = false, need_layout[6] = {};
     for (int s = 0; s < args.segment_count; ++s) {
       if (bf16_pairs(args.segments[s], dtype_of<T>(), args.norm))
         need_pairs |= !takes_tiles(args.segments[s], dtype_of<T>(), args);
@@ -109,48 +114,71 @@ struct Block {
         need_layout[layout_of(args.segments[s])] = true;
 #endif
     }
-    const int64_t stride = (K + W - 1) / W * W;
-    float* data = need_floats ? scratch_of<float>(kFloatSlot, M * stride) : nullptr;
-    float* inverses = scratch_of<float>(kInverseSlot, M);
-    floats = {data, stride};
-    inverse_rms = inverses;
+  }
+
+  // Whether x is the same in the same forms, so that preparing it once is enough.
+  bool prepares_as(const Block& other) const {
+    return x == other.x && M == other.M && args.K == other.args.K && args.norm == other.args.norm &&
+           args.eps == other.args.eps && need_floats == other.need_floats && need_pairs == other.need_pairs &&
+           std::memcmp(need_layout, other.need_layout, sizeof(need_layout)) == 0;
+  }
+  void take_prepared(const Block& other) {
+    floats = other.floats;
+    inverse_rms = other.inverse_rms;
 #if defined(MLX_DELTA_FIXED)
-    int64_t bytes = 0;
-    for (int i = 0; i < kLayouts; ++i)
-      if (need_layout[i]) bytes += M * FixedSpace(i, K).row_bytes();
-    char* base = scratch_of<char>(kFixedSlot, bytes);
-    char* bases[kLayouts];
+    std::memcpy(fixed, other.fixed, sizeof(fixed));
+#endif
+#if defined(__AVX512BF16__)
+    pairs = other.pairs;
+#endif
+  }
+
+  // Places the prepared x at `base`, or, without one, says only how many bytes it takes.
+  int64_t place(char* base) {
+    const int64_t K = args.K;
+    int64_t at = 0;
+    const auto part = [&](int64_t bytes) {
+      char* const begin = base + at;
+      at += (bytes + 63) / 64 * 64;
+      return begin;
+    };
+    const int64_t stride = (K + W - 1) / W * W;
+    inverse_rms = reinterpret_cast<float*>(part(M * int64_t{sizeof(float)}));
+    floats = {nullptr, stride};
+    if (need_floats) floats.data = reinterpret_cast<float*>(part(M * stride * int64_t{sizeof(float)}));
+#if defined(MLX_DELTA_FIXED)
     for (int i = 0; i < kLayouts; ++i) {
-      bases[i] = base;
       if (!need_layout[i]) continue;
-      fixed[i] = FixedSpace(i, K).view(base, M);
-      base += M * FixedSpace(i, K).row_bytes();
+      bases[i] = part(M * FixedSpace(i, K).row_bytes());
+      fixed[i] = FixedSpace(i, K).view(bases[i], M);
     }
 #endif
 #if defined(__AVX512BF16__)
     const bool one = one_block(M, K);
-    bf16* blocks = need_pairs && !one
-                       ? scratch_of<bf16>(kPairSlot, M * ((K + kPairBlock - 1) / kPairBlock * kPairBlock))
-                       : nullptr;
-    pairs = {one ? reinterpret_cast<const bf16*>(x) : blocks, M, one ? K : kPairBlock};
+    if (need_pairs && !one)
+      pair_blocks = reinterpret_cast<bf16*>(
+          part(M * ((K + kPairBlock - 1) / kPairBlock * kPairBlock) * int64_t{sizeof(bf16)}));
+    pairs = {one ? reinterpret_cast<const bf16*>(x) : pair_blocks, M, one ? K : kPairBlock};
 #endif
-    // A few rows are prepared sooner than another thread hears of it.
-    parallel_for(M, M * K < 65536 ? M : 4, [&](int64_t from, int64_t to) {
-      for (int64_t m = from; m < to; ++m) {
-        const T* row = x + m * K;
-        inverses[m] = args.norm ? inverse_rms_of(row) : 1.0f;
-        if (need_floats) float_row(row, data + m * stride, stride);
+    return at;
+  }
+
+  void prepare(int64_t from, int64_t to) const {
+    const int64_t K = args.K;
+    for (int64_t m = from; m < to; ++m) {
+      const T* row = x + m * K;
+      inverse_rms[m] = args.norm ? inverse_rms_of(row) : 1.0f;
+      if (need_floats) float_row(row, const_cast<float*>(floats.data) + m * floats.stride, floats.stride);
 #if defined(__AVX512BF16__)
-        if (blocks)
-          for (int64_t k = 0; k < K; k += kPairBlock)
-            std::memcpy(blocks + k * M + m * kPairBlock, row + k, size_t(least(kPairBlock, K - k)) * sizeof(T));
+      if (pair_blocks)
+        for (int64_t k = 0; k < K; k += kPairBlock)
+          std::memcpy(pair_blocks + k * M + m * kPairBlock, row + k, size_t(least(kPairBlock, K - k)) * sizeof(T));
 #endif
 #if defined(MLX_DELTA_FIXED)
-        for (int i = 0; i < kLayouts; ++i)
-          if (need_layout[i]) FixedSpace(i, K).fix(i, row, args.norm, K, bases[i], M, m);
+      for (int i = 0; i < kLayouts; ++i)
+        if (need_layout[i]) FixedSpace(i, K).fix(i, row, args.norm, K, bases[i], M, m);
 #endif
-      }
-    });
+    }
   }
 
   float inverse_rms_of(const T* row) const {
@@ -221,29 +249,39 @@ struct Block {
         multiply(matrix, n + r, end - r, end < count ? RowOf{&matrix, n + end} : next, to + r * M);
       }
     };
-    const int64_t after = n + count;
+    const int64_t end = n + count;
+    RowOf next{&segment, end};
+    if (end == segment.rows && !args.swiglu && s + 1 < args.segment_count)
+      next = {&args.segments[s + 1], 0};
+    else if (end == segment.rows && after != nullptr)
+      next = {&after->args.segments[0], 0};
     if (args.swiglu) {
       multiply_units(segment, {&args.segments[1], n}, out);
-      multiply_units(args.segments[1], {&segment, after}, up);
+      multiply_units(args.segments[1], next, up);
     } else {
-      const bool last = after == segment.rows && s + 1 < args.segment_count;
-      multiply_units(segment, last ? RowOf{&args.segments[s + 1], 0} : RowOf{&segment, after}, out);
+      multiply_units(segment, next, out);
     }
     finish_all();
   }
 
   // Row m of y, columns from `column` on, from `count` products.
   void finish(int64_t m, int64_t column, int64_t count, const float* out, const float* up) const {
-    const int64_t first = m * args.N + column;
+    const int64_t at = m * args.N + column, y_at = at + first * args.N;
     const auto vector = [&](auto full, int64_t r, int64_t left) __attribute__((always_inline)) {
       const auto read = [&](const auto* p) { return full ? load(p + r) : load_part(p + r, left); };
       F value = read(out) * inverse_rms[m];
       if (args.swiglu) value = silu(value) * (read(up) * inverse_rms[m]);
-      if (residual) value += read(residual + first);
-      if constexpr (full)
-        store(value, y + first + r);
+      if (residual) value += read(residual + at);
+      const auto write = [&](auto* y) __attribute__((always_inline)) {
+        if constexpr (full)
+          store(value, y + y_at + r);
+        else
+          store_part(value, y + y_at + r, left);
+      };
+      if (args.float_y)
+        write(static_cast<float*>(args.y));
       else
-        store_part(value, y + first + r, left);
+        write(static_cast<T*>(args.y));
     };
     int64_t r = 0;
     for (; r + W <= count; r += W) vector(std::true_type{}, r, W);
@@ -260,47 +298,117 @@ struct Block {
   }
 #endif
 
-  void run() const {
-    int64_t first_unit[kMaxSegments + 1] = {}, first_column[kMaxSegments] = {};
-    int most_rows = kUnitRows;
-    const int segments = args.swiglu ? 1 : args.segment_count;  // the up rows are read beside the gate rows
-    for (int s = 0; s < segments; ++s) {
-      first_unit[s + 1] = first_unit[s] + (args.segments[s].rows + unit_rows(s) - 1) / unit_rows(s);
-      if (s + 1 < segments) first_column[s + 1] = first_column[s] + args.segments[s].rows;
-      most_rows = most(most_rows, unit_rows(s));
-    }
-    const int64_t units = first_unit[segments];
-    // A unit below some 64K multiplications is done sooner than another thread hears of it.
-    const int64_t least_units = most<int64_t>(1, 65536 / (most_rows * args.K * M));
-    parallel_for_shrinking(units, least_units, [&](int64_t from, int64_t to) {
-      int s = 0;
-      for (int64_t unit = from; unit < to;) {
-        while (unit >= first_unit[s + 1]) ++s;
-        // Tiles take a unit at a time, for the last row of a long prompt too.
-        const int64_t run = tiled(s) ? 1 : run_units(M);
-        const int64_t last = least(least(to, first_unit[s + 1]), unit + run);
-        const int64_t n = (unit - first_unit[s]) * unit_rows(s);
-        run_rows(s, n, least((last - unit) * unit_rows(s), args.segments[s].rows - n), first_column[s] + n);
-        unit = last;
+  // The units of its first segments, up to segment s.
+  int64_t units_before(int s) const {
+    int64_t units = 0;
+    for (int i = 0; i < s; ++i) units += (args.segments[i].rows + unit_rows(i) - 1) / unit_rows(i);
+    return units;
+  }
+  int segments() const { return args.swiglu ? 1 : args.segment_count; }  // the up rows are read beside the gate rows
+  int64_t units() const { return units_before(segments()); }
+
+  void run(int64_t from, int64_t to) const {
+    int64_t column = 0, first_unit = 0;
+    for (int s = 0; s < segments() && from < to; ++s) {
+      const int64_t end = units_before(s + 1);
+      // Tiles take a unit at a time, for the last row of a long prompt too.
+      const int64_t run = tiled(s) ? 1 : run_units(M);
+      while (from < least(to, end)) {
+        const int64_t last = least(least(to, end), from + run);
+        const int64_t n = (from - first_unit) * unit_rows(s);
+        run_rows(s, n, least((last - from) * unit_rows(s), args.segments[s].rows - n), column + n);
+        from = last;
       }
-    });
+      first_unit = end;
+      column += args.segments[s].rows;
+    }
   }
 };
 
+// The bytes of x that a product's blocks take at a time.
 template <typename T>
-void multiply_blocks(const QmmArgs& args) {
-  int64_t bytes = kBlockBytes;
+int64_t block_bytes(const QmmArgs& args) {
 #if defined(MLX_DELTA_TILED)
-  if (takes_tiles(args.segments[0], dtype_of<T>(), args)) bytes = kTiledBlockBytes;
+  if (takes_tiles(args.segments[0], dtype_of<T>(), args)) return kTiledBlockBytes;
 #endif
-  const int64_t most_rows = most<int64_t>(16, bytes / (2 * args.K) / 16 * 16);
-  const int64_t blocks = (args.M + most_rows - 1) / most_rows;
-  const int64_t rows = ((args.M + blocks - 1) / blocks + 15) / 16 * 16;
-  for (int64_t m = 0; m < args.M; m += rows) Block<T>(args, m, least(rows, args.M - m)).run();
+  return kBlockBytes;
+}
+
+// `count` blocks, as one pool of units.
+template <typename T>
+void run_blocks(Block<T>* blocks, int64_t count) {
+  int64_t bytes = 0, rows = 0, units = 0, work = 0;
+  const auto prepared = [&](int64_t b) { return b > 0 && blocks[b].prepares_as(blocks[b - 1]); };
+  for (int64_t b = 0; b < count; ++b) {
+    if (!prepared(b)) bytes += blocks[b].place(nullptr);
+    if (b + 1 < count) blocks[b].after = blocks + b + 1;
+  }
+  char* base = scratch_of<char>(kPreparedSlot, bytes);
+  for (int64_t b = 0; b < count; ++b) {
+    const int64_t of_block = blocks[b].units();
+    units += of_block;
+    for (int s = 0; s < blocks[b].segments(); ++s)
+      work = most(work, blocks[b].unit_rows(s) * blocks[b].args.K * blocks[b].M);
+    if (prepared(b)) {
+      blocks[b].take_prepared(blocks[b - 1]);
+      continue;
+    }
+    base += blocks[b].place(base);
+    rows += blocks[b].M;
+  }
+  // A few rows are prepared sooner than another thread hears of it.
+  parallel_for(rows, rows * blocks[0].args.K < 65536 ? rows : 4, [&](int64_t from, int64_t to) {
+    int64_t first = 0;
+    for (int64_t b = 0; b < count && first < to; ++b) {
+      if (prepared(b)) continue;
+      const int64_t M = blocks[b].M;
+      if (from < first + M) blocks[b].prepare(most<int64_t>(from - first, 0), least(to - first, M));
+      first += M;
+    }
+  });
+  // A unit below some 64K multiplications is done sooner than another thread hears of it.
+  parallel_for_shrinking(units, most<int64_t>(1, 65536 / work), [&](int64_t from, int64_t to) {
+    int64_t first = 0;
+    for (int64_t b = 0; b < count && first < to; ++b) {
+      const int64_t of_block = blocks[b].units();
+      if (from < first + of_block) blocks[b].run(most<int64_t>(from - first, 0), least(to - first, of_block));
+      first += of_block;
+    }
+  });
+}
+
+template <typename T>
+void multiply_products(const ProductArgs& products) {
+  int64_t most_blocks = 0;
+  const auto rows_of = [&](const QmmArgs& args) {
+    const int64_t most_rows = most<int64_t>(16, block_bytes<T>(args) / (2 * args.K) / 16 * 16);
+    const int64_t blocks = (args.M + most_rows - 1) / most_rows;
+    most_blocks += blocks;
+    return ((args.M + blocks - 1) / blocks + 15) / 16 * 16;
+  };
+  for (int64_t p = 0; p < products.count; ++p) rows_of(products.of[p]);
+  auto* blocks = static_cast<Block<T>*>(scratch(kBlockSlot, size_t(most_blocks) * sizeof(Block<T>)));
+  int64_t count = 0, bytes = 0;
+  for (int64_t p = 0; p < products.count; ++p) {
+    const QmmArgs& args = products.of[p];
+    const int64_t rows = rows_of(args);
+    for (int64_t m = 0; m < args.M; m += rows) {
+      const int64_t of_block = least(rows, args.M - m), size = of_block * 2 * args.K;
+      if (count > 0 && bytes + size > block_bytes<T>(args)) {
+        run_blocks(blocks, count);
+        count = bytes = 0;
+      }
+      new (blocks + count++) Block<T>(args, m, of_block);
+      bytes += size;
+    }
+  }
+  if (count > 0) run_blocks(blocks, count);
 }
 
 }  // namespace
 
-void qmm(DType type, const QmmArgs& args) { MLX_DELTA_DISPATCH(type, multiply_blocks, args) }
+void multiply_all(DType type, const ProductArgs& products) { MLX_DELTA_DISPATCH(type, multiply_products, products) }
+
+void qmm(DType type, const QmmArgs& args) { multiply_all(type, {&args, 1}); }
 
 }  // namespace mlx_delta::cpu::MLX_DELTA_ISA

@@ -20,6 +20,7 @@ struct QmmArgs {
   bool swiglu;  // segments are {gate, up}; y = silu(gate) * up
   int segment_count;
   MatrixView segments[kMaxSegments];
+  bool float_y = false;  // y is [M, N] of float, not of T
 };
 
 }  // namespace mlx_delta::cpu

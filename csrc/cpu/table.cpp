@@ -1,5 +1,5 @@
 // Compiled once per instruction set: the table of its kernels. Where only qmm gains by the set, it has a qmm of its
-// own, and the other kernels are those of the set named MLX_DELTA_BASE.
+// own, and what is made of it, and the other kernels are those of the set named MLX_DELTA_BASE.
 #include "cpu/kernels.h"
 
 #if !defined(MLX_DELTA_BASE)
@@ -16,7 +16,10 @@ int64_t multiply_add(int64_t);
 namespace mlx_delta::cpu::MLX_DELTA_ISA {
 
 using namespace MLX_DELTA_BASE;
-void qmm(DType, const QmmArgs&);  // hides the other's
+// They hide the other's.
+void experts(DType, const ExpertsArgs&);
+void qmm(DType, const QmmArgs&);
+void route(DType, const RouteArgs&);
 
 #define MLX_DELTA_STRING_OF(x) #x
 #define MLX_DELTA_STRING(x) MLX_DELTA_STRING_OF(x)

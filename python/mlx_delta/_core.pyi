@@ -77,6 +77,30 @@ def embedding(
     *,
     stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None,
 ) -> mlx.core.array: ...
+def experts(
+    x: mlx.core.array,
+    chosen: mlx.core.array,
+    weights: mlx.core.array,
+    matrices: Sequence[Matrix],
+    shared: Sequence[Matrix],
+    norm: mlx.core.array,
+    *,
+    eps: float = 1e-06,
+    stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None,
+) -> mlx.core.array: ...
+def experts_mlx(
+    x: mlx.core.array,
+    chosen: mlx.core.array,
+    weights: mlx.core.array,
+    matrices: Sequence[Matrix],
+    shared: Sequence[Matrix],
+    norm: mlx.core.array,
+    *,
+    eps: float = 1e-06,
+    stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None,
+) -> mlx.core.array:
+    """For tests: what experts is on a GPU, anywhere."""
+
 def fit_affine(
     weight: mlx.core.array,
     importance: mlx.core.array,
@@ -233,6 +257,28 @@ def qmm_mlx(
     stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None,
 ) -> mlx.core.array:
     """For tests: what qmm of many rows is on a GPU, anywhere."""
+
+def route(
+    x: mlx.core.array,
+    router: Matrix,
+    shared_gate: Matrix,
+    norm: mlx.core.array,
+    *,
+    chosen: int,
+    eps: float = 1e-06,
+    stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None,
+) -> tuple[mlx.core.array, mlx.core.array]: ...
+def route_mlx(
+    x: mlx.core.array,
+    router: Matrix,
+    shared_gate: Matrix,
+    norm: mlx.core.array,
+    *,
+    chosen: int,
+    eps: float = 1e-06,
+    stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None,
+) -> tuple[mlx.core.array, mlx.core.array]:
+    """For tests: what route is on a GPU, anywhere."""
 
 def sample(
     logits: mlx.core.array,

@@ -26,8 +26,9 @@ ISA_FLAGS = {
     "neondot": ["-DMLX_DELTA_ISA_NEON", "-mcpu=generic+dotprod"],
     "portable": [],
 }
-# As ISA_BASE of CMakeLists.txt: only qmm is compiled for the set, the other kernels are another's.
+# As ISA_BASE of CMakeLists.txt: only qmm and what is made of it are compiled for the set, all else is another's.
 BASE = {"neondot": "neon"}
+OWN = ("experts.cpp", "qmm.cpp", "route.cpp", "table.cpp")
 UNUSED = ["-Wno-unused-parameter", "-Wno-unused-variable"]  # what other instruction sets use
 
 
@@ -69,7 +70,11 @@ def program() -> Path:
     jobs = [(HERE / "run_calls.cpp", ())]
     for isa, options in ISA_FLAGS.items():
         own = [f"-DMLX_DELTA_ISA={isa}", *([f"-DMLX_DELTA_BASE={BASE[isa]}"] if isa in BASE else []), *options]
-        names = ("qmm.cpp", "table.cpp") if isa in BASE else sorted(path.name for path in CPU.glob("*.cpp"))
+        names = (
+            ("experts.cpp", "qmm.cpp", "route.cpp", "table.cpp")
+            if isa in BASE
+            else sorted(path.name for path in CPU.glob("*.cpp"))
+        )
         jobs += [(CPU / name, tuple(own)) for name in names]
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(lambda job: compiled(job[0], *job[1]), jobs))

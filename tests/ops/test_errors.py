@@ -29,6 +29,7 @@ def change(case: str, **new: object) -> Callable[[], object]:
 
 
 GDN, MIXER, CONV = "gated_delta-b2t5h2x2d64", "delta_mixer-b1t1h2x1d64", "conv1d-b1t3c33"
+ROUTE, EXPERTS = "route-float32", "experts-plain"
 PREPARE, ATTEND = "attention_prepare-b2t5h6:2d64at0axes0", "attention-b2t1h6:2d64l70"
 
 WRONG = {
@@ -108,6 +109,43 @@ WRONG = {
         lambda: ops.sample(X, repetition_penalty=0),
         "sample: repetition_penalty: expected a positive number",
     ),
+    "route router": (
+        change(ROUTE, router=lambda m: Matrix.plain(W)),
+        r"route: router: expected K = 200 columns as x has, found Matrix\(\[5, 64\]",
+    ),
+    "route shared_gate": (
+        change(ROUTE, shared_gate=lambda m: Matrix.plain(mx.zeros((2, 200)))),
+        r"route: shared_gate: expected \[1, 200\], found Matrix\(\[2, 200\]",
+    ),
+    "route chosen": (change(ROUTE, chosen=8), "route: chosen: expected 1 to the router's 7 rows, found 8"),
+    "route norm": (change(ROUTE, norm=W[0]), r"route: norm: expected shape \[200\], found float32 \[64\]"),
+    "route x": (change(ROUTE, x=X[:0]), r"route: x: expected non-empty \[.., K\], found float32 \[0, 64\]"),
+    "experts matrices": (
+        change(EXPERTS, matrices=lambda m: m[:2]),
+        "experts: matrices: expected gate, up and down, down with a multiple of K = 72 rows, found 2 matrices",
+    ),
+    "experts sizes": (
+        change(EXPERTS, matrices=lambda m: [m[0], m[0], m[1]]),
+        "experts: matrices: expected gate, up and down",
+    ),
+    "experts shared": (
+        change(EXPERTS, shared=lambda m: [m[0], m[1], m[1]]),
+        r"experts: shared: expected gate, up and down of one size, with K = 72, found Matrix\(\[24, 72\]",
+    ),
+    "experts chosen": (
+        change(EXPERTS, chosen=lambda c: c[:4]),
+        r"experts: chosen: expected shape \[5, 2\], found uint32 \[4, 2\]",
+    ),
+    "experts chosen dtype": (
+        change(EXPERTS, chosen=lambda c: c.astype(mx.int32)),
+        "experts: chosen: expected uint32, found int32",
+    ),
+    "experts weights": (
+        change(EXPERTS, weights=lambda w: w[:, :2]),
+        r"experts: weights: expected shape \[5, 3\], found float32 \[5, 2\]",
+    ),
+    "experts norm": (change(EXPERTS, norm=W[0]), r"experts: norm: expected shape \[72\], found float32 \[64\]"),
+    "experts eps": (change(EXPERTS, eps=0.0), "experts: eps: expected a positive number"),
     "embedding tokens": (
         lambda: ops.embedding(mx.zeros((2,)), Matrix.plain(W), mx.float32),
         r"embedding: tokens: expected a non-empty array of integers, found float32 \[2\]",

@@ -32,4 +32,5 @@ def config_of(size: str, layers: int | None = None) -> ModelConfig:
         if not 1 <= layers <= whole:
             raise ArgumentError(f"layers: expected 1 to {whole} for the {size}, found {layers}")
         text["num_hidden_layers"] = layers
-    return parse_config({"model_type": "qwen3_5", "text_config": text}, f"configs.json: {size}")
+    model_type = CONFIGS[size].get("model_type", "qwen3_5")
+    return parse_config({"model_type": model_type, "text_config": text}, f"configs.json: {size}")

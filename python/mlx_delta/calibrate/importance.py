@@ -17,10 +17,12 @@ from mlx_delta.calibrate.resume import Resumable
 from mlx_delta.conversion.imatrix_file import Calibration
 from mlx_delta.errors import CheckpointError
 from mlx_delta.language_model import LanguageModel
+from mlx_delta.ops.experts import expert_rows, observed_experts
 from mlx_delta.ops.matrix import Matrix
-from mlx_delta.ops.qmm import observed_products
+from mlx_delta.ops.qmm import observed_products, qmm
 
-_CHUNKS = ":chunks"  # beside the sums, which go by modules' names
+# Beside the sums, which go by modules' names: chunks, and after a name how many tokens each of its experts had.
+_CHUNKS, COUNTS = ":chunks", ":counts"
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,36 @@ def measure_importance(
             tick()
     if progress is not None:
         progress(Progress(done, len(chunks)))
-    return Calibration(sums, done, len(chunks[0]), tuple(datasets))
+    counts = {name.removesuffix(COUNTS): values for name, values in sums.items() if name.endswith(COUNTS)}
+    sums = {name: values for name, values in sums.items() if not name.endswith(COUNTS)}
+    return Calibration(sums, done, len(chunks[0]), tuple(datasets), counts)
+
+
+@dataclass(frozen=True)
+class ExpertSquares:
+    """Of one call of ``experts``: sums of x^2 [E, K] of what gate, up and down read; the tokens of each expert [E]."""
+
+    squares: tuple[mx.array, mx.array, mx.array]
+    tokens: mx.array
+
+
+def expert_squares(
+    x: mx.array, chosen: mx.array, matrices: Sequence[Matrix], norm: mx.array, eps: float
+) -> ExpertSquares:
+    rows, ids = x.reshape(-1, x.shape[-1]), np.array(chosen).reshape(-1, chosen.shape[-1])
+    count = matrices[2].rows // rows.shape[1]
+    read = mx.zeros((count, rows.shape[1]))
+    inner = mx.zeros((count, matrices[2].cols))
+    for e in range(count):
+        tokens = np.flatnonzero((ids == e).any(axis=1))
+        if not tokens.size:
+            continue
+        mine = rows[mx.array(tokens)].astype(mx.float32)
+        gate, up, _ = expert_rows(matrices, e, count)
+        read[e] = mx.square(mx.fast.rms_norm(mine, norm, eps)).sum(axis=0)
+        inner[e] = mx.square(qmm(mine, (gate, up), norm=norm, eps=eps, activation="swiglu")).sum(axis=0)
+    mx.eval(read, inner)
+    return ExpertSquares((read, read, inner), mx.array(np.bincount(ids.reshape(-1), minlength=count)))
 
 
 def _squares(model: LanguageModel, chunk: Sequence[int], names: dict[int, str]) -> dict[str, np.ndarray]:
@@ -71,10 +102,24 @@ def _squares(model: LanguageModel, chunk: Sequence[int], names: dict[int, str]) 
         if norm is not None:
             h = mx.fast.rms_norm(h, norm, eps)
         squares = mx.square(h).reshape(-1, h.shape[-1]).sum(axis=0)
-        seen.update((names[id(matrix)], squares) for matrix in matrices)
+        # Parts of an expert are looked at by themselves.
+        seen.update((names[id(matrix)], squares) for matrix in matrices if id(matrix) in names)
+
+    def observe_experts(
+        x: mx.array,
+        chosen: mx.array,
+        matrices: Sequence[Matrix],
+        shared: Sequence[Matrix],
+        norm: mx.array,
+        eps: float,
+    ) -> None:
+        qmm(qmm(x, shared[:2], norm=norm, eps=eps, activation="swiglu"), shared[2:])  # which is observed
+        found = expert_squares(x, chosen, matrices, norm, eps)
+        seen.update((names[id(matrix)], squares) for matrix, squares in zip(matrices, found.squares, strict=True))
+        seen.update((names[id(matrix)] + COUNTS, found.tokens) for matrix in matrices)
 
     x = mx.array(0)
-    with observed_products(observe):
+    with observed_products(observe), observed_experts(observe_experts):
         for x in model.network.hidden_states(mx.array([list(chunk)]), model.make_cache()):
             mx.eval(x, *seen.values())  # layer by layer: what a layer makes is gone before the next
         observe(x, [model.network.lm_head], model.network.norm, model.config.text.rms_norm_eps)

@@ -18,7 +18,7 @@ from pathlib import Path
 from mlx_delta.arch.base import Architecture
 from mlx_delta.checkpoint.tensors import Tensor
 from mlx_delta.config import Quantization
-from mlx_delta.conversion.recipe import WIDTHS, Recipe, TensorPlan, plan, uniform
+from mlx_delta.conversion.recipe import WIDTHS, Recipe, TensorPlan, is_matrix, plan, uniform
 from mlx_delta.errors import ArgumentError, ConvertError
 from mlx_delta.json_files import read_json
 
@@ -45,7 +45,7 @@ def auto(
     """
     text = [tensor for tensor in tensors if tensor.name.startswith("language_model.")]
     whole = {each.module: each for each in plan(text, Recipe((), None), architecture)}
-    wrong = next((module for module in sensitivity if module not in whole or len(whole[module].shape) != 2), None)
+    wrong = next((module for module in sensitivity if module not in whole or not is_matrix(whole[module])), None)
     if wrong is not None:
         raise ArgumentError(f"sensitivity: expected matrices of this model, found {wrong}")
     hulls = {module: _hull(whole[module], sensitivity[module], group_size) for module in sensitivity}

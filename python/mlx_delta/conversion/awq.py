@@ -63,10 +63,11 @@ def channel_scales(importance: np.ndarray, ratio: float) -> np.ndarray:
 
 
 def clean_importance(importance: np.ndarray) -> np.ndarray:
-    """Importance float32 [K] that is finite and positive: silent and broken channels get 1e-4 of the mean."""
+    """Importance float32 [K], or [E, K] of experts, that is finite and positive: silent and broken channels get 1e-4 of
+    the mean, and where all are silent each is as important as another."""
     values = np.where(np.isfinite(importance) & (importance > 0), importance, 0).astype(np.float32)
-    mean = float(values.mean(dtype=np.float64))
-    return np.maximum(values, np.float32(1e-4 * mean)) if mean > 0 else np.ones_like(values)
+    mean = values.mean(axis=-1, keepdims=True, dtype=np.float64)
+    return np.where(mean > 0, np.maximum(values, (1e-4 * mean).astype(np.float32)), np.float32(1))
 
 
 def quantization_error(weight: mx.array, width: Quantization, scales: np.ndarray, importance: np.ndarray) -> float:
@@ -149,22 +150,24 @@ def fold_layer(
         quantized = [(arrays[name], width) for name in consumers if (width := widths[name]) is not None]
         if not known or not quantized:
             continue
-        columns = arrays[consumers[0]].shape[1]
+        columns = arrays[consumers[0]].shape[-1]
         channels = None if fold.channels is None else fold.channels(weight, columns)
         ratios = _RATIOS if ratio is None else (ratio,)
-        # Matrices that read the same vector have the same importance, so the first speaks for all.
+        # Matrices that read the same vector have the same importance, so the first speaks for all; experts read it for
+        # their own tokens alone, and come after one that reads all.
         scales, chosen, plain_error, error = search_scales(quantized, known[0], channels, ratios)
         before = [result.arrays[name] for name in consumers]
         result.arrays[producer], folded, s = apply_fold(result.arrays[producer], before, scales, channels)
         result.arrays.update(zip(consumers, folded, strict=True))
         for name in consumers:  # what they read is x / s now
             module = name.removesuffix(".weight")
-            result.importance[module] = clean_importance(known[0]) / s**2
+            result.importance[module] = clean_importance(importance.get(module, known[0])) / s**2
             result.scales[module] = s
         result.gains.append(FoldGain(producer.removesuffix(".weight"), chosen, plain_error, error))
     return result
 
 
 def _sample(weight: mx.array) -> mx.array:
+    weight = weight.reshape(-1, weight.shape[-1])
     rows = np.unique(np.linspace(0, weight.shape[0] - 1, min(weight.shape[0], _SAMPLE_ROWS)).astype(np.int32))
     return weight[mx.array(rows)]

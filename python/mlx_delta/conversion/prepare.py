@@ -12,8 +12,8 @@ from mlx_delta.checkpoint.atomic import check_output_directory
 from mlx_delta.checkpoint.tensors import Tensor
 from mlx_delta.conversion.arguments import Arguments
 from mlx_delta.conversion.auto import Sensitivity, auto, check_target
-from mlx_delta.conversion.imatrix import Importance, check_importance, measured_channels, read_imatrix
-from mlx_delta.conversion.recipe import Recipe, TensorPlan, choose, plan, with_overrides
+from mlx_delta.conversion.imatrix import Importance, check_importance, measured_channels, read_imatrix, unseen_experts
+from mlx_delta.conversion.recipe import Recipe, TensorPlan, choose, is_matrix, plan, with_overrides
 from mlx_delta.errors import ArgumentError, ConvertError, TemplateError
 from mlx_delta.json_files import parse_json
 from mlx_delta.text.tokenizer import Tokenizer
@@ -59,7 +59,7 @@ class Prepared:
 
     def _modules(self) -> list[str]:
         ours = [name for name in self.tensors if not name.startswith("vision_tower.")]
-        return [name.removesuffix(".weight") for name in ours if len(self.tensors[name].shape) == 2]
+        return [name.removesuffix(".weight") for name in ours if is_matrix(self.tensors[name])]
 
     def _warnings(self, plans: Sequence[TensorPlan]) -> tuple[str, ...]:
         return (*self.notes, *self._without_importance(plans))
@@ -70,10 +70,15 @@ class Prepared:
             return ()
         channels = measured_channels({p.name: p.shape for p in plans}, {p.name: p.quantization for p in plans})
         missing = check_importance(self.importance, channels, imatrix)
-        if not missing:
-            return ()
-        names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        return (f"{imatrix}: {len(missing)} of {len(channels)} modules have no importance: {names}",)
+        notes = []
+        if missing:
+            names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+            notes.append(f"{imatrix}: {len(missing)} of {len(channels)} modules have no importance: {names}")
+        unseen, experts = unseen_experts(imatrix, self.checkpoint.config)
+        if unseen:
+            what = f"{imatrix}: {unseen} of {experts} experts were not seen"
+            notes.append(f"{what}: they are taken to read what others do")
+        return tuple(notes)
 
 
 def prepare(source: Path, out: Path, arguments: Arguments, *, force: bool = False, dry_run: bool = False) -> Prepared:

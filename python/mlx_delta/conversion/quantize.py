@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import mlx.core as mx
 import numpy as np
 
-from mlx_delta.conversion.fit import fit
+from mlx_delta.conversion.fit import Fit, fit
 from mlx_delta.conversion.moments import Feedback, fit_with_feedback
 from mlx_delta.conversion.recipe import TensorPlan
 
@@ -22,7 +22,8 @@ def encode(
     """The arrays that ``plan`` writes for ``array`` [..., any float dtype], in the order of ``plan.entries``.
 
     Kept: cast to the plan's dtype. Quantized: packed uint32 [N, K * bits / 32], then scales and biases
-    bfloat16 [N, K / group], fitted by ``importance`` [K] of the inputs (None: all equal). With ``feedback``, where
+    bfloat16 [N, K / group], fitted by ``importance`` [K] of the inputs (None: all equal). Of experts
+    [E, N, K] likewise, and importance may be each one's own, [E, K]. With ``feedback``, where
     importance is too, the array is first made to restore the original model's outputs, and errors are fed forward.
     ``fitted`` False is MLX's own ``mx.quantize``, of the matrix cast to bfloat16: it gives scales the matrix's dtype,
     and rounds q against the scales as they are stored.
@@ -33,10 +34,18 @@ def encode(
             array = mx.concatenate([block.astype(plan.dtype) for block in feedback.restored(array)])
         yield plan.name, array.astype(plan.dtype)
         return
-    if fitted:
-        found = fit(array, width, importance) if feedback is None else fit_with_feedback(array, width, feedback)
-        parts: tuple[mx.array, ...] = (found.packed, found.scales, found.biases)
-    else:
+    if not fitted:
         parts = tuple(mx.quantize(array.astype(mx.bfloat16), group_size=width.group_size, bits=width.bits))
+    elif feedback is not None:
+        parts = _parts(fit_with_feedback(array, width, feedback))
+    elif importance is not None and importance.ndim == 2:
+        each = [_parts(fit(array[e], width, importance[e])) for e in range(array.shape[0])]
+        parts = tuple(mx.stack(list(kind)) for kind in zip(*each, strict=True))
+    else:
+        parts = _parts(fit(array.reshape(-1, array.shape[-1]), width, importance))
     for entry, part in zip(plan.entries, parts, strict=True):
-        yield entry.name, part
+        yield entry.name, part.reshape(entry.shape)
+
+
+def _parts(fit: Fit) -> tuple[mx.array, ...]:
+    return fit.packed, fit.scales, fit.biases

@@ -20,6 +20,7 @@ from mlx_delta.checkpoint.tensors import Tensor
 from mlx_delta.config import Quantization
 from mlx_delta.errors import ArgumentError, ConvertError
 from mlx_delta.json_files import read_json
+from mlx_delta.model.experts import EXPERTS
 
 WIDTHS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
@@ -66,10 +67,10 @@ class TensorPlan:
         """The tensors written for this one: itself, or packed weight, scales and biases."""
         if self.quantization is None:
             return (Entry(self.name, self.shape, self.dtype),)
-        rows, columns = self.shape
-        groups = (rows, columns // self.quantization.group_size)
+        *rows, columns = self.shape
+        groups = (*rows, columns // self.quantization.group_size)
         return (
-            Entry(self.name, (rows, columns * self.quantization.bits // 32), mx.uint32),
+            Entry(self.name, (*rows, columns * self.quantization.bits // 32), mx.uint32),
             Entry(f"{self.module}.scales", groups, mx.bfloat16),
             Entry(f"{self.module}.biases", groups, mx.bfloat16),
         )
@@ -154,6 +155,11 @@ def _override(value: object, group_size: int, origin: str) -> Quantization | Non
     return found
 
 
+def is_matrix(tensor: Tensor | TensorPlan) -> bool:
+    """Whether it can be quantized: a matrix [N, K], or those of all experts [E, N, K]."""
+    return len(tensor.shape) == 2 or EXPERTS in tensor.name
+
+
 def plan(tensors: Iterable[Tensor], recipe: Recipe, architecture: Architecture) -> tuple[TensorPlan, ...]:
     """What becomes of each tensor, in their order. Only the language model's matrices are quantized.
 
@@ -163,10 +169,11 @@ def plan(tensors: Iterable[Tensor], recipe: Recipe, architecture: Architecture) 
 
 
 def _plan_one(tensor: Tensor, recipe: Recipe, architecture: Architecture) -> TensorPlan:
-    width = recipe.width(tensor.name.removesuffix(".weight")) if len(tensor.shape) == 2 else None
-    if width is not None and tensor.shape[1] % width.group_size:
+    columns = tensor.shape[-1]
+    width = recipe.width(tensor.name.removesuffix(".weight")) if is_matrix(tensor) else None
+    if width is not None and columns % width.group_size:
         raise ConvertError(
-            f"{tensor.name}: expected a multiple of the group size {width.group_size} along K, found {tensor.shape[1]}"
+            f"{tensor.name}: expected a multiple of the group size {width.group_size} along K, found {columns}"
         )
     keep = tensor.name.endswith(architecture.recipes.kept) or not mx.issubdtype(tensor.dtype, mx.floating)
     dtype = tensor.dtype if keep else mx.bfloat16

@@ -11,12 +11,11 @@ from fractions import Fraction
 
 import mlx.core as mx
 
+from mlx_delta import ops
 from mlx_delta.errors import ArgumentError
 from mlx_delta.model.layers import Stage, normed
 from mlx_delta.model.weights import Weights
 from mlx_delta.ops import Matrix
-from mlx_delta.ops.experts import experts_reference
-from mlx_delta.ops.route import route_reference
 
 EXPERTS = ".switch_mlp."  # in the canonical names of what all experts of a layer have, [E, N, K]
 
@@ -56,12 +55,11 @@ class Experts:
 
     def __call__(self, x: mx.array, eps: float) -> mx.array:
         chosen, weights = self.route(x, eps)
-        y = experts_reference(x, chosen, weights, self.experts, self.shared, self.norm, eps=eps)
-        return y.astype(x.dtype)
+        return ops.experts(x, chosen, weights, self.experts, self.shared, self.norm, eps=eps)
 
     def route(self, x: mx.array, eps: float) -> tuple[mx.array, mx.array]:
         """uint32 [.., k], the experts of each token; float32 [.., k + 1], their weights and the shared expert's."""
-        return route_reference(x, self.router, self.shared_gate, self.norm, chosen=self.chosen, eps=eps)
+        return ops.route(x, self.router, self.shared_gate, self.norm, chosen=self.chosen, eps=eps)
 
     def stages(self, eps: float) -> list[Stage]:
         def named(module: str, *matrices: Matrix) -> dict[str, Matrix]:

@@ -12,10 +12,12 @@ from mlx_delta.ops.attention_prepare import attention_prepare, attention_prepare
 from mlx_delta.ops.conv1d import conv1d, conv1d_reference
 from mlx_delta.ops.delta_mixer import delta_mixer, delta_mixer_reference
 from mlx_delta.ops.embedding import embedding, embedding_reference
+from mlx_delta.ops.experts import experts, experts_reference
 from mlx_delta.ops.gated_delta import gated_delta, gated_delta_reference
 from mlx_delta.ops.gated_norm import gated_norm, gated_norm_reference
 from mlx_delta.ops.matrix import Matrix, dense
 from mlx_delta.ops.qmm import qmm, qmm_reference
+from mlx_delta.ops.route import route, route_reference
 from mlx_delta.ops.sample import sample, sample_reference
 
 __all__ = [
@@ -31,12 +33,16 @@ __all__ = [
     "dense",
     "embedding",
     "embedding_reference",
+    "experts",
+    "experts_reference",
     "gated_delta",
     "gated_delta_reference",
     "gated_norm",
     "gated_norm_reference",
     "qmm",
     "qmm_reference",
+    "route",
+    "route_reference",
     "sample",
     "sample_reference",
 ]

@@ -45,8 +45,19 @@ class _Keys:
         return value
 
 
-def config_from_gguf(metadata: Metadata, shapes: Mapping[str, tuple[int, ...]], path: Path) -> dict[str, Any]:
+_MLP = {"intermediate_size": "feed_forward_length"}
+
+
+def config_from_gguf(
+    metadata: Metadata,
+    shapes: Mapping[str, tuple[int, ...]],
+    path: Path,
+    model_type: str = "qwen3_5",
+    feed_forward: Mapping[str, str] = _MLP,
+) -> dict[str, Any]:
     """The config.json that the checkpoint had, as far as its text model goes.
+
+    feed_forward: what of it is about what follows a layer's mixer -> GGUF's key.
 
     ``shapes``, by GGUF name, give the vocabulary, padding rows included, whether the embeddings are tied, and which
     layers are of which kind: files differ in the keys that say so, and some have none.
@@ -62,9 +73,9 @@ def config_from_gguf(metadata: Metadata, shapes: Mapping[str, tuple[int, ...]], 
     sections = _sections(keys, path)
     eos = token_ids(metadata, "eos_token_id", path)
     text = {
-        "model_type": "qwen3_5_text",
+        "model_type": f"{model_type}_text",
         "hidden_size": keys.integer("embedding_length"),
-        "intermediate_size": keys.integer("feed_forward_length"),
+        **{name: keys.integer(key) for name, key in feed_forward.items()},
         "vocab_size": shapes["token_embd.weight"][0],
         "num_hidden_layers": len(layers),
         "layer_types": layers,
@@ -94,8 +105,10 @@ def config_from_gguf(metadata: Metadata, shapes: Mapping[str, tuple[int, ...]], 
         "eos_token_id": eos[0] if eos else None,
     }
     return {
-        "architectures": ["Qwen3_5ForConditionalGeneration"],
-        "model_type": "qwen3_5",
+        "architectures": [
+            "Qwen3_5MoeForConditionalGeneration" if model_type == "qwen3_5_moe" else "Qwen3_5ForConditionalGeneration"
+        ],
+        "model_type": model_type,
         "text_config": text,
         "tie_word_embeddings": tied,
     }

@@ -71,6 +71,8 @@ class GGUFSource:
         shape, dtype = self._file.shapes[self._stored[name]], self._file.dtype(self._stored[name])
         if name.endswith(".conv1d.weight"):
             shape = (*(n for n in shape if n != 1), 1)  # the axis of 1 may be there
+        if name.endswith(".shared_expert_gate.weight"):
+            shape = (1, *(n for n in shape if n != 1))
         if name.endswith((".A_log", ".dt_bias")):
             dtype = self._parameter_dtype(name)
         return TensorInfo(shape, dtype, math.prod(shape) * dtype.size, self.path)

@@ -7,6 +7,8 @@ from dataclasses import replace
 from mlx_delta.arch.qwen3_5 import QWEN3_5
 from mlx_delta.arch.qwen3_5_moe.components import COMPONENTS
 from mlx_delta.arch.qwen3_5_moe.config import text_config
+from mlx_delta.arch.qwen3_5_moe.folds import FOLDS
+from mlx_delta.arch.qwen3_5_moe.gguf import GGUF
 from mlx_delta.arch.qwen3_5_moe.network import layer, network
 from mlx_delta.arch.qwen3_5_moe.recipe import RECIPES
 from mlx_delta.arch.qwen3_5_moe.shapes import mtp_shapes, text_shapes
@@ -24,7 +26,8 @@ QWEN3_5_MOE = replace(
     layer=layer,
     feed_forward=Experts.from_weights,
     recipes=RECIPES,
-    gguf=None,
+    folds=FOLDS,
+    gguf=GGUF,
     source=ExpertSource,
     shares=None,
 )

@@ -1,8 +1,7 @@
 """How wide the recipes make the matrices of Qwen3.5 with experts.
 
-What chooses stays precise: the router at 8 bits by the recipes for all, as mlx-lm has it, and whole by unsloth; a
-token that goes to another expert is another answer. The shared expert and the mixers read every token, and are a small
-part of the weights.
+What chooses stays whole: a token that goes to another expert is another answer, and a router is 1 MB of a layer's 400.
+The shared expert and the mixers read every token, and are a small part of the weights.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ _MLP = "language_model.*.mlp."
 
 RECIPES = replace(
     DENSE,
+    fixed=(*DENSE.fixed, "mlp.gate", "mlp.shared_expert_gate"),
     unsloth=(
         (f"{_MLP}switch_mlp.gate_proj", 0),
         (f"{_MLP}switch_mlp.up_proj", 0),

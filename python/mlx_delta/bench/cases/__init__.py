@@ -6,7 +6,7 @@ from a seeded generator, so a case is the same everywhere.
 
 from __future__ import annotations
 
-from mlx_delta.bench.cases import attention, delta, ends, qmm
+from mlx_delta.bench.cases import attention, delta, ends, experts, qmm
 from mlx_delta.bench.cases.case import BOUNDS as BOUNDS
 from mlx_delta.bench.cases.case import DTYPES as DTYPES
 from mlx_delta.bench.cases.case import Arguments as Arguments
@@ -19,7 +19,7 @@ from mlx_delta.bench.sizes import config_of
 def cases_of(size: str) -> list[Case]:
     """The small cases of every op, which are those of any size, and the real ones at the shapes of ``size`` ("9B")."""
     text = config_of(size).text
-    return [case for module in (qmm, ends, delta, attention) for case in module.cases(size.lower(), text)]
+    return [case for module in (qmm, ends, delta, attention, experts) for case in module.cases(size.lower(), text)]
 
 
 # What tests run, on an emulated GPU too: of the real shapes those of one token.
