@@ -22,6 +22,22 @@ struct QmmParams {
   int first_column[MLX_DELTA_MAX_SEGMENTS];
 };
 
+struct RouteParams {
+  int E;
+  float eps;
+  int k;
+};
+
+struct ExpertsParams {
+  int M;
+  int k;
+  int E;
+  int rows;         // of an expert's matrix: gate and up, or down
+  int shared_rows;  // likewise of the shared one
+  int stride;       // from one pair's values between the products to the next one's
+  float eps;
+};
+
 struct EmbeddingParams {
   int rows;
   int cols;

@@ -1,6 +1,6 @@
 // Tokens are sorted by their experts, so that each expert that any of them chose is read once for all of its tokens, by
-// two pools of products: gate and up of all of these with SwiGLU, then down. What comes of them is weighted and added up
-// in the order in which a token chose, so that other tokens change no bit of it.
+// two pools of products: gate and up of all of these with SwiGLU, then down. What comes of them is weighted and added
+// up in the order in which a token chose, so that other tokens change no bit of it.
 #include "cpu/experts.h"
 
 #include "cpu/qmm/products.h"
@@ -41,8 +41,8 @@ struct Tokens {
   int64_t* first;  // [E + 1], of each expert
   int32_t* place;  // [M, k], -1: no such expert
   T* rows;
-  T* inner;
-  T* shared_inner;
+  float* inner;
+  float* shared_inner;
   float* products;
   float* shared_products;
 
@@ -64,8 +64,8 @@ struct Tokens {
     first = parts.take<int64_t>(args.E + 1);
     place = parts.take<int32_t>(pairs);
     rows = parts.take<T>(M == 1 ? 0 : pairs * args.K);
-    inner = parts.take<T>(pairs * I);
-    shared_inner = parts.take<T>(M * shared_I);
+    inner = parts.take<float>(pairs * I);
+    shared_inner = parts.take<float>(M * shared_I);
     products = parts.take<float>(pairs * args.K);
     shared_products = parts.take<float>(M * args.K);
   }
@@ -81,35 +81,39 @@ struct Tokens {
     if (M == 1) return;  // all experts read the one row
     parallel_for(M, 16, [&](int64_t from, int64_t to) {
       for (int64_t i = from * args.k; i < to * args.k; ++i)
-        if (place[i] >= 0)
-          std::memcpy(rows + place[i] * args.K, x + i / args.k * args.K, size_t(args.K) * sizeof(T));
+        if (place[i] >= 0) std::memcpy(rows + place[i] * args.K, x + i / args.k * args.K, size_t(args.K) * sizeof(T));
     });
   }
 
   void multiply(DType type) const {
-    auto* products_of = static_cast<QmmArgs*>(scratch(kProductSlot, size_t(least(pairs, args.E) + 1) * sizeof(QmmArgs)));
-    const auto run = [&](const auto& product, const QmmArgs& shared_product) {
+    auto* products_of =
+        static_cast<QmmArgs*>(scratch(kProductSlot, size_t(least(pairs, args.E) + 1) * sizeof(QmmArgs)));
+    const auto run = [&](DType type_of_x, const auto& product, const QmmArgs& shared_product) {
       int64_t count = 0;
       for (int64_t e = 0; e < args.E; ++e)
         if (first[e] < first[e + 1]) products_of[count++] = product(e, first[e], first[e + 1] - first[e]);
       products_of[count++] = shared_product;
-      multiply_all(type, {products_of, count});
+      multiply_all(type_of_x, {products_of, count});
     };
-    const auto gate_up = [&](const MatrixView& gate, const MatrixView& up, const T* in, T* out, int64_t count) {
-      return QmmArgs{in, args.norm, nullptr, out, count, args.positions, args.K, gate.rows, args.eps, true, 2,
-                     {gate, up}};
+    const auto gate_up = [&](const MatrixView& gate, const MatrixView& up, const T* in, float* out, int64_t count) {
+      return QmmArgs{in,       args.norm, nullptr, out,        count, args.positions, args.K, gate.rows,
+                     args.eps, true,      2,       {gate, up}, true};
     };
-    const auto down = [&](const MatrixView& matrix, const T* in, float* out, int64_t count) {
-      return QmmArgs{in, nullptr, nullptr, out, count, args.positions, matrix.cols, args.K, args.eps, false, 1,
-                     {matrix}, true};
+    // Where x is bfloat16 its fixed point is far closer than it is itself, so what comes of it is rounded to that
+    // alone.
+    const auto down = [&](const MatrixView& matrix, const float* in, float* out, int64_t count) {
+      return QmmArgs{in,     nullptr,  nullptr, out, count,    args.positions, matrix.cols,
+                     args.K, args.eps, false,   1,   {matrix}, true,           type == DType::bf16};
     };
     run(
+        type,
         [&](int64_t e, int64_t at, int64_t count) {
           return gate_up(args.experts[0].part(e * I, I), args.experts[1].part(e * I, I),
                          M == 1 ? x : rows + at * args.K, inner + at * I, count);
         },
         gate_up(args.shared[0], args.shared[1], x, shared_inner, M));
     run(
+        DType::f32,
         [&](int64_t e, int64_t at, int64_t count) {
           return down(args.experts[2].part(e * args.K, args.K), inner + at * I, products + at * args.K, count);
         },

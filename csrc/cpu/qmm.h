@@ -21,6 +21,7 @@ struct QmmArgs {
   int segment_count;
   MatrixView segments[kMaxSegments];
   bool float_y = false;  // y is [M, N] of float, not of T
+  bool fixed_x = false;  // x, of any T, may be taken in fixed point, as that of bfloat16 is
 };
 
 }  // namespace mlx_delta::cpu

@@ -37,8 +37,9 @@ void choose(const float* logits, int64_t count, int64_t k, uint32_t* chosen, flo
 void route(DType type, const RouteArgs& args) {
   const int64_t E = args.router.rows, N = E + 1;
   float* logits = scratch_of<float>(kLogitsSlot, args.M * N);
-  const QmmArgs product{args.x, args.norm, nullptr, logits, args.M, args.positions, args.K, N, args.eps, false, 2,
-                        {args.router, args.shared_gate}, true};
+  const QmmArgs product{args.x, args.norm, nullptr,  logits, args.M, args.positions,
+                        args.K, N,         args.eps, false,  2,      {args.router, args.shared_gate},
+                        true};
   multiply_all(type, {&product, 1});
   parallel_for(args.M, most<int64_t>(1, 16384 / (N * args.k)), [&](int64_t from, int64_t to) {
     for (int64_t m = from; m < to; ++m) {

@@ -4,12 +4,13 @@
 //   a_e  = silu(h @ gate_e^T) * (h @ up_e^T)                                                     [.., I]
 //   y    = x + sum_i weights_i * a_e(i) @ down_e(i)^T + weights_k * a_shared @ down_shared^T     [.., K]
 //
-// e(i) = chosen_i, for i < k. x: float32, float16 or bfloat16; so are y, and the a between the two products. The experts
-// of a kind lie one below the other: gate, up [E * I, K], down [E * K, I]. Sums are float32. A row of y has the same
-// bits whatever the number of rows of x. Where chosen_i is no expert, y is NaN.
+// e(i) = chosen_i, for i < k. x: float32, float16 or bfloat16; so is y. The experts of a kind lie one below the other:
+// gate, up [E * I, K], down [E * K, I]. Sums, and the a, are float32. A row of y has the same bits whatever the number
+// of rows of x. Where chosen_i is no expert, y is NaN.
 #include "cpu/experts.h"
 
 #include "cpu/kernels.h"
+#include "gpu/plans/experts.h"
 #include "ops/binding.h"
 #include "ops/checks.h"
 #include "ops/evaluation.h"
@@ -17,12 +18,23 @@
 #include "ops/inputs.h"
 #include "ops/matrix.h"
 #include "ops/primitive.h"
+#include "ops/qmm_segment.h"
 
 namespace mlx_delta {
 namespace {
 
 constexpr const char* kOp = "experts";
 constexpr int kMatrices = 3;  // gate, up, down
+
+gpu::ExpertsShape shape_of(const mx::array& x, const mx::array& chosen, const std::vector<Matrix>& matrices,
+                           int experts, float eps) {
+  const int K = x.shape(-1);
+  gpu::ExpertsShape shape{metal_type(x.dtype()), int(x.size()) / K, K, chosen.shape(-1), experts, eps, {}, {}};
+  int next = 4;
+  for (int i = 0; i < 2 * kMatrices; ++i)
+    (i < kMatrices ? shape.matrices[i] : shape.shared[i - kMatrices]) = qmm_segment(matrices[size_t(i)], next);
+  return shape;
+}
 
 class Experts : public Primitive {
  public:
@@ -52,8 +64,10 @@ class Experts : public Primitive {
     run_kernel(stream(), cpu::kernels().experts, x.dtype(), args);
   }
 
-  gpu::Plan plan(const std::vector<mx::array>&, const std::vector<mx::array>&) const override {
-    throw std::invalid_argument("experts: no kernel for a GPU: MLX's operations run there");
+  gpu::Plan plan(const std::vector<mx::array>& inputs, const std::vector<mx::array>&) const override {
+    const gpu::ExpertsShape shape = shape_of(inputs[0], inputs[1], matrices_, experts_, eps_);
+    if (!has_kernel(shape)) throw gpu::NoKernel("experts: no kernel for " + std::to_string(shape.M) + " rows");
+    return gpu::plan(shape);
   }
 
  private:
@@ -81,7 +95,8 @@ mx::array experts(const mx::array& x, const mx::array& chosen, const mx::array& 
   const int K = x.shape(-1);
   if (matrices.size() != kMatrices || matrices[2].rows % K != 0)
     fail(kOp, "matrices", "gate, up and down, down with a multiple of K = " + std::to_string(K) + " rows",
-         std::to_string(matrices.size()) + " matrices" + (matrices.empty() ? "" : ", the last " + matrices.back().repr()));
+         std::to_string(matrices.size()) + " matrices" +
+             (matrices.empty() ? "" : ", the last " + matrices.back().repr()));
   const int count = matrices[2].rows / K;
   check_matrices("matrices", matrices, K, count);
   check_matrices("shared", shared, K, 1);
@@ -98,11 +113,12 @@ mx::array experts(const mx::array& x, const mx::array& chosen, const mx::array& 
   check_float(kOp, "norm", norm);
   check_positive(kOp, "eps", eps);
 
-  if (on_gpu(s)) return experts_mlx(x, chosen, weights, matrices, shared, norm, eps, s);
-  std::vector<mx::array> inputs{contiguous(x, s), contiguous(chosen, s), contiguous(weights, s),
-                                float_parameter(norm, s)};
   std::vector<Matrix> all = matrices;
   all.insert(all.end(), shared.begin(), shared.end());
+  if (on_gpu(s) && !has_kernel(shape_of(x, chosen, all, count, eps)))
+    return experts_mlx(x, chosen, weights, matrices, shared, norm, eps, s);
+  std::vector<mx::array> inputs{contiguous(x, s), contiguous(chosen, s), contiguous(weights, s),
+                                float_parameter(norm, s)};
   for (const Matrix& matrix : all)
     for (mx::array& input : matrix.inputs(s)) inputs.push_back(std::move(input));
   return mx::array(x.shape(), x.dtype(), std::make_shared<Experts>(s, std::move(all), count, eps), std::move(inputs));

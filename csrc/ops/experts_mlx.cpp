@@ -69,12 +69,10 @@ mx::array experts_mlx(const mx::array& x, const mx::array& chosen, const mx::arr
   }();
   const mx::array down = mx::reshape(multiply(inner, matrices[2], experts, expert, s), {M * k, K}, s);
   const mx::array products = mx::reshape(mx::take(down, mx::argsort(order, s), 0, s), {M, k, K}, s);
-  const mx::array of_shared =
-      qmm_mlx(qmm_mlx(h, {shared[0], shared[1]}, std::nullopt, eps, std::nullopt, true, s), {shared[2]}, std::nullopt,
-              eps, std::nullopt, false, s);
+  const mx::array of_shared = qmm_mlx(qmm_mlx(h, {shared[0], shared[1]}, std::nullopt, eps, std::nullopt, true, s),
+                                      {shared[2]}, std::nullopt, eps, std::nullopt, false, s);
   const mx::array all = mx::concatenate({products, mx::reshape(of_shared, {M, 1, K}, s)}, 1, s);
-  const mx::array weighted =
-      mx::multiply(in_float(all, s), mx::reshape(weights, {M, k + 1, 1}, s), s);
+  const mx::array weighted = mx::multiply(in_float(all, s), mx::reshape(weights, {M, k + 1, 1}, s), s);
   const mx::array sum = mx::reshape(mx::sum(weighted, 1, false, s), x.shape(), s);
   return mx::astype(mx::add(in_float(x, s), sum, s), x.dtype(), s);
 }

@@ -19,6 +19,7 @@
 #include "ops/matrix.h"
 #include "ops/primitive.h"
 #include "ops/qmm_mlx.h"
+#include "ops/qmm_segment.h"
 
 namespace mlx_delta {
 namespace {
@@ -65,11 +66,7 @@ class Qmm : public Primitive {
     const int K = x.shape(-1), N = outputs[0].shape(-1);
     gpu::QmmShape shape{metal_type(x.dtype()), int(x.size()) / K, K, N, eps_, swiglu_, norm_, residual_, {}};
     int next = first_segment_;
-    for (const Matrix& segment : segments_) {
-      const mx::Dtype type = segment.quantized() ? segment.scales->dtype() : segment.weight.dtype();
-      shape.segments.push_back({metal_type(type), segment.bits, segment.group_size, segment.rows, next});
-      next += segment.input_count();
-    }
+    for (const Matrix& segment : segments_) shape.segments.push_back(qmm_segment(segment, next));
     return gpu::plan(shape);
   }
 

@@ -11,6 +11,8 @@
 #include "cpu/route.h"
 
 #include "cpu/kernels.h"
+#include "decode_tokens.h"
+#include "gpu/plans/route.h"
 #include "ops/binding.h"
 #include "ops/checks.h"
 #include "ops/evaluation.h"
@@ -18,6 +20,7 @@
 #include "ops/inputs.h"
 #include "ops/matrix.h"
 #include "ops/primitive.h"
+#include "ops/qmm_segment.h"
 
 namespace mlx_delta {
 namespace {
@@ -47,8 +50,13 @@ class Route : public Primitive {
     run_kernel(stream(), cpu::kernels().route, x.dtype(), args);
   }
 
-  gpu::Plan plan(const std::vector<mx::array>&, const std::vector<mx::array>&) const override {
-    throw std::invalid_argument("route: no kernel for a GPU: MLX's operations run there");
+  gpu::Plan plan(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs) const override {
+    const mx::array& x = inputs[0];
+    const int K = x.shape(-1), M = int(x.size()) / K;
+    if (M > kDecodeTokens) throw gpu::NoKernel("route: no kernel for " + std::to_string(M) + " rows");
+    int next = 2;
+    const gpu::QmmSegment router = qmm_segment(router_, next), shared_gate = qmm_segment(shared_gate_, next);
+    return gpu::plan(gpu::RouteShape{metal_type(x.dtype()), M, K, outputs[0].shape(-1), eps_, router, shared_gate});
   }
 
  private:
@@ -71,7 +79,8 @@ std::vector<mx::array> route(const mx::array& x, const Matrix& router, const Mat
   check_float(kOp, "norm", norm);
   check_positive(kOp, "eps", eps);
 
-  if (on_gpu(s)) return route_mlx(x, router, shared_gate, norm, chosen, eps, s);
+  const bool kernel = int(x.size()) / K <= kDecodeTokens && chosen <= gpu::kMostChosen;
+  if (on_gpu(s) && !kernel) return route_mlx(x, router, shared_gate, norm, chosen, eps, s);
   mx::Shape chosen_shape = x.shape(), weights_shape = x.shape();
   chosen_shape.back() = chosen;
   weights_shape.back() = chosen + 1;

@@ -13,7 +13,9 @@ from support.devices import ODD_HEADS, has_metal_kernel
 
 ROWS = _core.DECODE_TOKENS
 # More rows or tokens than our kernels take.
-WIDE_QMM = [c for c in CASES if c.op == "qmm" and (x := c.arguments(mx.float32)["x"]).size > ROWS * x.shape[-1]]
+PRODUCTS = [c for c in CASES if c.op in ("qmm", "route", "experts")]
+WIDE = [c for c in PRODUCTS if (x := c.arguments(mx.float32)["x"]).size > ROWS * x.shape[-1]]
+WIDE_QMM = [c for c in WIDE if c.op == "qmm"]
 WIDE_ATTENTION = [c for c in CASES if c.op == "attention" and c.arguments(mx.float32)["q"].shape[2] > ROWS]
 
 # MLX's quantized_matmul on a CPU, where these tests run, adds up in bfloat16; its Metal kernels add up in float32.
@@ -62,7 +64,7 @@ def test_a_kernel_s_name_belongs_to_one_text() -> None:
     """Compiled kernels are kept by name alone."""
     texts: dict[str, str] = {}
     for case in CASES:
-        if case.real or not has_metal_kernel(case.op) or (case.op == "qmm" and case in WIDE_QMM):
+        if case.real or not has_metal_kernel(case.op) or case in WIDE:
             continue
         if case in ODD_HEADS:
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -16,7 +17,9 @@ from mlx_delta.bench.cases import CASES
 from mlx_delta.bench.cases.draws import quantized
 from mlx_delta.bench.sizes import CONFIGS
 from mlx_delta.engine.sample import Sampler, SamplingParams
+from mlx_delta.loading import load_model
 from mlx_delta.model.cache import Cache
+from mlx_delta.model.experts import Experts
 from mlx_delta.model.layers import AttentionLayer, DeltaLayer, Mlp
 from mlx_delta.model.network import Network
 from mlx_delta.ops import Matrix
@@ -116,6 +119,25 @@ def test_a_token_is_our_kernels_and_the_choice_of_the_token(token: Counter[str])
     ours = {"qmm", "embedding", "delta_mixer", "attention_prepare", "attention", "sample"}
     assert token["qmm"] == 4 * 32 + 1
     assert set(token) - ours <= {"ScatterAxis"} | NO_BYTES, token
+
+
+def test_launches_of_layers_with_experts(experts: Path) -> None:
+    """7 of a gated-delta layer, and 9 of one with attention in two parts."""
+    model = load_model(experts)
+    cache = model.make_cache()
+    token = primitives(model.forward(mx.array([[1]]), cache), *cache.arrays())
+    layers = model.config.text.num_layers
+    assert (token["route"], token["experts"], token["qmm"]) == (layers, layers, 2 * layers + 1)
+    assert (
+        set(token)
+        <= {"qmm", "embedding", "delta_mixer", "attention_prepare", "attention", "route", "experts"} | NO_BYTES
+    )
+    ff = model.network.layers[0].feed_forward
+    assert isinstance(ff, Experts)
+    x = mx.zeros((1, 1, 256), mx.bfloat16)
+    chosen, weights = ff.route(x, 1e-6)
+    y = ops.experts(x, chosen, weights, ff.experts, ff.shared, ff.norm)
+    assert [len(_core.plan(result)[0].launches) for result in (chosen, y)] == [2, 2]
 
 
 def test_no_kernel_is_compiled_in_the_middle_of_an_answer() -> None:

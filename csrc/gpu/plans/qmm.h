@@ -82,6 +82,11 @@ inline std::string format(const QmmSegment& segment, int K) {
          ">";
 }
 
+// The buffers of a matrix: weights, and scales and biases where it has them.
+inline void push_segment(std::vector<Buffer>& buffers, const QmmSegment& segment) {
+  for (int i = 0; i < 3; ++i) buffers.push_back(optional_input(i == 0 || segment.bits ? segment.input + i : -1));
+}
+
 inline Plan plan(const QmmShape& shape) {
   const int count = int(shape.segments.size());
   if (shape.M < 1 || shape.M > kDecodeTokens || count < 1 || count > kMaxQmmSegments)
@@ -124,7 +129,7 @@ inline Plan plan(const QmmShape& shape) {
     }
     const QmmSegment& segment = shape.segments[size_t(order[size_t(s)])];
     types.push_back(format(segment, shape.K));
-    for (int i = 0; i < 3; ++i) buffers.push_back(optional_input(i == 0 || segment.bits ? segment.input + i : -1));
+    push_segment(buffers, segment);
     params.rows[s] = segment.rows;
     params.first_threadgroup[s] = shape.swiglu ? 0 : threadgroups;
     params.first_column[s] = shape.swiglu ? 0 : first_column[size_t(order[size_t(s)])];

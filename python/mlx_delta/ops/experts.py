@@ -67,7 +67,7 @@ def experts(
         shared: gate, up [I_s, K] and down [K, I_s] of the shared expert.
         norm: [K], the RMSNorm weight as it multiplies.
 
-    Returns: [.., K] of x's dtype, which the a have too. A row has the same bits whatever the number of rows. An expert
+    Returns: [.., K] of x's dtype; the a are float32. A row has the same bits whatever the number of rows. An expert
         that some rows have chosen is read once for all of them.
     Raises: ValueError naming the argument, what was expected and what was found. An expert that is not there makes the
         row NaN.
