@@ -133,6 +133,8 @@ def quantization_of(
         return {}
     section = top.section(key, f"{origin}: {key}")
     method = section.values.get("quant_method")
+    if key == "quantization_config" and fp8_block(raw) is not None:
+        return {}
     # Beside MLX's own name for it, which such a file has too when MLX wrote it, the method is what it was made of.
     if key == "quantization_config" and method is not None and method not in _METHODS:
         values = (section.values.get(key) for key in ("quant_method", "format", "quant_algo"))  # "modelopt", "NVFP4"
@@ -158,6 +160,16 @@ def quantization_of(
             raise section.wrong(name, f"what {named[module]} says of the same module")
         result[module], named[module] = found, name
     return result
+
+
+def fp8_block(raw: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The blocks that a scale of an official FP8 checkpoint is for; None for any other."""
+    section = raw.get("quantization_config")
+    if not isinstance(section, Mapping) or section.get("quant_method") != "fp8" or "quantization" in raw:
+        return None
+    block = section.get("weight_block_size")
+    sound = isinstance(block, list) and len(block) == 2 and all(type(n) is int and n > 0 for n in block)
+    return (block[0], block[1]) if isinstance(block, list) and sound else None
 
 
 def _one_quantization(section: Section, bits: int | None, group_size: int) -> Quantization:

@@ -184,7 +184,7 @@ ADVICE = r"take an affine build, or the unquantized checkpoint and `mlx-delta co
     [
         ({"mode": "mxfp8", "bits": 8, "group_size": 32}, rf"expected mode 'affine', found 'mxfp8': {ADVICE}"),
         ({"mode": "nvfp4", "bits": 4, "group_size": 16}, rf"expected mode 'affine', found 'nvfp4': {ADVICE}"),
-        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, rf"quant_method: .*, found fp8: {ADVICE}"),
+        ({"quant_method": "fp8", "activation_scheme": "static"}, rf"quant_method: .*, found fp8: {ADVICE}"),
         (
             {"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"},
             "quant_method: .* found compressed-tensors, nvfp4-pack-quantized",
