@@ -16,6 +16,8 @@ from mlx_delta.bench.sizes import CONFIGS
 from mlx_delta.config import TextConfig
 from mlx_delta.summary import kv_bytes_per_token, state_bytes
 
+# A token reads a part of a model with experts: its speed is no matter of its size.
+DENSE = [size for size, config in CONFIGS.items() if "model_type" not in config]
 RECIPES: dict[str, tuple[str | None, int | None]] = {
     "unsloth, 3 bits": ("unsloth", 3),
     "4 bits": (None, 4),
@@ -63,7 +65,7 @@ class Model:
 def memory_by_recipe() -> list[str]:
     """Rows of a Markdown table: weights and one sequence of 32,768 tokens, GB."""
     rows = []
-    for size in CONFIGS:
+    for size in DENSE:
         cells = [f"{Model.of(size, recipe).memory(32768) / 1e9:.1f}" for recipe in (*RECIPES, None)]
         rows.append([size, *cells])
     return table(("", *RECIPES, "bfloat16"), rows)
@@ -72,7 +74,7 @@ def memory_by_recipe() -> list[str]:
 def parts() -> list[str]:
     """Rows of a Markdown table: what the memory of a size is made of."""
     rows = []
-    for size in CONFIGS:
+    for size in DENSE:
         models = [Model.of(size, recipe) for recipe in (*RECIPES, None)]
         text = models[0].text
         rows.append(
@@ -89,7 +91,7 @@ def parts() -> list[str]:
 def caches() -> list[str]:
     """Rows of a Markdown table: states, keys and values of one sequence, GB."""
     rows = []
-    for size in CONFIGS:
+    for size in DENSE:
         model = Model.of(size, None)
         rows.append([size, *(f"{(model.memory(n) - model.weights) / 1e9:.2f}" for n in CONTEXTS)])
     return table(("", *(f"{n:,} tokens" for n in CONTEXTS)), rows)
@@ -97,14 +99,14 @@ def caches() -> list[str]:
 
 def speeds() -> list[str]:
     """Rows of a Markdown table: tokens a second that bandwidth allows at most, `unsloth` at 3 bits, empty context."""
-    models = [Model.of(size, "unsloth, 3 bits") for size in CONFIGS]
+    models = [Model.of(size, "unsloth, 3 bits") for size in DENSE]
     rows = []
     for chip, gbs in CHIPS.items():
         # Each token reads the weights, and reads and writes the states.
         rates = [gbs * 1e9 / (model.read + 2 * state_bytes(model.text)) for model in models]
         rows.append([chip, str(gbs), *(f"{rate:.0f}" for rate in rates)])
     read = ["bytes a token", "", *(f"{(model.read + 2 * state_bytes(model.text)) / 1e9:.2f} GB" for model in models)]
-    return table(("chip", "GB/s", *CONFIGS), [read, *rows])
+    return table(("chip", "GB/s", *DENSE), [read, *rows])
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

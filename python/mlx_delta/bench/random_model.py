@@ -101,16 +101,17 @@ def _arrays(plans: list[TensorPlan], progress: Progress | None) -> Iterator[tupl
     done, total = 0, sum(each.nbytes for each in plans)
     for each in plans:
         name, shape = each.name, each.shape
+        inputs = shape[1] if name.endswith("conv1d.weight") else shape[-1]
         if each.quantization is None:
             center = 1.0 if name.endswith("norm.weight") or "layernorm" in name else 0.0
-            scale = 0.02 if len(shape) == 1 else shape[1] ** -0.5
+            scale = 0.02 if len(shape) == 1 else inputs**-0.5
             values = rng.standard_normal(shape, dtype=np.float32) * scale + center
             yield name, mx.array(values).astype(each.dtype)
         else:
             packed, scales, biases = each.entries
             levels = 2**each.quantization.bits
             # Values uniform on [-r, r] have the variance 1 / K of a freshly initialised layer.
-            step = mx.full(scales.shape, 2 * (3 / shape[1]) ** 0.5 / (levels - 1))
+            step = mx.full(scales.shape, 2 * (3 / inputs) ** 0.5 / (levels - 1))
             yield packed.name, mx.array(rng.integers(0, 2**32, size=packed.shape, dtype=np.uint32))
             yield scales.name, step.astype(mx.bfloat16)
             yield biases.name, (-step * (levels - 1) / 2).astype(mx.bfloat16)

@@ -18,16 +18,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_delta import ops
 from mlx_delta.arch.checkpoint import Checkpoint, open_checkpoint
 from mlx_delta.arch.registry import architecture_of
 from mlx_delta.calibrate.chunks import CONTEXT, read_chunks
 from mlx_delta.config import ModelConfig, Quantization
-from mlx_delta.conversion.moments import ORDER_BLOCK, Feedback, Moments
+from mlx_delta.conversion.moments import ORDER_BLOCK, ExpertFeedback, Feedback, Moments
 from mlx_delta.errors import CheckpointError
 from mlx_delta.hub.path import model_path
-from mlx_delta.model.layers import normed
+from mlx_delta.model.layers import Routing, normed
 from mlx_delta.model.network import EMBEDDING, HEAD, LAYERS, NORM
 from mlx_delta.ops.embedding import embedding
 from mlx_delta.ops.matrix import Matrix
@@ -80,6 +81,8 @@ class LayerCalibration:
         self._found: tuple[Sequence[str], Feedback] | None = None  # and the matrices that share it
         self._done = 0
         self._progress = progress
+        self._experts = 0 if config.text.experts is None else config.text.experts.count
+        self._few = 0, 0  # experts of fewer tokens than columns, and all
 
     def begin(self, part: str, arrays: Mapping[str, mx.array], widths: Mapping[str, Quantization]) -> None:
         """The tensors of the next part: a layer (its prefix, "language_model.model.layers.0."), or one (its name).
@@ -95,7 +98,16 @@ class LayerCalibration:
         elif part == f"{NORM}.weight":
             self._norm = arrays[part].astype(mx.float32)
 
-    def feedback(self, module: str) -> Feedback | None:
+    @property
+    def notes(self) -> list[str]:
+        """What is to be said of what was measured."""
+        few, experts = self._few
+        if not few:
+            return []
+        what = f"calibration: {few} of {experts} experts were chosen by fewer tokens than they have columns"
+        return [f"{what}: what is made of their statistics is damped, down to none"]
+
+    def feedback(self, module: str) -> Feedback | ExpertFeedback | None:
         """By what ``module`` is to be rounded; None for all but a layer's matrices and lm_head.
 
         Raises: CheckpointError naming the module whose inputs are not finite.
@@ -106,6 +118,8 @@ class LayerCalibration:
         if module == HEAD:
             moments = self._head()
             sharing: Sequence[str] = [module]
+        elif self._layer is not None and self._layer.routing(module) is not None:
+            return self._of_experts(self._layer, module)
         elif self._layer is not None and module in self._layer.matrices:
             sharing, moments = self._layer.sharing(module), self._measured(self._layer, module)
         else:
@@ -144,17 +158,51 @@ class LayerCalibration:
         for at, (original, quantized) in enumerate(zip(self._original, self._quantized, strict=True)):
             read, wanted = layer.reads(module, quantized, quantized=True), layer.reads(module, original)
             if to_stream:
-                target = ops.qmm(wanted, (layer.matrices[module],), residual=original.astype(mx.float32))
-                lack = target - ops.qmm(read, (layer.matrices[module],), residual=quantized.astype(mx.float32))
+                target = ops.qmm(wanted, (layer.matrices[module],), residual=layer.onto(module, original))
+                before = layer.onto(module, quantized, quantized=True)
+                lack = target - ops.qmm(read, (layer.matrices[module],), residual=before)
                 self._original[at] = target.astype(_STATE)
                 mx.eval(self._original[at])
             else:
                 lack = wanted - read
             _add(moments, read, lack)
-            self._done += 1
-            if self._progress is not None:
-                self._progress(self._done, len(self._chunks) * layer.stages * self._config.text.num_layers)
+            self._progressed(layer, 1)
         return moments
+
+    def _of_experts(self, layer: _Layer, module: str) -> ExpertFeedback:
+        """Of each expert by the tokens that choose it in the quantized model, weighted as they weigh it.
+
+        With few of them damping leaves little of the statistics, and with none nothing.
+        """
+        original, quantized = layer.routing(module), layer.routing(module, quantized=True)
+        assert original is not None
+        assert quantized is not None
+        routes = [tuple(map(np.array, quantized.choose(x))) for x in self._quantized]
+        columns, group = layer.matrices[module].cols, self._widths[module].group_size
+        seen = np.bincount(np.concatenate([ids.reshape(-1) for ids, _ in routes]), minlength=self._experts)
+        if module.endswith("gate_proj"):
+            self._few = self._few[0] + int((seen < columns).sum()), self._few[1] + self._experts
+        self._progressed(layer, len(self._chunks))
+
+        def of(expert: int) -> Feedback:
+            moments = Moments(columns)
+            for (ids, weights), x, wanted in zip(routes, self._quantized, self._original, strict=True):
+                tokens, slots = np.nonzero(ids[0] == expert)
+                if not tokens.size:
+                    continue
+                at, weight = mx.array(tokens), mx.array(weights[0][tokens, slots])[:, None]
+                read = quantized.reads(x[0, at], expert)
+                _add(moments, weight * read, weight * (original.reads(wanted[0, at], expert) - read))
+            if not moments.finite:
+                raise CheckpointError(f"{module}: expected finite inputs, found NaN or infinity")
+            return moments.feedback(min(ORDER_BLOCK, group))
+
+        return ExpertFeedback(of)
+
+    def _progressed(self, layer: _Layer, chunks: int) -> None:
+        self._done += chunks
+        if self._progress is not None:
+            self._progress(self._done, len(self._chunks) * layer.stages * self._config.text.num_layers)
 
     def _head(self) -> Moments:
         moments, eps = Moments(self._config.text.hidden_size), self._config.text.rms_norm_eps
@@ -203,10 +251,19 @@ class _Layer:
         """What ``module`` reads, float32 [1, T, K], from the residual stream x where its stage of the layer begins."""
         return (self._quantized if quantized else self._original)[self._stage_of[module]].reads(x)
 
+    def routing(self, module: str, quantized: bool = False) -> Routing | None:
+        """Of a module of experts."""
+        at = self._stage_of.get(module)
+        return None if at is None else (self._quantized if quantized else self._original)[at].routing
+
+    def onto(self, module: str, x: mx.array, quantized: bool = False) -> mx.array:
+        """To what, float32, of the residual stream x the product of ``module`` is added."""
+        return (self._quantized if quantized else self._original)[self._stage_of[module]].onto(x)
+
     def added(self, module: str, x: mx.array) -> mx.array:
         """The residual stream x of the quantized model after ``module`` has added to it."""
         matrix = self._quantized[self._stage_of[module]].matrices[module.removeprefix(self._prefix)]
-        y = ops.qmm(self.reads(module, x, quantized=True), (matrix,), residual=x.astype(mx.float32))
+        y = ops.qmm(self.reads(module, x, quantized=True), (matrix,), residual=self.onto(module, x, quantized=True))
         return y.astype(_STATE)
 
 

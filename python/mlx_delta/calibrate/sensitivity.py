@@ -80,12 +80,13 @@ def measure_sensitivity(
                 continue
             h = importance.get(name)
             weights = np.ones(matrix.cols, np.float32) if h is None else clean_importance(h)
+            pooled = weights.reshape(-1, matrix.cols).mean(axis=0)  # of experts all together
             changed = _substituted(network, matrix, _quantized(matrix, weights, group_size))
             found = _predictions(changed, _last_state(changed, name, tokens, states), known)
             kld = float(np.array((mx.exp(reference) * (reference - found)).sum(axis=-1).mean()))
             if not math.isfinite(kld):
                 raise CheckpointError(f"{model.path}: {name}: expected finite predictions, found NaN or infinity")
-            errors = {bits: weighted_error(matrix.weight, Quantization(bits, group_size), weights) for bits in widths}
+            errors = {bits: weighted_error(matrix.weight, Quantization(bits, group_size), pooled) for bits in widths}
             at = [max(0.0, kld) * errors[bits] / errors[_BITS] if errors[_BITS] else 0.0 for bits in widths]
             klds = {**klds, name: np.array(at)}
             tick()
@@ -102,8 +103,13 @@ def _targets(network: Network, fixed: tuple[str, ...]) -> Iterator[tuple[str, Ma
 
 
 def _quantized(matrix: Matrix, importance: np.ndarray, group_size: int) -> Matrix:
-    found = fit(matrix.weight, Quantization(_BITS, group_size), importance)
-    return Matrix.affine(found.packed, found.scales, found.biases, _BITS, group_size)
+    """importance: [K], or each expert's [E, K]."""
+    width, experts = Quantization(_BITS, group_size), importance.reshape(-1, matrix.cols)
+    rows = matrix.weight.reshape(experts.shape[0], -1, matrix.cols)
+    found = [fit(rows[e], width, experts[e]) for e in range(experts.shape[0])]
+    packed = mx.concatenate([each.packed for each in found])
+    scales, biases = mx.concatenate([each.scales for each in found]), mx.concatenate([each.biases for each in found])
+    return Matrix.affine(packed, scales, biases, _BITS, group_size)
 
 
 def _substituted(part: Any, old: Matrix, new: Matrix) -> Any:

@@ -167,7 +167,7 @@ def convert(
         )
     if recipe == "auto":
         state.unlink(missing_ok=True)
-    for warning in report.warnings:
+    for warning in (*report.warnings, *(calibrated.notes if calibrated is not None else ())):
         warn(warning)
     console = stdout()
     console.print(_table(report, narrow=console.width < _NARROW))

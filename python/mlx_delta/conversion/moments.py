@@ -26,7 +26,7 @@ targets of the original model: Li et al., GPTAQ, arXiv 2504.02692.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -68,6 +68,13 @@ class Feedback:
             rows = rows + change
             mx.eval(rows)
             yield rows
+
+
+@dataclass(frozen=True)
+class ExpertFeedback:
+    """That of each expert's rows, made when its turn comes: those of all would be gigabytes."""
+
+    of: Callable[[int], Feedback]
 
 
 class Moments:

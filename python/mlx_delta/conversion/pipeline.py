@@ -20,7 +20,7 @@ from mlx_delta.config import Quantization
 from mlx_delta.conversion.arguments import Arguments
 from mlx_delta.conversion.auto import Sensitivity
 from mlx_delta.conversion.awq import FoldGain, clean_importance, fold_layer
-from mlx_delta.conversion.moments import Feedback
+from mlx_delta.conversion.moments import ExpertFeedback, Feedback
 from mlx_delta.conversion.prepare import Prepared, prepare
 from mlx_delta.conversion.quantize import encode
 from mlx_delta.conversion.recipe import Recipe, TensorPlan, quantization_section
@@ -50,7 +50,7 @@ class Calibration(Protocol):
     def begin(self, part: str, arrays: Mapping[str, mx.array], widths: Mapping[str, Quantization]) -> None:
         """The tensors of a layer (its prefix) or one tensor (its name), and the widths of those to be quantized."""
 
-    def feedback(self, module: str) -> Feedback | None:
+    def feedback(self, module: str) -> Feedback | ExpertFeedback | None:
         """By what a module of that part is rounded, asked for in the order of the model."""
 
     def became(self, module: str, arrays: Mapping[str, mx.array]) -> None:
@@ -211,6 +211,7 @@ def _config(checkpoint: Checkpoint, plans: Sequence[TensorPlan], recipe: Recipe)
     config = dict(checkpoint.config.raw)
     if all(plan.component != "mtp" for plan in plans):
         config = _without_mtp(config)
+    config.pop("quantization_config", None)  # of FP8, which it no longer is
     if recipe.base is not None:
         config["quantization"] = config["quantization_config"] = quantization_section(plans, recipe.base)
     return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()

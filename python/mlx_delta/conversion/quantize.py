@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_delta.conversion.fit import Fit, fit
-from mlx_delta.conversion.moments import Feedback, fit_with_feedback
+from mlx_delta.conversion.moments import ExpertFeedback, Feedback, fit_with_feedback
 from mlx_delta.conversion.recipe import TensorPlan
 
 
@@ -17,7 +17,7 @@ def encode(
     array: mx.array,
     importance: np.ndarray | None = None,
     fitted: bool = True,
-    feedback: Feedback | None = None,
+    feedback: Feedback | ExpertFeedback | None = None,
 ) -> Iterator[tuple[str, mx.array]]:
     """The arrays that ``plan`` writes for ``array`` [..., any float dtype], in the order of ``plan.entries``.
 
@@ -30,17 +30,18 @@ def encode(
     """
     width = plan.quantization
     if width is None:
-        if feedback is not None:
+        if isinstance(feedback, Feedback):
             array = mx.concatenate([block.astype(plan.dtype) for block in feedback.restored(array)])
         yield plan.name, array.astype(plan.dtype)
         return
     if not fitted:
         parts = tuple(mx.quantize(array.astype(mx.bfloat16), group_size=width.group_size, bits=width.bits))
-    elif feedback is not None:
+    elif isinstance(feedback, Feedback):
         parts = _parts(fit_with_feedback(array, width, feedback))
+    elif feedback is not None:
+        parts = _stacked(fit_with_feedback(array[e], width, feedback.of(e)) for e in range(array.shape[0]))
     elif importance is not None and importance.ndim == 2:
-        each = [_parts(fit(array[e], width, importance[e])) for e in range(array.shape[0])]
-        parts = tuple(mx.stack(list(kind)) for kind in zip(*each, strict=True))
+        parts = _stacked(fit(array[e], width, importance[e]) for e in range(array.shape[0]))
     else:
         parts = _parts(fit(array.reshape(-1, array.shape[-1]), width, importance))
     for entry, part in zip(plan.entries, parts, strict=True):
@@ -49,3 +50,7 @@ def encode(
 
 def _parts(fit: Fit) -> tuple[mx.array, ...]:
     return fit.packed, fit.scales, fit.biases
+
+
+def _stacked(fits: Iterable[Fit]) -> tuple[mx.array, ...]:
+    return tuple(mx.stack(list(kind)) for kind in zip(*map(_parts, fits), strict=True))

@@ -6,16 +6,17 @@ experts   gate and up of the chosen experts with SwiGLU; down, weighted, summed 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 import mlx.core as mx
 
 from mlx_delta import ops
-from mlx_delta.errors import ArgumentError
-from mlx_delta.model.layers import Stage, normed
+from mlx_delta.model.layers import Routing, Stage, normed
 from mlx_delta.model.weights import Weights
 from mlx_delta.ops import Matrix
+from mlx_delta.ops.experts import expert_rows
 
 EXPERTS = ".switch_mlp."  # in the canonical names of what all experts of a layer have, [E, N, K]
 
@@ -62,23 +63,36 @@ class Experts:
         return ops.route(x, self.router, self.shared_gate, self.norm, chosen=self.chosen, eps=eps)
 
     def stages(self, eps: float) -> list[Stage]:
-        def named(module: str, *matrices: Matrix) -> dict[str, Matrix]:
-            names = ("gate_proj", "up_proj") if len(matrices) == 2 else ("down_proj",)
-            return {f"mlp.{module}.{name}": matrix for name, matrix in zip(names, matrices, strict=True)}
+        gate, up, down = self.experts
+        shared_gate, shared_up, shared_down = self.shared
+        part, count = Fraction(self.chosen, self.router.rows), self.router.rows
 
         def reads(x: mx.array) -> mx.array:
             return normed(x, self.norm, eps)
 
-        gate, up, down = self.experts
-        shared_gate, shared_up, shared_down = self.shared
-        part = Fraction(self.chosen, self.router.rows)
+        def choose(x: mx.array) -> tuple[mx.array, mx.array]:
+            return self.route(x.astype(mx.float32), eps)
+
+        def inner(x: mx.array, matrices: Sequence[Matrix]) -> mx.array:
+            return ops.qmm(x.astype(mx.float32), matrices, norm=self.norm, eps=eps, activation="swiglu")
+
+        def inner_of(x: mx.array, expert: int) -> mx.array:
+            return inner(x, expert_rows((gate, up), expert, count))
+
+        def shared_inner(x: mx.array) -> mx.array:
+            return inner(x, (shared_gate, shared_up)) * choose(x)[1][..., -1:]
+
+        def without_shared(x: mx.array) -> mx.array:
+            chosen, weights = choose(x)
+            weights = mx.concatenate([weights[..., :-1], mx.zeros_like(weights[..., -1:])], axis=-1)
+            return ops.experts(x.astype(mx.float32), chosen, weights, self.experts, self.shared, self.norm, eps=eps)
+
+        of_x, of_inner = Routing(choose, lambda x, _: reads(x), part), Routing(choose, inner_of, part)
+        routed, shared = "mlp.switch_mlp", "mlp.shared_expert"
         return [
             Stage({"mlp.gate": self.router, "mlp.shared_expert_gate": self.shared_gate}, reads),
-            Stage(named("shared_expert", shared_gate, shared_up), reads),
-            Stage(named("switch_mlp", gate, up), reads, part=part),
-            Stage(named("shared_expert", shared_down), self._no_one_input, adds=True),
-            Stage(named("switch_mlp", down), self._no_one_input, adds=True, part=part),
+            Stage({f"{routed}.gate_proj": gate, f"{routed}.up_proj": up}, reads, routing=of_x),
+            Stage({f"{routed}.down_proj": down}, reads, routing=of_inner),
+            Stage({f"{shared}.gate_proj": shared_gate, f"{shared}.up_proj": shared_up}, reads),
+            Stage({f"{shared}.down_proj": shared_down}, shared_inner, adds=True, onto=without_shared),
         ]
-
-    def _no_one_input(self, x: mx.array) -> mx.array:
-        raise ArgumentError("calibration: expected a model without experts, found one whose experts read their own")

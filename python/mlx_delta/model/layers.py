@@ -38,21 +38,42 @@ class Window:
 
 
 @dataclass(frozen=True)
+class Routing:
+    """Matrices of which each token takes some, an expert's rows [N, K] of [E * N, K].
+
+    choose: of the residual stream x [B, T, hidden], the experts uint32 [B, T, k], and what they count, float32
+    [B, T, >= k]. reads: what, float32 [n, K], an expert's rows read of tokens x [n, hidden]. part: of the matrices that
+    a token takes.
+    """
+
+    choose: Callable[[mx.array], tuple[mx.array, mx.array]]
+    reads: Callable[[mx.array, int], mx.array]
+    part: Fraction
+
+
+def all_of(x: mx.array) -> mx.array:
+    return x.astype(mx.float32)
+
+
+@dataclass(frozen=True)
 class Stage:
     """Matrices of a layer, by their names within it, that read the same.
 
     reads: what, float32, of the residual stream x [B, T, hidden] of sequences from their beginning, as it enters this
-    stage. adds: whether their product is added to the stream. part: of the matrices, that one token reads.
+    stage. adds: whether their product is added to the stream; onto: float32, to what of it. routing: of experts, which
+    read what it says instead.
     """
 
     matrices: Mapping[str, Matrix]
     reads: Callable[[mx.array], mx.array]
     adds: bool = False
-    part: Fraction = Fraction(1)
+    onto: Callable[[mx.array], mx.array] = all_of
+    routing: Routing | None = None
 
     @property
     def bytes_per_token(self) -> int:
-        return int(self.part * sum(matrix.nbytes for matrix in self.matrices.values()))
+        nbytes = sum(matrix.nbytes for matrix in self.matrices.values())
+        return nbytes if self.routing is None else int(self.routing.part * nbytes)
 
 
 Join = Callable[[mx.array, Matrix, mx.array], mx.array]
