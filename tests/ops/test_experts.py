@@ -102,12 +102,15 @@ def test_an_expert_that_is_not_there_shows() -> None:
     assert mx.array_equal(found[:3], expected[:3])
 
 
-# MLX multiplies plain matrices of chosen experts in float32 alone on a CPU.
+# On a CPU MLX adds up in bfloat16 where it is given that, which is too coarse to tell a wrong result, and multiplies
+# plain matrices of chosen experts in float32 alone.
 THROUGH_MLX = [
     (case, dtype)
     for case in small_cases()
     for dtype in DTYPES.values()
-    if dtype == mx.float32 or case.op == "route" or all(m.bits for m in case.arguments(mx.float32)["matrices"])
+    if case.op == "route"
+    or dtype == mx.float32
+    or (dtype == mx.float16 and all(m.bits for m in case.arguments(mx.float32)["matrices"]))
 ]
 
 

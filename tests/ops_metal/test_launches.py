@@ -125,12 +125,12 @@ def test_launches_of_layers_with_experts(experts: Path) -> None:
     """7 of a gated-delta layer, and 9 of one with attention in two parts."""
     model = load_model(experts)
     cache = model.make_cache()
-    token = primitives(model.forward(mx.array([[1]]), cache), *cache.arrays())
+    token = primitives(model.network(mx.array([[1]]), cache), *cache.arrays())
     layers = model.config.text.num_layers
     assert (token["route"], token["experts"], token["qmm"]) == (layers, layers, 2 * layers + 1)
     assert (
         set(token)
-        <= {"qmm", "embedding", "delta_mixer", "attention_prepare", "attention", "route", "experts"} | NO_BYTES
+        <= {"qmm", "embedding", "delta_mixer", "attention_prepare", "attention", "route", "experts", "Full"} | NO_BYTES
     )
     ff = model.network.layers[0].feed_forward
     assert isinstance(ff, Experts)
