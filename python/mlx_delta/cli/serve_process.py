@@ -75,7 +75,7 @@ def run(app: FastAPI, listener: socket.socket, ready: str) -> None:
     class Protocol(H11Protocol):
         """A connection on which no request comes is closed."""
 
-        def connection_made(self, transport: asyncio.Transport) -> None:
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             self.loop.call_later(_FIRST_REQUEST_SECONDS, self._close_unused)
 
@@ -84,8 +84,6 @@ def run(app: FastAPI, listener: socket.socket, ready: str) -> None:
                 self.transport.close()
 
     class Server(uvicorn.Server):
-        should_exit: bool
-
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             if self.started:
