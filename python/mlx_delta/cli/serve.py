@@ -65,6 +65,13 @@ def serve(
             show_default="an eighth of the machine's",
         ),
     ] = None,
+    memory_bytes: Annotated[
+        int | None,
+        typer.Option(
+            help="Most memory for weights, answers under way and what is kept; requests wait until they fit.",
+            show_default="what a GPU may have, or nine tenths of the machine's",
+        ),
+    ] = None,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write what is asked to the log.")] = False,
     dtype: Annotated[
         str | None,
@@ -106,7 +113,7 @@ def serve(
         directory = model_path(model)
         name = model.partition("@")[0] if is_named(model) else directory.resolve().name
         with stderr().status(f"loading {model}"):
-            loaded = load_model(directory, dtype, prefix_cache_bytes=prefix_cache_bytes)
+            loaded = load_model(directory, dtype, prefix_cache_bytes=prefix_cache_bytes, memory_bytes=memory_bytes)
         app = create_app(loaded, name=name, limits=limits, access=access, log_prompts=log_prompts)
         log_to_stderr()
         run(app, listener, f"serving {name} at ")
