@@ -25,7 +25,7 @@ def without_address_space(text: str) -> Iterator[str]:
             yield from (p.strip() for p in parameters.split(",") if re.search("[&*]", p) and not said.search(p))
     yield from (cast for cast in re.findall(r"\([^()]*\w\s*\*+\)", code) if not said.search(cast))
     for declaration in re.findall(r"^ *((?:const )?[A-Z_a-z]\w*(?: const)? ?[&*] ?\w+ ?[=;])", code, re.M):
-        if not said.search(declaration):
+        if not said.search(declaration) and not declaration.startswith("return "):  # which dereferences
             yield declaration
     for body in re.findall(r"^struct [^;{]*\{(.*?)^\};", code, re.M | re.S):
         for function in re.findall(r"^  (?! |static|template|enum|typedef|\})([^;{}]*\)[\s\w]*)\{", body, re.M):

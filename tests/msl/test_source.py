@@ -143,6 +143,10 @@ def test_templates_are_compiled_strictly_as_they_are_instantiated() -> None:
     assert "to 'float' may lose precision" in diagnostics[0].message
 
 
+def test_a_pointer_that_is_followed_is_none_of_a_declaration() -> None:
+    assert not list(without_address_space("inline int f(thread int* x) {\n  return *x;\n}"))
+
+
 @pytest.mark.parametrize(
     "text",
     [
