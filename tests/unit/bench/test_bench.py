@@ -182,7 +182,7 @@ def test_a_model_of_ones_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["kernels", "--shape", "8b"], "--shape: expected one of 0.8B, 2B, 4B, 9B, 27B, found 8b"),
+        (["kernels", "--shape", "8b"], "--shape: expected one of 0.8B, 2B, 4B, 9B, 27B, 35B-A3B, 122B-A10B, found 8b"),
         (["kernels", "--filter", "nothing"], "--filter: expected a part of a case's name"),
         (["decode", "--layers", "33"], "--layers: expected 1 to 32 for the 9B, found 33"),
         (["decode", "--layers", "2", "--model", "x"], "--layers: expected it with --shape"),

@@ -130,7 +130,7 @@ def test_damaged_files(bf16: Path, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=r"cut\.gguf"):
             open_checkpoint(cut)
     other = Path(shutil.copy(TINY / "imatrix.gguf", tmp_path / "imatrix.gguf"))
-    with pytest.raises(CheckpointError, match=r"general\.architecture: expected qwen35, found None"):
+    with pytest.raises(CheckpointError, match=r"general\.architecture: expected qwen35 or qwen35moe, found None"):
         open_checkpoint(other)
     with pytest.raises(ConfigError, match="expected a model directory, found nothing"):
         open_checkpoint(tmp_path / "absent.gguf")
