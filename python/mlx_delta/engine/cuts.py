@@ -13,6 +13,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from mlx_delta._core import DECODE_TOKENS
 
 ALIGNED = 64  # tokens: chunks of gated_delta and stretches of attention begin at multiples of it
@@ -100,6 +102,15 @@ class Cuts:
                 break
             found.append(Piece(start, stop, tiles))
             start = stop
+        return found
+
+    def by_rows(self) -> np.ndarray:
+        """bool [ids]: which of them are computed by rows."""
+        found = np.zeros(self._ends[-1], dtype=bool)
+        for start, end, answer in zip(self._starts, self._ends, self._answers, strict=True):
+            rest = end - start if answer else (end - start) % ALIGNED
+            if answer or rest <= DECODE_TOKENS:
+                found[end - rest : end] = True
         return found
 
     def _turn(self, position: int) -> int:

@@ -59,7 +59,7 @@ class Engine:
     ) -> None:
         self.network = network
         self.turns = turns
-        self.prefix = PrefixCache(network.config, prefix_bytes)
+        self.prefix = PrefixCache(network.config, prefix_bytes, turns)
         self._most_rows = most_rows
         self._most_waiting = most_waiting
         self._refuses = memory is not None

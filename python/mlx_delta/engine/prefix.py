@@ -1,8 +1,9 @@
 """What a model has computed of the prompts and answers before, for every sequence that begins as one of them did.
 
-A radix tree over token ids. A node holds the keys and values of the ids since its parent, each row once whatever the
-number of sequences that share it, and, where sequences may go on from its end, the states of the gated-delta layers
-there. What is used least recently goes first: the states of a node, or all of one without children.
+A radix tree over token ids, and the way that each was computed (``cuts``): where another turn ends among them, the same
+ids have other bits by rows than by tiles. A node holds the keys and values of the ids since its parent, each row once
+whatever the number of sequences that share it, and, where sequences may go on from its end, the states of the
+gated-delta layers there. What is used least recently goes first: the states of a node, or all of one without children.
 
 Arrays that the tree holds are nobody's to change: a sequence that goes on gets copies of keys and values, and states
 that its first step copies, since they are held (``model.cache``).
@@ -18,10 +19,11 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_delta.config import TextConfig
-from mlx_delta.engine.cuts import Cuts
+from mlx_delta.engine.cuts import Cuts, Turns
 from mlx_delta.model.cache import Cache, DeltaState, KeyValues, LayerState
 
 _ID = 8  # bytes of an id in a key
+_ROWS = 1 << 62  # of an id in a key: it is computed by rows
 _PICTURE = (1 << 62) - 1  # of what tells pictures apart, as much as a key takes: as unlikely to be another's as can be
 
 
@@ -56,11 +58,12 @@ class _Node:
 
 
 class PrefixCache:
-    """limit: the most bytes that it holds; 0 keeps nothing. Any thread may use it."""
+    """limit: the most bytes that it holds; 0 keeps nothing. turns: how ids are cut. Any thread may use it."""
 
-    def __init__(self, config: TextConfig, limit: int) -> None:
+    def __init__(self, config: TextConfig, limit: int, turns: Turns) -> None:
         self.limit = limit
         self._config = config
+        self._turns = turns
         self._lock = threading.RLock()
         self._clear()
 
@@ -105,7 +108,7 @@ class PrefixCache:
             return path[-1].end if path else 0
 
     def _known(self, ids: Sequence[int], cuts: Cuts) -> list[_Node]:
-        path = list(self._path(_key(ids)))
+        path = list(self._path(self._key(ids)))
         while path and not _goes_on(path[-1], ids, cuts):
             path.pop()
         return path
@@ -117,7 +120,7 @@ class PrefixCache:
         if not ids or not self.limit:
             return
         with self._lock:
-            key = _key(ids)
+            key = self._key(ids)
             parent = ([self._root, *self._path(key)])[-1]
             node = parent
             if parent.end < len(ids):
@@ -139,15 +142,20 @@ class PrefixCache:
     def held(self, ids: Sequence[int]) -> int:
         """Bytes of what sequences that begin with ``ids`` share with what is kept."""
         with self._lock:
-            return sum(node.row_bytes + node.state_bytes for node in self._path(_key(ids)))
+            return sum(node.row_bytes + node.state_bytes for node in self._path(self._key(ids)))
 
     def forget(self, ids: Sequence[int]) -> None:
         """What is kept of ``ids``, except for what others begin with too."""
         with self._lock:
-            for node in reversed(list(self._path(_key(ids)))):
+            for node in reversed(list(self._path(self._key(ids)))):
                 if node.children:
                     return
                 self._drop(node)
+
+    def _key(self, ids: Sequence[int]) -> bytes:
+        key = np.array([i if i >= 0 else i | ~_PICTURE for i in ids], dtype=np.int64)
+        key[Cuts(ids, self._turns).by_rows()] ^= _ROWS
+        return key.tobytes()
 
     def _path(self, key: bytes) -> Iterator[_Node]:
         """The nodes whose ids ``key`` begins with, from the root's child on."""
@@ -204,10 +212,6 @@ class PrefixCache:
             if parent.children or parent.states is not None:
                 return
             node, parent = parent, parent.parent
-
-
-def _key(ids: Sequence[int]) -> bytes:
-    return np.array([i if i >= 0 else i | ~_PICTURE for i in ids], dtype=np.int64).tobytes()
 
 
 def _goes_on(node: _Node, ids: Sequence[int], cuts: Cuts) -> bool:

@@ -86,7 +86,8 @@ def test_random_schedules(models: dict[str, LanguageModel], dtype: str, soak: bo
     """Sequences come, go, are asked for and cancelled at random, over what is kept of others within a limit; what each
     brings is what it brings alone."""
     network, turns = models[dtype].network, models[dtype].engine.turns
-    for seed in range(1000 if soak else 4):
+    # 17 and 19: a turn that ends where another's goes on, so that the same ids were computed in two ways.
+    for seed in range(1000) if soak else (0, 1, 17, 19):
         rng = random.Random(seed)
         limit = rng.choice([0, 6_000_000, 40_000_000])
         engine = Engine(network, turns, prefix_bytes=limit, most_rows=rng.choice([2, 5, 16]))
