@@ -37,7 +37,7 @@ def figure(address: str, name: str) -> float:
 
 
 def soon(address: str, name: str, value: float) -> None:
-    for _ in range(100):
+    for _ in range(600):  # on a busy machine a step takes long
         if figure(address, name) == value:
             return
         time.sleep(0.05)
