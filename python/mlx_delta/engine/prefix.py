@@ -108,7 +108,7 @@ class PrefixCache:
             return path[-1].end if path else 0
 
     def _known(self, ids: Sequence[int], cuts: Cuts) -> list[_Node]:
-        path = list(self._path(self._key(ids)))
+        path = list(self._path(self._key(ids, cuts)))
         while path and not _goes_on(path[-1], ids, cuts):
             path.pop()
         return path
@@ -152,9 +152,9 @@ class PrefixCache:
                     return
                 self._drop(node)
 
-    def _key(self, ids: Sequence[int]) -> bytes:
+    def _key(self, ids: Sequence[int], cuts: Cuts | None = None) -> bytes:
         key = np.array([i if i >= 0 else i | ~_PICTURE for i in ids], dtype=np.int64)
-        key[Cuts(ids, self._turns).by_rows()] ^= _ROWS
+        key[(cuts or Cuts(ids, self._turns)).by_rows()] ^= _ROWS
         return key.tobytes()
 
     def _path(self, key: bytes) -> Iterator[_Node]:

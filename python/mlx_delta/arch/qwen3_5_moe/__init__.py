@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from mlx_delta.arch.qwen3_5 import QWEN3_5
+from mlx_delta.arch.qwen3_5.network import layer, network
 from mlx_delta.arch.qwen3_5_moe.components import COMPONENTS
 from mlx_delta.arch.qwen3_5_moe.config import text_config
 from mlx_delta.arch.qwen3_5_moe.folds import FOLDS
 from mlx_delta.arch.qwen3_5_moe.gguf import GGUF
-from mlx_delta.arch.qwen3_5_moe.network import layer, network
 from mlx_delta.arch.qwen3_5_moe.recipe import RECIPES
 from mlx_delta.arch.qwen3_5_moe.shapes import mtp_shapes, text_shapes
 from mlx_delta.arch.qwen3_5_moe.source import ExpertSource
@@ -22,8 +23,8 @@ QWEN3_5_MOE = replace(
     text_shapes=text_shapes,
     mtp_shapes=mtp_shapes,
     components=COMPONENTS,
-    network=network,
-    layer=layer,
+    network=partial(network, feed_forward=Experts.from_weights),
+    layer=partial(layer, feed_forward=Experts.from_weights),
     feed_forward=Experts.from_weights,
     recipes=RECIPES,
     folds=FOLDS,
