@@ -38,6 +38,7 @@ DTYPES: Mapping[str, mx.Dtype] = {
 _READ = {**DTYPES, "F8_E4M3": mx.uint8}  # MLX has no such dtype, and reads its bits: see checkpoint.fp8
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _MAX_HEADER = 100_000_000  # the limit of the safetensors library
+_PAGE = 4096  # bytes
 
 
 class SafetensorsSource:
@@ -83,6 +84,15 @@ class SafetensorsSource:
         inner = math.prod(info.shape[axis + 1 :]) * info.dtype.size  # bytes of one element of the axis
         blocks = math.prod(info.shape[:axis])
         count = sum(stop - start for start, stop in ranges)
+        shape = (*info.shape[:axis], count, *info.shape[axis + 1 :])
+        if max((stop - start for start, stop in ranges), default=0) * inner < _PAGE and blocks > 1:
+            # A piece of a page: the system reads pages, and a call for each piece would take longer than that.
+            end = info.offset + blocks * info.shape[axis] * inner
+            if info.file.stat().st_size < end:
+                raise CheckpointError(f"{info.file}: {name}: expected {end} bytes, found less")
+            stored = np.memmap(info.file, np.uint8, "r", info.offset, (blocks, info.shape[axis] * inner))
+            pieces = [stored[:, start * inner : stop * inner] for start, stop in ranges]
+            return mx.array(np.concatenate(pieces, axis=1).reshape(-1)).view(info.dtype).reshape(shape)
         data = np.empty((blocks, count * inner), np.uint8)
         with info.file.open("rb") as stream:
             for block in range(blocks):
@@ -94,7 +104,6 @@ class SafetensorsSource:
                         raise CheckpointError(
                             f"{info.file}: {name}: expected {len(piece)} bytes at {where}, found less"
                         )
-        shape = (*info.shape[:axis], count, *info.shape[axis + 1 :])
         return mx.array(data.reshape(-1)).view(info.dtype).reshape(shape)
 
     def _add_head(self) -> None:

@@ -18,10 +18,13 @@ from mlx_delta.arch.base import Architecture, Share
 from mlx_delta.config import ModelConfig, TextConfig
 from mlx_delta.distributed.ranks import Ranks
 from mlx_delta.model.cache import LayerState
+from mlx_delta.model.experts import Experts, gated
 from mlx_delta.model.layers import AttentionLayer, DeltaLayer, FeedForward, Layer, Mlp, Stage, Window
+from mlx_delta.model.mtp import MTP, MtpHead
 from mlx_delta.model.network import Network
 from mlx_delta.model.weights import Weights
 from mlx_delta.ops import Matrix
+from mlx_delta.ops.experts import expert_rows
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,34 @@ class Summed:
     def nothing(self, x: mx.array) -> mx.array:
         """Where this rank has no column."""
         return self.ranks.sum(x if self.ranks.rank == 0 else mx.zeros_like(x))
+
+
+@dataclass(frozen=True)
+class SharedExperts:
+    """Columns of every expert, and of the shared one: all ranks choose the same."""
+
+    experts: Experts
+    join: Summed
+    none_of: str = ""  # what this rank has no column of: "experts" or "shared"; then the other stands in, and counts 0
+
+    def __call__(self, x: mx.array, eps: float) -> mx.array:
+        chosen, weights = self.experts.route(x, eps)
+        if self.none_of == "experts":
+            chosen = mx.zeros_like(chosen[..., :1])
+            weights = mx.concatenate([mx.zeros_like(weights[..., :1]), weights[..., -1:]], axis=-1)
+        elif self.none_of == "shared":
+            weights = mx.concatenate([weights[..., :-1], mx.zeros_like(weights[..., -1:])], axis=-1)
+        if self.join.ranks.rank == 0:
+            return self.join.ranks.sum(self._added(x, chosen, weights, eps))
+        whole = x.astype(mx.float32)  # in which x can be taken off again, and nothing of what was added is lost
+        return self.join.ranks.sum((self._added(whole, chosen, weights, eps) - whole).astype(x.dtype))
+
+    def _added(self, x: mx.array, chosen: mx.array, weights: mx.array, eps: float) -> mx.array:
+        of = self.experts
+        return ops.experts(x, chosen, weights, of.experts, of.shared, of.norm, eps=eps)
+
+    def stages(self, eps: float) -> list[Stage]:
+        return self.experts.stages(eps)
 
 
 @dataclass(frozen=True)
@@ -96,6 +127,10 @@ class SharedNetwork(Network):
         assert self.ranks is not None
         return self.ranks.columns(super().head(x, norm), self.rows)
 
+    def draft_token(self, x: mx.array) -> mx.array:
+        """Among all tokens: a rank reads its rows of lm_head alone."""
+        return mx.argmax(self.draft_logits(x)[:, 0], axis=-1).astype(mx.int32)
+
 
 def shared_network(
     architecture: Architecture,
@@ -110,26 +145,51 @@ def shared_network(
     local = replace(config, text=share.text)
 
     def feed_forward(w: Weights) -> FeedForward:
+        experts = share.text.experts
+        if experts is not None and share.text.intermediate_size + experts.shared_size:
+            return _shared_experts(w, share.text.intermediate_size, experts.shared_size, join)
         if not share.text.intermediate_size:
             return NoColumns(join)
         made = architecture.feed_forward(w)
         assert isinstance(made, Mlp)
         return replace(made, join=join)
 
+    def attention(w: Weights) -> AttentionLayer:
+        if share.text.num_attention_heads:
+            return replace(AttentionLayer.from_weights(w, feed_forward(w)), join=join)
+        return NoHeads(share.text, feed_forward(w), join)  # type: ignore[return-value]  # all that Network asks of one
+
     def layer(layers: Weights, index: int) -> Layer:
         w = layers.under(str(index))
         if share.text.layer_types[index] == "full_attention":
-            if share.text.num_attention_heads:
-                return replace(AttentionLayer.from_weights(w, feed_forward(w)), join=join)
-        elif share.text.linear_num_value_heads:
+            return attention(w)
+        if share.text.linear_num_value_heads:
             return replace(DeltaLayer.from_weights(w, feed_forward(w)), join=join)
-        return NoHeads(share.text, feed_forward(w), join)  # type: ignore[return-value]  # all that Network asks of one
+        return NoHeads(share.text, feed_forward(w), join)  # type: ignore[return-value]
 
     part = Network.from_weights(local, weights, dtype, layer)
     mine: dict[str, Any] = {each.name: getattr(part, each.name) for each in fields(part)}
+    if f"{MTP}.fc.weight" in weights:
+        w = Weights(local, weights).under(MTP)
+        mine["mtp"] = MtpHead.of(w, attention(w.under("layers.0")))
     return SharedNetwork(
         **{**mine, "config": config.text},
         ranks=ranks,
         rows=tuple(each.vocabulary for each in shares),
         weight_bytes=tuple(ranks.numbers(sum(array.nbytes for array in weights.values()))),
     )
+
+
+def _shared_experts(w: Weights, columns: int, shared_columns: int, join: Summed) -> SharedExperts:
+    """w: a layer's. columns: of the experts, shared_columns: of the shared one; not both 0."""
+    mlp = w.under("mlp")
+    shared = gated(mlp.under("shared_expert")) if shared_columns else None
+    experts = gated(mlp.under("switch_mlp")) if columns else None
+    if experts is None:
+        assert shared is not None
+        return SharedExperts(Experts.of(w, shared, shared), join, "experts")
+    if shared is None:
+        assert w.config.text.experts is not None
+        gate, up, down = expert_rows(experts, 0, w.config.text.experts.count)
+        return SharedExperts(Experts.of(w, experts, (gate, up, down)), join, "shared")
+    return SharedExperts(Experts.of(w, experts, shared), join)

@@ -20,6 +20,13 @@ from mlx_delta.ops.experts import expert_rows
 
 EXPERTS = ".switch_mlp."  # in the canonical names of what all experts of a layer have, [E, N, K]
 
+Gated = tuple[Matrix, Matrix, Matrix]  # gate, up, down
+
+
+def gated(w: Weights) -> Gated:
+    """The matrices of an expert, or of all of a layer."""
+    return w.matrix("gate_proj"), w.matrix("up_proj"), w.matrix("down_proj")
+
 
 @dataclass(frozen=True)
 class Experts:
@@ -32,26 +39,27 @@ class Experts:
     chosen: int  # k
     router: Matrix
     shared_gate: Matrix
-    experts: tuple[Matrix, Matrix, Matrix]  # gate, up, down
-    shared: tuple[Matrix, Matrix, Matrix]
+    experts: Gated
+    shared: Gated
 
     @classmethod
     def from_weights(cls, w: Weights) -> Experts:
         """w: a layer's."""
+        mlp = w.under("mlp")
+        return cls.of(w, gated(mlp.under("switch_mlp")), gated(mlp.under("shared_expert")))
+
+    @classmethod
+    def of(cls, w: Weights, experts: Gated, shared: Gated) -> Experts:
+        """w: a layer's, of which all but these matrices is taken."""
         assert w.config.text.experts is not None
         mlp = w.under("mlp")
-
-        def three(name: str) -> tuple[Matrix, Matrix, Matrix]:
-            of = mlp.under(name)
-            return of.matrix("gate_proj"), of.matrix("up_proj"), of.matrix("down_proj")
-
         return cls(
             norm=w.parameter("post_attention_layernorm.weight"),
             chosen=w.config.text.experts.chosen,
             router=mlp.matrix("gate"),
             shared_gate=mlp.matrix("shared_expert_gate"),
-            experts=three("switch_mlp"),
-            shared=three("shared_expert"),
+            experts=experts,
+            shared=shared,
         )
 
     def __call__(self, x: mx.array, eps: float) -> mx.array:

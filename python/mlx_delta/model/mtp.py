@@ -42,12 +42,17 @@ class MtpHead:
     def from_weights(cls, w: Weights, feed_forward: Callable[[Weights], FeedForward]) -> MtpHead:
         """w: the head's. Of several layers, which no published checkpoint has, the first alone is run."""
         layer = w.under("layers.0")
+        return cls.of(w, AttentionLayer.from_weights(layer, feed_forward(layer)))
+
+    @classmethod
+    def of(cls, w: Weights, layer: AttentionLayer) -> MtpHead:
+        """w: the head's, of which all but the layer is taken."""
         return cls(
             config=w.config.text,
             embedding_norm=w.parameter("pre_fc_norm_embedding.weight"),
             hidden_norm=w.parameter("pre_fc_norm_hidden.weight"),
             fc=w.matrix("fc"),
-            layer=AttentionLayer.from_weights(layer, feed_forward(layer)),
+            layer=layer,
             norm=w.parameter("norm.weight"),
         )
 

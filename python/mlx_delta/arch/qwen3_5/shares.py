@@ -4,7 +4,12 @@
                         value heads, and their key head on each of those ranks
     attention layers    the same of key/value heads and the query heads that read them
     feed-forward        columns of ``down`` with the rows of gate and up that make them, by groups of the quantization
+    experts             the same columns of every expert, and columns of the shared one; what chooses is whole
     embedding, lm_head  rows of the vocabulary
+    MTP head            as a layer; its ``fc``, hidden x 2 hidden, is whole
+
+An expert is not given to one rank: of the few that a token takes, one rank would often have most, and the others wait
+for it. Its columns keep all ranks equally busy, wherever a token goes.
 
 Heads are dealt out as evenly as they can be: a rank may have one more than another, or none. Columns and rows then go
 to the rank that holds the fewest bytes, so that all hold about the same. Norms are small, and whole everywhere.
@@ -18,9 +23,11 @@ from itertools import accumulate, pairwise
 
 from mlx_delta.arch.base import Part, Share
 from mlx_delta.config import ModelConfig, TextConfig
+from mlx_delta.model.mtp import MTP
 from mlx_delta.model.network import EMBEDDING, HEAD, LAYERS
 
 _ROWS = 32  # of the vocabulary at a time
+_SHARED = ".mlp.shared_expert."
 
 
 def shares(config: ModelConfig, ranks: int, sizes: Mapping[str, int]) -> tuple[Share, ...]:
@@ -28,11 +35,13 @@ def shares(config: ModelConfig, ranks: int, sizes: Mapping[str, int]) -> tuple[S
     text = config.text
     delta = _heads(text.linear_num_key_heads, text.linear_num_value_heads, ranks)
     attention = _heads(text.num_key_value_heads, text.num_attention_heads, ranks)
-    mixers = [_Parts(text, d, a, (0, 0), (0, 0)) for d, a in zip(delta, attention, strict=True)]
+    mixers = [_Parts(text, d, a, (0, 0), (0, 0), (0, 0)) for d, a in zip(delta, attention, strict=True)]
     held = [0.0] * ranks
-    columns, rows = 0, 0
+    columns, shared_columns, rows = 0, 0, 0
     for name, nbytes in sizes.items():
-        if ".mlp." in name:
+        if _SHARED in name:
+            shared_columns += nbytes
+        elif ".mlp." in name:
             columns += nbytes
         elif name in (f"{EMBEDDING}.weight", f"{HEAD}.weight"):
             rows += nbytes
@@ -42,7 +51,9 @@ def shares(config: ModelConfig, ranks: int, sizes: Mapping[str, int]) -> tuple[S
             held = [each + nbytes * count / length for each, count in zip(held, counts, strict=True)]
     group = _group(config)
     inner = _dealt(held, text.intermediate_size // group, columns, group)
-    vocabulary = _dealt(held, -(-text.vocab_size // _ROWS), rows, _ROWS)
+    shared_size = 0 if text.experts is None else text.experts.shared_size
+    shared = _dealt(held, shared_size // group, shared_columns, group)
+    vocabulary = _dealt(held, -(-text.vocab_size // _ROWS), rows, _ROWS, least=1)
     vocabulary[-1] = (vocabulary[-1][0], text.vocab_size)
     return tuple(
         Share(
@@ -53,9 +64,10 @@ def shares(config: ModelConfig, ranks: int, sizes: Mapping[str, int]) -> tuple[S
                 num_key_value_heads=_count(attention[r].read),
                 num_attention_heads=_count(attention[r].readers),
                 intermediate_size=_count(inner[r]),
+                experts=None if text.experts is None else replace(text.experts, shared_size=_count(shared[r])),
             ),
             _count(vocabulary[r]),
-            _Parts(text, delta[r], attention[r], inner[r], vocabulary[r]),
+            _Parts(text, delta[r], attention[r], inner[r], shared[r], vocabulary[r]),
         )
         for r in range(ranks)
     )
@@ -78,18 +90,26 @@ class _Parts:
     delta: _Heads
     attention: _Heads
     inner: Range
+    shared: Range
     vocabulary: Range
 
     def __call__(self, name: str) -> Part | None:
         if name in (f"{EMBEDDING}.weight", f"{HEAD}.weight"):
             return Part(-2, (self.vocabulary,))
-        if not name.startswith(f"{LAYERS}."):
+        layers = next((each for each in (f"{LAYERS}.", f"{MTP}.layers.") if name.startswith(each)), None)
+        if layers is None:
             return None
-        module = name.removesuffix(".weight").split(".", 4)[4]  # "self_attn.q_proj"
+        module = name.removeprefix(layers).partition(".")[2].removesuffix(".weight")  # "self_attn.q_proj"
         kind, _, matrix = module.partition(".")
         if kind == "mlp":
-            return Part(-1 if matrix == "down_proj" else -2, (self.inner,))
+            return self._feed_forward(matrix)
         return self._delta(matrix) if kind == "linear_attn" else self._attention(matrix)
+
+    def _feed_forward(self, matrix: str) -> Part | None:
+        if not matrix.endswith("_proj"):  # a router, or the gate of the shared expert
+            return None
+        columns = self.shared if matrix.startswith("shared_expert.") else self.inner
+        return Part(-1 if matrix.endswith("down_proj") else -2, (columns,))
 
     def _delta(self, matrix: str) -> Part | None:
         text, keys, values = self.text, self.delta.read, self.delta.readers
@@ -130,13 +150,14 @@ def _even(count: int, parts: int) -> list[Range]:
     return list(pairwise(count * part // parts for part in range(parts + 1)))
 
 
-def _dealt(held: list[float], count: int, nbytes: int, unit: int) -> list[Range]:
-    """``count`` units, each to the rank that holds the fewest bytes then: the range of each rank, in values."""
+def _dealt(held: list[float], count: int, nbytes: int, unit: int, *, least: int = 0) -> list[Range]:
+    """``count`` units, each to the rank that holds the fewest bytes then: the range of each rank, in values. least:
+    units that every rank gets."""
     counts = [0] * len(held)
-    for _ in range(count):
-        least = min(range(len(held)), key=held.__getitem__)
-        held[least] += nbytes / count
-        counts[least] += 1
+    for i in range(count):
+        rank = i % len(held) if i < least * len(held) else min(range(len(held)), key=held.__getitem__)
+        held[rank] += nbytes / count
+        counts[rank] += 1
     return [(start * unit, stop * unit) for start, stop in pairwise(accumulate(counts, initial=0))]
 
 

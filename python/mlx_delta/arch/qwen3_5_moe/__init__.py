@@ -30,5 +30,4 @@ QWEN3_5_MOE = replace(
     folds=FOLDS,
     gguf=GGUF,
     source=ExpertSource,
-    shares=None,
 )

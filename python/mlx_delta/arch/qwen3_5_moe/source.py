@@ -19,6 +19,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlx_delta.checkpoint.source import Source, TensorInfo
+from mlx_delta.checkpoint.tensors import Ranges, taken
 from mlx_delta.config import ModelConfig
 from mlx_delta.errors import CheckpointError
 
@@ -37,6 +38,7 @@ class ExpertSource:
         self._source = source
         self.tensors: dict[str, TensorInfo] = {}
         self._loads: dict[str, Callable[[], mx.array]] = {}
+        self._parts: dict[str, Callable[[int, Ranges], mx.array]] = {}
         singles: dict[str, dict[int, str]] = defaultdict(dict)
         for name, info in source.tensors.items():
             if found := _FUSED.fullmatch(name):
@@ -45,6 +47,7 @@ class ExpertSource:
                 singles[f"{found[1]}switch_mlp.{found[3]}"][int(found[2])] = name
             else:
                 self._add(name, info, partial(source.load, name))
+                self._parts[name] = partial(self._read_part, name)
         for name, stored in singles.items():
             self._stacked(name, stored, config.text.experts.count)
 
@@ -58,6 +61,11 @@ class ExpertSource:
             raise CheckpointError(f"{self.path}: expected a tensor {name}, found nothing")
         return self._loads[name]()
 
+    def load_part(self, name: str, axis: int, ranges: Ranges) -> mx.array:
+        """The ranges along an axis of the tensor ``name``, one behind the other, and where the source has such parts no
+        more of it is read."""
+        return self._parts[name](axis, ranges)
+
     def side_files(self) -> dict[str, bytes]:
         return self._source.side_files()
 
@@ -66,21 +74,37 @@ class ExpertSource:
             raise CheckpointError(f"{info.file}: expected one {name}, found its experts in two layouts")
         self.tensors[name], self._loads[name] = info, load
 
+    def _read_part(self, stored: str, axis: int, ranges: Ranges) -> mx.array:
+        part = getattr(self._source, "load_part", None)
+        return taken(self._source.load(stored), axis, ranges) if part is None else part(stored, axis, ranges)
+
     def _fused(self, prefix: str, kind: str, stored: str, info: TensorInfo) -> None:
         if len(info.shape) != 3 or (kind == "gate_up_proj" and info.shape[1] % 2):
             expected = "[E, 2I, H]" if kind == "gate_up_proj" else "[E, H, I]"
             raise CheckpointError(f"{info.file}: {stored}: expected {expected}, found {list(info.shape)}")
         if kind == "down_proj":
-            self._add(f"{prefix}switch_mlp.down_proj.weight", info, partial(self._source.load, stored))
+            name = f"{prefix}switch_mlp.down_proj.weight"
+            self._add(name, info, partial(self._source.load, stored))
+            self._parts[name] = partial(self._read_part, stored)
             return
         experts, rows, columns = info.shape
         half = TensorInfo((experts, rows // 2, columns), info.dtype, info.nbytes // 2, info.file)
         for half_index, part in enumerate(("gate_proj", "up_proj")):
             rows_of = slice(half_index * (rows // 2), (half_index + 1) * (rows // 2))
-            self._add(f"{prefix}switch_mlp.{part}.weight", half, partial(self._cut, stored, rows_of))
+            name = f"{prefix}switch_mlp.{part}.weight"
+            self._add(name, half, partial(self._cut, stored, rows_of))
+            self._parts[name] = partial(self._cut_part, stored, rows_of)
 
     def _cut(self, stored: str, rows: slice) -> mx.array:
         return mx.contiguous(self._source.load(stored)[:, rows])  # a copy: a view would keep the other half in memory
+
+    def _cut_part(self, stored: str, rows: slice, axis: int, ranges: Ranges) -> mx.array:
+        """Of one half: ranges along its rows, or the ranges along another axis, of its rows alone."""
+        if axis % 3 == 1:
+            return self._read_part(
+                stored, axis, tuple((rows.start + start, rows.start + stop) for start, stop in ranges)
+            )
+        return mx.contiguous(taken(self._cut(stored, rows), axis, ranges))
 
     def _stacked(self, name: str, stored: dict[int, str], count: int) -> None:
         if sorted(stored) != list(range(count)):
@@ -96,6 +120,12 @@ class ExpertSource:
                 raise CheckpointError(f"{what}, found {list(info.shape)} of {info.dtype}")
         nbytes = sum(info.nbytes for info in infos)
         self._add(name, TensorInfo((count, *first.shape), first.dtype, nbytes, first.file), partial(self._stack, names))
+        self._parts[name] = partial(self._stack_parts, names)
 
     def _stack(self, names: Sequence[str]) -> mx.array:
         return mx.stack([self._source.load(name) for name in names])
+
+    def _stack_parts(self, names: Sequence[str], axis: int, ranges: Ranges) -> mx.array:
+        if axis % 3 == 0:
+            return mx.stack([self._source.load(names[i]) for start, stop in ranges for i in range(start, stop)])
+        return mx.stack([self._read_part(name, axis % 3 - 1, ranges) for name in names])
