@@ -18,9 +18,10 @@ template <typename T, int DK, int DV, int R, bool MASK, bool ONE>
     device const T* projection [[buffer(0)]], device const float* conv_weight [[buffer(1)]],
     device const float* A_log [[buffer(2)]], device const float* dt_bias [[buffer(3)]],
     device const float* norm [[buffer(4)]], device const T* conv_state [[buffer(5)]],
-    device const float* state [[buffer(6)]], device const bool* mask [[buffer(7)]], device T* y [[buffer(8)]],
-    device T* new_conv_state [[buffer(9)]], device float* new_state [[buffer(10)]],
-    constant DeltaMixerParams& p [[buffer(11)]], uint2 threadgroup_ [[threadgroup_position_in_grid]],
+    device const float* state [[buffer(6)]], device const bool* mask [[buffer(7)]],
+    device const T* pending [[buffer(8)]], device T* y [[buffer(9)]], device T* new_conv_state [[buffer(10)]],
+    device float* new_state [[buffer(11)]], constant DeltaMixerParams& p [[buffer(12)]],
+    uint2 threadgroup_ [[threadgroup_position_in_grid]],
     uint thread_ [[thread_index_in_threadgroup]], uint simdgroup [[simdgroup_index_in_threadgroup]],
     uint lane [[thread_index_in_simdgroup]]) {
   const int simdgroups = DV / R;
@@ -66,13 +67,34 @@ template <typename T, int DK, int DV, int R, bool MASK, bool ONE>
   Rows rows;
   rows.load(state + of_state, lane);
 
+  // Pending tokens first: they count for the states alone. Those after the last of `kept` leave the states in memory
+  // as they are.
+  const int before = ONE ? 0 : p.P;
   const int tokens = ONE ? 1 : p.T;
+  const int kept = ONE ? 1 : p.kept;
   KEEP_LOOP
-  for (int t = 0; t < tokens; t++) {
-    const size_t token = size_t(sequence) * size_t(tokens) + size_t(t);
-    device const T* in = projection + token * size_t(width);
+  for (int t = -before; t <= tokens; t++) {
+    if (t + before == kept) {
+      rows.store(new_state + of_state, lane);
+      UNROLL
+      for (int i = 0; i < per_thread; i++) {
+        const int c = int(thread_) + i * threads;
+        if (c < channels && (c >= 2 * DK || head % heads_per_key == 0)) {
+          UNROLL
+          for (int j = 0; j < 3; j++) {
+            new_conv_state[of_conv + size_t(j * C + channel[i])] = T(window[i][j]);
+          }
+        }
+      }
+    }
+    if (t == tokens) {
+      break;
+    }
+    const bool counts = ONE || t >= 0;  // for y
+    const size_t token = size_t(sequence) * size_t(counts ? tokens : before) + size_t(counts ? t : t + before);
+    device const T* in = (counts ? projection : pending) + token * size_t(width);
     device T* out = y + token * size_t(value_dim) + size_t(head * DV);
-    if (MASK && !mask[token]) {
+    if (MASK && counts && !mask[token]) {
       if (Rows::stores(lane)) {
         out[own_row] = T(0.0f);
       }
@@ -114,20 +136,9 @@ template <typename T, int DK, int DV, int R, bool MASK, bool ONE>
     threadgroup_barrier(mem_flags::mem_threadgroup);
 
     const float square = sum_over_lanes(lane < uint(simdgroups) ? squares[lane] : 0.0f);
-    if (Rows::stores(lane)) {
+    if (counts && Rows::stores(lane)) {
       const float z = float(in[C + head * DV + own_row]);
       out[own_row] = T(norm[own_row] * (yt * precise::rsqrt(square / float(DV) + p.eps)) * silu(z));
-    }
-  }
-  rows.store(new_state + of_state, lane);
-  UNROLL
-  for (int i = 0; i < per_thread; i++) {
-    const int c = int(thread_) + i * threads;
-    if (c < channels && (c >= 2 * DK || head % heads_per_key == 0)) {
-      UNROLL
-      for (int j = 0; j < 3; j++) {
-        new_conv_state[of_conv + size_t(j * C + channel[i])] = T(window[i][j]);
-      }
     }
   }
 }

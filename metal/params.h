@@ -56,6 +56,8 @@ struct GatedDeltaParams {
 
 struct DeltaMixerParams {
   int T;
+  int P;     // pending tokens
+  int kept;  // of P + T tokens, those that the states returned have seen
   int Hk;
   int Hv;
   float eps;

@@ -13,7 +13,7 @@ struct Conv1dArgs {
   const float* weight;   // [C, 4], the newest token's weight last
   const bool* mask;      // [B, T], or null
   const void* state_in;  // [B, 3, C] of T, oldest first
-  void* state_out;       // [B, 3, C] of T; may be state_in
+  void* state_out;       // [B, 3, C] of T; may be state_in; null: nobody wants it
   void* y;               // [B, T, C] of T; the mixer, which keeps y in float, leaves it null
   int64_t B;
   int64_t T;

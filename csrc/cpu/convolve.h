@@ -66,6 +66,7 @@ inline void convolve_lanes(const Conv1dArgs& args, int64_t b, int64_t c, int64_t
     window[1] = window[2];
     window[2] = newest;
   }
+  if (!args.state_out) return;
   T* state_out = static_cast<T*>(args.state_out) + b * kConvState * args.C + c;
   for (int j = 0; j < kConvState; ++j) {
     if constexpr (whole)

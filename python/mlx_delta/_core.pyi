@@ -68,6 +68,8 @@ def delta_mixer(
     key_dim: int,
     eps: float = 1e-06,
     mask: mlx.core.array | None = None,
+    pending: mlx.core.array | None = None,
+    keep: bool = True,
     stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None,
 ) -> tuple[mlx.core.array, mlx.core.array, mlx.core.array]: ...
 def embedding(

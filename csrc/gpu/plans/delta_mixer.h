@@ -1,5 +1,5 @@
 // The launch of delta_mixer on a GPU. Inputs: projection, conv weight, A_log, dt_bias, norm, conv state, delta state
-// [, mask]; outputs: y, conv state, delta state.
+// [, mask] [, pending]; outputs: y, conv state, delta state.
 #pragma once
 
 #include "gpu/launch.h"
@@ -11,12 +11,15 @@ struct DeltaMixerShape {
   std::string type;
   int B;
   int T;
+  int P;  // pending tokens
   int Hk;
   int Hv;
   int Dk;
   int Dv;
+  bool keep;
   float eps;
-  int mask;  // index of the input, or -1
+  int mask;     // index of the input, or -1
+  int pending;  // likewise
 };
 
 inline Plan plan(const DeltaMixerShape& shape) {
@@ -25,7 +28,7 @@ inline Plan plan(const DeltaMixerShape& shape) {
   return {{{"delta_mixer",
             "delta_mixer",
             {shape.type, std::to_string(shape.Dk), std::to_string(shape.Dv), std::to_string(rows),
-             metal_bool(shape.mask >= 0), metal_bool(shape.T == 1)},
+             metal_bool(shape.mask >= 0), metal_bool(shape.T == 1 && shape.P == 0 && shape.keep)},
             {{Buffer::input, 0},
              {Buffer::input, 1},
              {Buffer::input, 2},
@@ -34,10 +37,12 @@ inline Plan plan(const DeltaMixerShape& shape) {
              {Buffer::input, 5},
              {Buffer::input, 6},
              optional_input(shape.mask),
+             optional_input(shape.pending),
              {Buffer::output, 0},
              {Buffer::output, 1},
              {Buffer::output, 2}},
-            bytes_of(DeltaMixerParams{shape.T, shape.Hk, shape.Hv, shape.eps}),
+            bytes_of(DeltaMixerParams{shape.T, shape.P, shape.keep ? shape.P + shape.T : shape.P, shape.Hk, shape.Hv,
+                                      shape.eps}),
             {shape.Hv, shape.B, 1},
             {32 * (shape.Dv / rows), 1, 1}}},
           {},

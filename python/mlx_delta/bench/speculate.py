@@ -44,21 +44,24 @@ def simulate(
 ) -> list[Simulated]:
     """Of each number of ``drafts``, ``rounds`` passes and as many without drafts in turn, behind ``context`` tokens."""
     rng = np.random.default_rng(0)
-    ids = mx.array(rng.integers(0, network.config.vocab_size, (1, max(2, context))))
+    text = rng.integers(0, network.config.vocab_size, max(2, context)).tolist()
     cache = Cache.empty(network.config)
-    mx.eval(prefill(network, ids, cache), cache.arrays())
-    head = MtpDrafter(network)
+    mx.eval(prefill(network, mx.array([text]), cache), cache.arrays())
+    head = MtpDrafter(network, text)
     token = mx.array([1], dtype=mx.int32)
-    head.seen(mx.zeros((1, 1, network.config.hidden_size), network.dtype), ())
     results = []
     for count in drafts:
         plain, drafting, checking, tokens = list[float](), list[float](), list[float](), list[int]()
         for turn in range(rounds + 1):  # the first warms up
             start = time.perf_counter()
-            token = mx.argmax(network.decode(token, [cache]), axis=-1).astype(mx.int32)
+            text += np.array(token).tolist()
+            x, _ = network.advance(token, None, [Span(cache, 0)])
+            assert x is not None
+            token = mx.argmax(network.logits(x)[:, 0], axis=-1).astype(mx.int32)
             mx.eval(token, cache.arrays())
             passed = time.perf_counter()
-            drafted = head.draft(token, count)
+            head.see(x, len(text))
+            drafted, _ = head.draft(token, count)
             assert drafted is not None
             mx.eval(drafted)
             made = time.perf_counter()
@@ -71,7 +74,8 @@ def simulate(
             cache.end_drafts(kept, count + 1)
             mx.eval(cache.arrays())
             end = time.perf_counter()
-            head.seen(x.reshape(1, count + 1, -1)[:, :kept], np.array(drafted)[: kept - 1].tolist())
+            text += np.array(mx.concatenate([token, drafted]))[:kept].tolist()
+            head.see(x.reshape(1, count + 1, -1)[:, :kept], len(text))
             token = chosen[kept - 1 : kept]
             if turn:
                 plain.append(passed - start)

@@ -23,12 +23,13 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_delta.engine.cuts import ALIGNED, NO_TURNS, Cuts, Turns
+from mlx_delta.engine.depth import MTP, Depths
 from mlx_delta.engine.memory import memory_bytes
 from mlx_delta.engine.pace import Pace
 from mlx_delta.engine.prefill import CHUNK
 from mlx_delta.engine.prefix import PrefixCache
 from mlx_delta.engine.sequence import Passed, TokenSequence
-from mlx_delta.engine.speculation import Costs, Speculation
+from mlx_delta.engine.speculation import Speculation
 from mlx_delta.errors import ArgumentError, QueueFullError
 from mlx_delta.model.cache import Cache
 from mlx_delta.model.network import Network
@@ -65,7 +66,7 @@ class Engine:
         self._refuses = memory is not None
         self._memory = memory_bytes(memory) - network.nbytes  # for sequences, and for what is kept of them
         self._pace = Pace()
-        self._costs = Costs()
+        self._depths = Depths()
         self._change = threading.Condition()  # guards what follows; notified after every step
         self._driver: int | None = None  # the thread that takes a step: it alone touches the sequences that go on
         self._waiting: deque[TokenSequence] = deque()
@@ -74,7 +75,7 @@ class Engine:
 
     def speculation(self, ids: Sequence[int], drafts: int | None) -> Speculation | None:
         """What drafts for a sequence that begins with ``ids``: so many tokens in each pass (None: as many as pay)."""
-        return None if drafts == 0 else Speculation(self.network, ids, drafts, self._costs)
+        return None if drafts == 0 else Speculation(self.network, ids, drafts, self._depths)
 
     def run(self, sequence: TokenSequence) -> Generator[Any, None, None]:
         """The events of a sequence as they come. It begins when the first is asked for; closing it ends it."""
@@ -198,6 +199,8 @@ class Engine:
             with _errors_of([row]):
                 row.steer()
         rows = [each for each in rows if not each.ended]
+        speculating = prompt is None and any(row.speculation is not None for row in rows)
+        tokens = sum(len(row.tokens) for row in rows) if speculating else 0
         with _errors_of(rows):
             self._decode([row for row in rows if not row.last])
         for row in rows:
@@ -207,8 +210,8 @@ class Engine:
         seconds = time.perf_counter() - begin
         if rows:
             self._pace.decoded(seconds, beside=prompt is not None)
-        if len(rows) == 1 and prompt is None and rows[0].speculation is not None and not rows[0].ended:
-            rows[0].speculation.took(seconds)
+        if speculating and not any(row.ended for row in rows):
+            self._depths.took(seconds, len(rows), sum(len(row.tokens) for row in rows) - tokens)
 
     def _compute_prompt(self, sequence: TokenSequence, *, beside: bool) -> None:
         """Go on with it; after its end, its first token is chosen.
@@ -286,9 +289,8 @@ class Engine:
         for span in sequence.spans:
             part, whole = slice(span.first, span.first + span.count), tiles if span.tiles else rows
             assert whole is not None
-            x = whole[:, part] if span.tiles else whole[part].reshape(1, span.count, -1)
-            ids, at = sequence.ids[at : at + span.count], at + span.count
-            speculation.read(ids, x, len(sequence.ids) - at)
+            at += span.count
+            speculation.see(whole[:, part] if span.tiles else whole[part].reshape(1, span.count, -1), at)
         mx.async_eval(*speculation.arrays())
 
     def _decode(self, rows: Sequence[TokenSequence]) -> None:
@@ -296,7 +298,7 @@ class Engine:
         if not rows:
             return
         with _restored(rows):
-            tokens, spans, drafts = list[mx.array](), list[Span](), [row.drafts() for row in rows]
+            tokens, spans, drafts = list[mx.array](), list[Span](), self._drafts(rows)
             for row, drafted in zip(rows, drafts, strict=True):
                 tokens += [row.next] if drafted is None else [row.next, drafted]
                 count = 1 if drafted is None else 1 + drafted.shape[0]
@@ -310,6 +312,20 @@ class Engine:
                 part = slice(span.first, span.first + span.count)
                 row.advance(*((x, logits) if len(rows) == 1 else (x[part], logits[part])), drafted)
         mx.async_eval(*(array for row in rows for array in row.arrays()))
+
+    def _drafts(self, rows: Sequence[TokenSequence]) -> list[mx.array | None]:
+        """What each row's pass is to check."""
+        wishes = [row.wish(auto=not self._depths.rests) for row in rows]
+        if not any(wishes):
+            self._depths.began(len(rows), 0, drafting=False)
+            return [None] * len(rows)
+        drafts = [row.drafts(share) for row, share in zip(rows, self._depths.share(wishes), strict=True)]
+        counts = [0 if each is None else each.shape[0] for each in drafts]
+        by_head = sum(
+            count for row, count in zip(rows, counts, strict=True) if row.speculation and row.speculation.drafter == MTP
+        )
+        self._depths.began(len(rows) + sum(counts), by_head, drafting=any(counts))
+        return drafts
 
     def _read(self, rows: Sequence[TokenSequence]) -> None:
         for row in rows:

@@ -12,6 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_delta.engine.cuts import Cuts
+from mlx_delta.engine.depth import Drafts, Wish
 from mlx_delta.engine.likelihood import Likelihood
 from mlx_delta.engine.sample import Allowed, Sampler
 from mlx_delta.engine.speculation import Speculation
@@ -182,11 +183,16 @@ class TokenSequence:
         self._unread, self._unread_logits = self._next, self._logits
         self._steered = False
 
-    def drafts(self) -> mx.array | None:
-        """Tokens that may follow the next one, int [n], to be checked in the pass that computes on it; None: none."""
-        if self.speculation is None:
+    def wish(self, *, auto: bool) -> Wish | None:
+        """What it can draft in the pass that computes on its next token; None: it does not draft. auto: whether it may
+        where how many is not its own choice."""
+        if self.speculation is None or (self.speculation.count is None and not auto):
             return None
-        return self.speculation.draft(self._next, self.most - len(self.tokens) - 2)
+        return self.speculation.wish(self.most - len(self.tokens) - 2)
+
+    def drafts(self, share: Drafts) -> mx.array | None:
+        """Tokens that may follow the next one, int [n], to be checked in the pass that computes on it; None: none."""
+        return None if self.speculation is None else self.speculation.draft(self._next, share)
 
     def advance(self, x: mx.array, logits: mx.array, drafts: mx.array | None) -> None:
         """The next token and ``drafts`` after it were computed on: x [n, 1, hidden] as the last layer gave it, and
@@ -198,7 +204,7 @@ class TokenSequence:
             return
         self.sample(logits)
         if self.speculation is not None:
-            self.speculation.seen(x, (), None)
+            self.speculation.see(x, self.cache.offset)
 
     def read(self) -> None:
         """Wait for the token in use, and those of its drafts that are right, and give them to the reader."""
@@ -231,9 +237,8 @@ class TokenSequence:
             self._read_one()
         self.cache.end_drafts(used, count)
         if self.speculation is not None:
-            self.speculation.seen(check.x[:, :used], drafts[: used - 1], len(drafts))
-        if used < count:  # states are made again
-            mx.async_eval(*self.cache.arrays())
+            self.speculation.see(check.x[:, :used], self.cache.offset)
+            self.speculation.checked(len(drafts), used - 1)
         mx.async_eval(*self.arrays())
 
     def _read_one(self) -> None:

@@ -8,7 +8,7 @@ is free, and a copy is a snapshot that later tokens do not touch.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
@@ -43,17 +43,19 @@ def _grown(rows: int, used: int) -> int:
 class DeltaState:
     """conv [B, 3, C] and delta float32 [B, Hv, Dv, Dk] of a gated-delta layer; None before the first token.
 
-    drafting: whether the tokens to come may be taken back. first: makes the states after so many of those that came;
-    None while none may be taken back.
+    drafting: whether the tokens to come may be taken back. pending [B, n, ..]: what the layer's mixer read of such
+    tokens, of which the first ``kept`` count: the states have yet to go through these, in the mixer's next call. None:
+    they have gone through all tokens.
     """
 
     conv: mx.array | None = None
     delta: mx.array | None = None
     drafting: bool = False
-    first: Callable[[int], tuple[mx.array, mx.array]] | None = None
+    pending: mx.array | None = None
+    kept: int = 0
 
     def arrays(self) -> list[mx.array]:
-        return [a for a in (self.conv, self.delta) if a is not None]
+        return [a for a in (self.conv, self.delta, self.pending) if a is not None]
 
 
 @dataclass
@@ -152,9 +154,7 @@ class Cache:
         self.offset -= of - kept
         for layer in self.layers:
             if isinstance(layer, DeltaState):
-                if layer.first is not None and kept < of:
-                    layer.conv, layer.delta = layer.first(kept)
-                layer.drafting, layer.first = False, None
+                layer.drafting, layer.kept = False, kept
 
     def arrays(self) -> list[mx.array]:
         starts = [] if self.start is None else [self.start]

@@ -188,30 +188,31 @@ class DeltaLayer:
 
     def mix_projected(self, projection: mx.array, state: LayerState, window: Window) -> mx.array:
         assert isinstance(state, DeltaState)
-        if projection.shape[1] > DECODE_TOKENS:
-            return self._prefill(projection, state, window)
-        before = state.conv, state.delta
-        y, state.conv, state.delta = self._decode(projection, *before, window)
-        if state.drafting:  # what is held is not updated in place
-            state.first = lambda count: self._decode(projection[:, :count], *before, window)[1:]
-        return y
+        if projection.shape[1] <= DECODE_TOKENS:
+            return self._decode(projection, state, window.mask)
+        if state.pending is not None:
+            pending, state.pending = state.pending[:, : state.kept], None
+            self._decode(pending, state)
+        return self._prefill(projection, state, window)
 
-    def _decode(
-        self, projection: mx.array, conv: mx.array | None, delta: mx.array | None, window: Window
-    ) -> tuple[mx.array, mx.array, mx.array]:
-        return ops.delta_mixer(
+    def _decode(self, projection: mx.array, state: DeltaState, mask: mx.array | None = None) -> mx.array:
+        y, state.conv, state.delta = ops.delta_mixer(
             projection,
             self.conv,
             self.A_log,
             self.dt_bias,
             self.gated_norm,
-            conv,
-            delta,
+            state.conv,
+            state.delta,
             key_heads=self.config.linear_num_key_heads,
             key_dim=self.config.linear_key_head_dim,
             eps=self.config.rms_norm_eps,
-            mask=window.mask,
+            mask=mask,
+            pending=None if state.pending is None else state.pending[:, : state.kept],
+            keep=not state.drafting,
         )
+        state.pending = projection if state.drafting else None
+        return y
 
     def _prefill(self, projection: mx.array, state: DeltaState, window: Window) -> mx.array:
         c = self.config

@@ -9,6 +9,8 @@ from mlx_delta.ops.conv1d import conv1d_reference
 from mlx_delta.ops.gated_delta import gated_delta_reference
 from mlx_delta.ops.gated_norm import gated_norm_reference
 
+Mixed = tuple[mx.array, mx.array, mx.array]
+
 
 def delta_mixer(
     projection: mx.array,
@@ -23,6 +25,8 @@ def delta_mixer(
     key_dim: int,
     eps: float = 1e-6,
     mask: mx.array | None = None,
+    pending: mx.array | None = None,
+    keep: bool = True,
     stream: mx.Stream | mx.Device | None = None,
 ) -> tuple[mx.array, mx.array, mx.array]:
     """conv1d, gated_delta and gated_norm, without rounding in between.
@@ -43,9 +47,13 @@ def delta_mixer(
         delta_state: float32 [B, Hv, Dv, Dk], or None: zeros.
         key_heads, key_dim: Hk, Dk.
         mask: bool [B, T]; a token whose mask is false is not there.
+        pending: [B, P, ..], projections of tokens before these whose states were not kept: the states go through them
+            first.
+        keep: whether the states returned are those after the tokens; else, where they may be taken back, those before
+            them, after ``pending``. The projections of those that count are ``pending`` of the next call.
 
-    Returns: (y [B, T, Hv Dv], new conv state, new delta state). States are updated in place where nobody else holds
-        them. Raises: ValueError naming the argument.
+    Returns: (y [B, T, Hv Dv], conv state, delta state). States are updated in place where nobody else holds them, and
+        have the bits of one token a call, whatever came at once. Raises: ValueError naming the argument.
     Source: Hugging Face ``Qwen3_5GatedDeltaNet`` (modeling_qwen3_5.py).
     """
     return _core.delta_mixer(
@@ -60,6 +68,8 @@ def delta_mixer(
         key_dim=key_dim,
         eps=eps,
         mask=mask,
+        pending=pending,
+        keep=keep,
         stream=stream,
     )
 
@@ -77,8 +87,28 @@ def delta_mixer_reference(
     key_dim: int,
     eps: float = 1e-6,
     mask: mx.array | None = None,
+    pending: mx.array | None = None,
+    keep: bool = True,
 ) -> tuple[mx.array, mx.array, mx.array]:
     """``delta_mixer`` in float32: the references of its parts, one after the other."""
+    if pending is not None or not keep:
+
+        def run(x: mx.array, conv: mx.array | None, delta: mx.array | None, mask: mx.array | None) -> Mixed:
+            small = conv_weight, A_log, dt_bias, norm
+            return delta_mixer_reference(
+                x, *small, conv, delta, key_heads=key_heads, key_dim=key_dim, eps=eps, mask=mask
+            )
+
+        if pending is not None:
+            _, conv_state, delta_state = run(pending, conv_state, delta_state, None)
+        y, conv, delta = run(projection, conv_state, delta_state, mask)
+        if keep:
+            return y, conv, delta
+        return (
+            y,
+            mx.zeros_like(conv) if conv_state is None else conv_state,
+            mx.zeros_like(delta) if delta_state is None else delta_state,
+        )
     B, T, _ = projection.shape
     Hv, Dv = A_log.shape[0], norm.shape[0]
     keys = key_heads * key_dim

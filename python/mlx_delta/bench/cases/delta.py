@@ -93,14 +93,24 @@ def gated_norm_cases(size: str, text: TextConfig) -> Iterator[Case]:
 
 def delta_mixer_cases(text: TextConfig) -> Iterator[Case]:
     def case(
-        B: int, T: int, Hk: int, ratio: int, D: int, state: bool = True, mask: bool = False, real: bool = False
+        B: int,
+        T: int,
+        Hk: int,
+        ratio: int,
+        D: int,
+        state: bool = True,
+        mask: bool = False,
+        real: bool = False,
+        pending: int = 0,
+        keep: bool = True,
     ) -> Case:
         def make(dtype: mx.Dtype, rng: np.random.Generator) -> Arguments:
             Hv = Hk * ratio
             gates = delta_gates(rng, 1, 1, Hv, dtype)
             conv_dim = (2 * Hk + Hv) * D
+            width = conv_dim + Hv * D + 2 * Hv
             return {
-                "projection": normal(rng, B, T, conv_dim + Hv * D + 2 * Hv, dtype=dtype),
+                "projection": normal(rng, B, T, width, dtype=dtype),
                 "conv_weight": normal(rng, conv_dim, 4, scale=0.5),
                 "A_log": gates["A_log"],
                 "dt_bias": gates["dt_bias"],
@@ -110,15 +120,19 @@ def delta_mixer_cases(text: TextConfig) -> Iterator[Case]:
                 "key_heads": Hk,
                 "key_dim": D,
                 "mask": token_mask(rng, B, T) if mask else None,
+                "pending": normal(rng, B, pending, width, dtype=dtype) if pending else None,
+                "keep": keep,
             }
 
         name = f"b{B}t{T}h{Hk}x{ratio}d{D}" + ("" if state else "-fresh") + ("-masked" if mask else "")
+        name += (f"-after{pending}" if pending else "") + ("" if keep else "-back")
 
         def flops(arguments: Arguments) -> int:
-            return 7 * B * T * Hk * ratio * D * D  # decay, S k, the rank-one update, S q
+            return 7 * B * (pending + T) * Hk * ratio * D * D  # decay, S k, the rank-one update, S q
 
         states = ("conv_state", "delta_state")
-        return Case("delta_mixer", name, make, real=real, flops=flops, states=states, over_time=("projection", "mask"))
+        over_time = ("projection", "mask") if keep and not pending else ()  # else two calls are not one
+        return Case("delta_mixer", name, make, real=real, flops=flops, states=states, over_time=over_time)
 
     for ratio in (1, 2, 3):
         yield case(1, 1, 2, ratio, 64)
@@ -126,6 +140,10 @@ def delta_mixer_cases(text: TextConfig) -> Iterator[Case]:
     yield case(1, 3, 2, 2, 36)
     yield case(2, 1, 1, 2, 64, state=False)
     yield case(2, 7, 1, 2, 64, mask=True)
+    yield case(1, 4, 1, 2, 64, keep=False)
+    yield case(1, 1, 1, 3, 64, pending=2)
+    yield case(2, 3, 2, 2, 64, mask=True, pending=4, keep=False)
     heads = text.linear_num_key_heads
     ratio = text.linear_num_value_heads // heads
     yield case(1, 1, heads, ratio, text.linear_key_head_dim, real=True)
+    yield case(1, 4, heads, ratio, text.linear_key_head_dim, real=True, pending=3, keep=False)
