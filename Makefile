@@ -17,7 +17,7 @@ test: $(VENV)/installed-dev
 
 # Long runs of the tests of random inputs, of which CI takes a few.
 soak: $(VENV)/installed-dev
-	$(BIN)/python -m pytest --soak tests/unit/engine/test_engine.py tests/unit/engine/test_prefix.py -k "random or many"
+	$(BIN)/python -m pytest --soak tests/unit/engine/test_schedules.py tests/unit/engine/test_prefix.py -k "random or many"
 	$(BIN)/python -m pytest --soak tests/unit/engine/test_speculation.py tests/unit/chat/test_drafts.py -k without_drafts
 
 # The benches refuse to report on red tests: those of the ops come first.

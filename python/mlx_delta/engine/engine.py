@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 import mlx.core as mx
@@ -137,9 +137,7 @@ class Engine:
                 while self._driver is not None and not sequence.events and not sequence.ended:
                     self._change.wait()
                 if sequence.events:
-                    events = list(sequence.events)
-                    sequence.events.clear()
-                    return events
+                    return sequence.take_events()
                 if sequence.error is not None:
                     raise sequence.error
                 if sequence.ended:
@@ -148,17 +146,22 @@ class Engine:
                 self._admit()
                 alone = len(self._going) == 1
             try:
-                with _later_interrupt(wanted=not alone):
+                if alone:
                     self._step()
-                    for each in self._going:
-                        if each.ended:
-                            self._keep(each)
+                else:
+                    with _later_interrupt():
+                        self._step()
+                for each in self._going:
+                    if each.ended:
+                        self._keep(each)
             finally:
                 with self._change:
                     self._driver = None
                     self._drop_cancelled()
                     self._going = [each for each in self._going if not each.ended]
                     self._change.notify_all()
+            if sequence.events:  # nobody else takes them
+                return sequence.take_events()
 
     def _admit(self) -> None:
         self._drop_cancelled()
@@ -185,23 +188,26 @@ class Engine:
             self._cancelled.clear()
 
     def _step(self) -> None:
+        if len(self._going) == 1 and self._going[0].decoding and self._going[0].speculation is None:
+            self._step_alone(self._going[0])
+            return
         rows = [each for each in self._going if each.decoding]
         self._read(rows)  # what a step before, cut short, has left
         prompt = next((each for each in self._going if not each.decoding), None)
         if prompt is not None:
-            with _errors_of([prompt]):
+            with _ErrorsOf([prompt]):
                 self._compute_prompt(prompt, beside=bool(rows))
             if prompt.decoding and not prompt.ended:
                 rows.append(prompt)
         rows = [each for each in rows if not each.ended]
         begin = time.perf_counter()
         for row in rows:
-            with _errors_of([row]):
+            with _ErrorsOf([row]):
                 row.steer()
         rows = [each for each in rows if not each.ended]
         speculating = prompt is None and any(row.speculation is not None for row in rows)
         tokens = sum(len(row.tokens) for row in rows) if speculating else 0
-        with _errors_of(rows):
+        with _ErrorsOf(rows):
             self._decode([row for row in rows if not row.last])
         for row in rows:
             if row.last and not row.ended:
@@ -212,6 +218,37 @@ class Engine:
             self._pace.decoded(seconds, beside=prompt is not None)
         if speculating and not any(row.ended for row in rows):
             self._depths.took(seconds, len(rows), sum(len(row.tokens) for row in rows) - tokens)
+
+    def _step_alone(self, row: TokenSequence) -> None:
+        """One sequence, decoding, that nobody drafts for: there is nobody to keep it apart from."""
+        try:
+            row.read()  # what a step before, cut short, has left
+            begin = time.perf_counter()
+            if row.ended:
+                return
+            row.steer()
+            if row.last:
+                row.use()
+            else:
+                self._decode_alone(row)
+            row.read()
+        except Exception as error:
+            row.error, row.ended = error, True
+        else:
+            self._pace.decoded(time.perf_counter() - begin, beside=False)
+
+    def _decode_alone(self, row: TokenSequence) -> None:
+        """``_decode`` of one row: there, what Python does between two tokens shows."""
+        cache = row.cache
+        held = cache.held()
+        try:
+            x = self.network.step(row.next, cache)
+            row.advance(x, self.network.logits(x)[:, 0], None)
+        except BaseException:
+            cache.restore(held)
+            raise
+        del held  # a held state is not updated in place
+        mx.async_eval(*row.arrays())
 
     def _compute_prompt(self, sequence: TokenSequence, *, beside: bool) -> None:
         """Go on with it; after its end, its first token is chosen.
@@ -224,7 +261,7 @@ class Engine:
             sequence.begin(cuts, cache)
         if sequence.passing is None:
             if not beside:
-                with _restored([sequence]):
+                with _Restored([sequence]):
                     passed = deque(self._pass(sequence, CHUNK), maxlen=1).pop()
                 self._passed(sequence, passed)
                 return
@@ -297,7 +334,7 @@ class Engine:
         """Set off the pass over the weights in which each row's next token becomes the one after it."""
         if not rows:
             return
-        with _restored(rows):
+        with _Restored(rows):
             tokens, spans, drafts = list[mx.array](), list[Span](), self._drafts(rows)
             for row, drafted in zip(rows, drafts, strict=True):
                 tokens += [row.next] if drafted is None else [row.next, drafted]
@@ -330,40 +367,52 @@ class Engine:
     def _read(self, rows: Sequence[TokenSequence]) -> None:
         for row in rows:
             if row.error is None:  # else what it waits for may never come
-                with _errors_of([row]):
+                with _ErrorsOf([row]):
                     row.read()
 
 
-@contextmanager
-def _errors_of(sequences: Sequence[TokenSequence]) -> Iterator[None]:
+class _ErrorsOf:
     """A block whose failure ends these sequences and no other; an interrupt is the caller's."""
-    try:
-        yield
-    except Exception as error:
-        for each in sequences:
+
+    def __init__(self, sequences: Sequence[TokenSequence]) -> None:
+        self._sequences = sequences
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        for each in self._sequences:
             each.error, each.ended = error, True
+        return True
 
 
-@contextmanager
-def _restored(sequences: Sequence[TokenSequence]) -> Iterator[None]:
+class _Restored:
     """A block that builds a graph: caches are as they were before it if it fails half way."""
-    before = [each.cache.copy() for each in sequences]
-    try:
-        yield
-    except BaseException:
-        for each, cache in zip(sequences, before, strict=True):
-            each.cache.layers, each.cache.offset, each.cache.start = cache.layers, cache.offset, cache.start
-            each.cache.rope_delta = cache.rope_delta
-        raise
-    finally:
-        before.clear()  # a held state is not updated in place
+
+    def __init__(self, sequences: Sequence[TokenSequence]) -> None:
+        self._before = [(each.cache, each.cache.held()) for each in sequences]
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        before, self._before = self._before, []  # a held state is not updated in place
+        if error is not None:
+            for cache, held in before:
+                cache.restore(held)
 
 
 @contextmanager
-def _later_interrupt(*, wanted: bool) -> Iterator[None]:
+def _later_interrupt() -> Iterator[None]:
     """A block after which, and not within, Ctrl-C is heard: the step is for other threads' sequences too."""
     here = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGINT) if wanted and here else None
+    handler = signal.getsignal(signal.SIGINT) if here else None
     if not callable(handler):
         yield
         return

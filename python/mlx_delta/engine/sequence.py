@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import mlx.core as mx
 import numpy as np
@@ -158,6 +158,12 @@ class TokenSequence:
         """Whether its next token is the last: nothing follows that would have to be computed."""
         return len(self.tokens) + 1 == self.most
 
+    def take_events(self) -> list[Any]:
+        """Those that nobody has taken yet."""
+        events = list(self.events)
+        self.events.clear()
+        return events
+
     @property
     def next(self) -> mx.array:
         """The token that the next step computes on, int [1]."""
@@ -198,13 +204,13 @@ class TokenSequence:
         """The next token and ``drafts`` after it were computed on: x [n, 1, hidden] as the last layer gave it, and
         logits [n, V]. The next token is in use; what follows it is chosen, here or when it is read."""
         self.use()
-        x = x.reshape(1, x.shape[0], -1)
         if drafts is not None:
+            x = x.reshape(1, x.shape[0], -1)
             self._check = _Check(x, logits, drafts, self.sampler.ahead(logits, drafts), self.sampler.bans)
             return
         self.sample(logits)
         if self.speculation is not None:
-            self.speculation.see(x, self.cache.offset)
+            self.speculation.see(x.reshape(1, 1, -1), self.cache.offset)
 
     def read(self) -> None:
         """Wait for the token in use, and those of its drafts that are right, and give them to the reader."""
@@ -244,7 +250,7 @@ class TokenSequence:
     def _read_one(self) -> None:
         if self._unread is None:
             return
-        (token,) = np.array(self._unread).tolist()
+        token = cast(int, self._unread.item())
         if token < 0:
             raise NotFiniteError(_not_finite(self._unread_logits.dtype))
         likelihood = None

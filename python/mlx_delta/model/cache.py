@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import mlx.core as mx
 
@@ -56,6 +57,12 @@ class DeltaState:
 
     def arrays(self) -> list[mx.array]:
         return [a for a in (self.conv, self.delta, self.pending) if a is not None]
+
+    def held(self) -> tuple[Any, ...]:
+        return self.conv, self.delta, self.drafting, self.pending, self.kept
+
+    def restore(self, held: tuple[Any, ...]) -> None:
+        self.conv, self.delta, self.drafting, self.pending, self.kept = held
 
 
 @dataclass
@@ -104,8 +111,15 @@ class KeyValues:
     def arrays(self) -> list[mx.array]:
         return [a for a in (self.keys, self.values) if a is not None]
 
+    def held(self) -> tuple[Any, ...]:
+        return self.keys, self.values
+
+    def restore(self, held: tuple[Any, ...]) -> None:
+        self.keys, self.values = held
+
 
 LayerState = DeltaState | KeyValues
+Held = tuple[int, mx.array | None, int, list[tuple[Any, ...]]]
 
 
 def empty_state(kind: str) -> LayerState:
@@ -142,6 +156,16 @@ class Cache:
     def copy(self) -> Cache:
         """A snapshot; costs nothing until one of the two goes on."""
         return Cache([replace(layer) for layer in self.layers], self.offset, self.start, self.rope_delta)
+
+    def held(self) -> Held:
+        """What ``restore`` brings back. While it is there, no state is updated in place."""
+        return self.offset, self.start, self.rope_delta, [layer.held() for layer in self.layers]
+
+    def restore(self, held: Held) -> None:
+        """As it was when ``held`` was asked for."""
+        self.offset, self.start, self.rope_delta, layers = held
+        for layer, of in zip(self.layers, layers, strict=True):
+            layer.restore(of)
 
     def begin_drafts(self) -> None:
         """Of the tokens that the next pass adds, the last ones may be taken back, by ``end_drafts``."""

@@ -162,7 +162,7 @@ class DeltaLayer:
         )
 
     def __call__(self, x: mx.array, state: LayerState, window: Window) -> mx.array:
-        return self.finish(self.mix(x, state, window), x)
+        return self.finish(self.mix_projected(self.project(x), state, window), x)
 
     def finish(self, mixed: mx.array, x: mx.array) -> mx.array:
         """out_proj of what was mixed, added to the residual x, and what follows."""
@@ -268,7 +268,7 @@ class AttentionLayer:
         )
 
     def __call__(self, x: mx.array, cache: LayerState, window: Window) -> mx.array:
-        return self.finish(self.mix(x, cache, window), x)
+        return self.finish(self.mix_projected(self.project(x), cache, window), x)
 
     def finish(self, mixed: mx.array, x: mx.array) -> mx.array:
         """o_proj of what was mixed, added to the residual x, and what follows."""

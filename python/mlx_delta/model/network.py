@@ -142,6 +142,17 @@ class Network:
         assert rows is not None
         return self.logits(rows)[:, 0]
 
+    def step(self, token: mx.array, cache: Cache) -> mx.array:
+        """The next token of one sequence, int [1] -> what the last layer gives of it, [1, 1, hidden]: ``advance`` of
+        one row, and no other."""
+        x = self.embed(token[None])
+        positions = _shown(cache, 1, None)[0] if cache.rope_delta else None
+        window = Window(cache.offset, positions=positions)
+        for layer, state in zip(self.layers, cache.layers, strict=True):
+            x = layer(x, state, window)
+        cache.offset += 1
+        return x
+
     def advance(
         self, rows: mx.array | None, tiles: mx.array | None, spans: Sequence[Span]
     ) -> tuple[mx.array | None, mx.array | None]:

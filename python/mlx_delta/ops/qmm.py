@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 import mlx.core as mx
 
@@ -56,7 +57,11 @@ def qmm(
     Returns: [.., N] of x's dtype. A row has the same bits whatever the number of rows.
     Raises: ValueError naming the argument, what was expected and what was found.
     """
-    matrices = [s if isinstance(s, Matrix) else Matrix.plain(s) for s in segments]
+    matrices = cast(Sequence[Matrix], segments)
+    for each in segments:
+        if not isinstance(each, Matrix):
+            matrices = [s if isinstance(s, Matrix) else Matrix.plain(s) for s in segments]
+            break
     if _observer is not None:
         _observer(x, matrices, norm, eps)
     return _core.qmm(x, matrices, norm=norm, eps=eps, residual=residual, activation=activation, stream=stream)

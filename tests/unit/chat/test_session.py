@@ -176,7 +176,7 @@ def test_an_exception_inside_a_step_leaves_the_marks(model: LanguageModel, monke
                 setattr(state, name, mx.zeros_like(value) if isinstance(value, mx.array) else value)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(type(model.network), "advance", half)
+    monkeypatch.setattr(type(model.network), "step", half)
     with pytest.raises(KeyboardInterrupt):
         list(stream)
     monkeypatch.undo()

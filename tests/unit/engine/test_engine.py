@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 
 from mlx_delta import load_model
-from mlx_delta.engine.cuts import NO_TURNS, Turns
 from mlx_delta.engine.engine import Engine
 from mlx_delta.engine.likelihood import Likelihood
 from mlx_delta.engine.pace import Pace
@@ -28,102 +27,13 @@ from mlx_delta.language_model import LanguageModel
 from mlx_delta.model.cache import Cache
 from mlx_delta.model.network import Network
 from support import TINY
-from support.reading import Collect, kept_bytes
-
-VOCABULARY = 400
+from support.reading import Collect
+from support.works import VOCABULARY, Work
 
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, LanguageModel]:
     return {dtype: load_model(TINY, dtype) for dtype in ("float32", "bfloat16")}
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a sequence is, to be made as often as wanted."""
-
-    ids: tuple[int, ...]
-    params: SamplingParams
-    most: int
-    stop: int
-    steered: bool
-    logprobs: int | None
-
-    @classmethod
-    def random(cls, rng: random.Random, turns: Turns, others: Sequence[Work] = ()) -> Work:
-        """Turns, every second one the assistant's, or no turn at all; the beginning may be another's."""
-        ids: list[int] = []
-        if others and rng.random() < 0.6:
-            ids = list(rng.choice(others).ids)
-            ids = ids[: rng.randrange(len(ids) + 1)]
-        for turn in range(rng.choice([1, 1, 2, 4])):
-            opening = [turns.start or 0, *(turns.assistant if turn % 2 else ())] if rng.random() < 0.8 else []
-            length = rng.choice([1, 2, 15, 16, 17, 40, 64, 65, 80, 81, 127, 150, 300])
-            ids += [*opening, *(rng.randrange(VOCABULARY) for _ in range(length))][:length]
-        params = SamplingParams(
-            temperature=rng.choice([0, 0.7, 1.5]),
-            top_k=rng.choice([0, 5]),
-            top_p=rng.choice([1, 0.8]),
-            presence_penalty=rng.choice([0, 1.5]),
-            repetition_penalty=rng.choice([1, 1.2]),
-            seed=rng.randrange(1000),
-        )
-        logprobs = rng.choice([None, None, 3])
-        return cls(tuple(ids), params, rng.randrange(1, 20), rng.randrange(1, 30), rng.random() < 0.3, logprobs)
-
-    def sequence(self, network: Network, **reader: Any) -> TokenSequence:
-        sampler = Sampler(self.params, network.config.vocab_size, self.ids)
-        read = Collect(self.stop, steered=self.steered, **reader)
-        options: dict[str, Any] = {"most": self.most, "logprobs": self.logprobs}
-        return TokenSequence(self.ids, None, sampler, read, **options)
-
-    def alone(self, network: Network, turns: Turns = NO_TURNS) -> list[Any]:
-        return list(Engine(network, turns).run(self.sequence(network)))
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_random_schedules(models: dict[str, LanguageModel], dtype: str, soak: bool) -> None:
-    """Sequences come, go, are asked for and cancelled at random, over what is kept of others within a limit; what each
-    brings is what it brings alone."""
-    network, turns = models[dtype].network, models[dtype].engine.turns
-    # 17 and 19: a turn that ends where another's goes on, so that the same ids were computed in two ways.
-    for seed in range(1000) if soak else (0, 1, 17, 19):
-        rng = random.Random(seed)
-        limit = rng.choice([0, 6_000_000, 40_000_000])
-        engine = Engine(network, turns, prefix_bytes=limit, most_rows=rng.choice([2, 5, 16]))
-        works: list[Work] = []
-        for _ in range(rng.randrange(2, 9)):
-            works.append(Work.random(rng, turns, works))
-        expected = [work.alone(network, turns) for work in works]
-        going: dict[int, Any] = {}
-        found: dict[int, list[Any]] = {i: [] for i in range(len(works))}
-        left = list(range(len(works)))
-        cancelled = set()
-        while left or going:
-            if left and (not going or rng.random() < 0.4):
-                i = left.pop()
-                sequence = works[i].sequence(network)
-                going[i] = engine.run(sequence)
-                if rng.random() < 0.5:
-                    engine.submit(sequence)
-                continue
-            i = rng.choice(list(going))
-            if rng.random() < 0.03:
-                cancelled.add(i)
-                going.pop(i).close()
-                continue
-            event = next(going[i], None)
-            if event is None:
-                going.pop(i)
-            else:
-                found[i].append(event)
-        for i, events in found.items():
-            whole = expected[i][: len(events)] if i in cancelled else expected[i]
-            assert events == whole, (seed, i, works[i])
-            assert kept_bytes(engine.prefix) == engine.prefix.nbytes <= limit
-        assert not engine._going
-        assert not engine._waiting
-        assert not engine._cancelled
 
 
 def test_a_long_prompt_keeps_nobody_waiting(models: dict[str, LanguageModel], monkeypatch: pytest.MonkeyPatch) -> None:
