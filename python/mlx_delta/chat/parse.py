@@ -62,14 +62,12 @@ class _Stream:
         self._fresh = fresh  # nothing but newlines since the last tag
         self._newlines = 0  # of those
         self._space: list[str] = []  # at the end of what there is
-        self._plain = False  # text that does not end in white space is shown as it is
+        self.plain = False  # text that does not end in white space is shown as it is: ``push`` need not be asked
         self._spoken = False
         self._before: str | None = None  # the white space at the end of the stretch before; None: there is none to part
 
     def push(self, text: str) -> str:
         """What can be shown now."""
-        if self._plain and not text[-1:].isspace():
-            return text
         if self._fresh and not self._space:
             stripped = text.lstrip("\n")
             self._newlines += len(text) - len(stripped)
@@ -78,7 +76,7 @@ class _Stream:
         if not body:
             if text:
                 self._space.append(text)
-                self._plain = False
+                self.plain = False
             return ""
         shown = "".join([*self._space, body]) if self._space else body
         self._space = [text[len(body) :]] if len(body) < len(text) else []
@@ -90,7 +88,7 @@ class _Stream:
                 shown = around + shown
             self._before = None
         self._fresh, self._spoken, self._newlines = False, True, 0
-        self._plain = not self._space
+        self.plain = not self._space
         return shown
 
     @property
@@ -106,7 +104,7 @@ class _Stream:
     def rest(self) -> str:
         """The white space at the end, where nothing follows that it parts from."""
         space, self._space = "".join(self._space), []
-        self._plain = not self._fresh and self._before is None
+        self.plain = not self._fresh and self._before is None
         return "" if self._fresh else space
 
     def copy(self) -> _Stream:
@@ -122,7 +120,7 @@ class _Stream:
 
     def turn(self) -> None:
         """A tag stands here that is not shown."""
-        self._space, self._fresh, self._newlines, self._plain = [], True, 0, False
+        self._space, self._fresh, self._newlines, self.plain = [], True, 0, False
 
 
 class OutputParser:
@@ -186,15 +184,16 @@ class OutputParser:
             if text:
                 self._read_text(text)
         else:
-            parts = lexer.push(text)
-            if not parts:
+            text = lexer.held + text
+            if text in lexer.beginnings:  # so most pieces end where they are small
+                lexer.held = text
                 return []
-            for part in parts:
+            for part in lexer.push(text):
                 if type(part) is str and self._draft is None:
                     self._read_text(part)
                 else:
                     self._push(part)
-        return self._flush()
+        return self._flush() if self._events else []
 
     def finish(self, *, cut: bool = False) -> list[Event]:
         """The events of what is held back, at the end of the output. cut: it was ended from outside (by a limit on its
@@ -221,8 +220,6 @@ class OutputParser:
         return self._flush()
 
     def _flush(self) -> list[Event]:
-        if not self._events:
-            return []
         events, self._events = self._events, []
         if self._draft is None:
             self._sink = self._events
@@ -284,7 +281,8 @@ class OutputParser:
         fences = self._fences
         if not fences.idle or "\n" in text or "`" in text or "~" in text:
             fences.push(text)
-        shown = self._streams[self._thinking].push(text)
+        stream = self._streams[self._thinking]
+        shown = text if stream.plain and not text[-1:].isspace() else stream.push(text)
         if shown:
             self._add(shown)
 

@@ -54,22 +54,18 @@ class Lexer:
 
     def __init__(self, *, calls: bool) -> None:
         self._calls = calls
-        self._beginnings = _BEGINNINGS[calls]
+        self.beginnings = _BEGINNINGS[calls]  # of tags; ``push`` need not be asked about these
         self._pattern = _TAGS if calls else _ONLY_THOUGHTS
         self._at_end = _TAGS_AT_END if calls else _ONLY_THOUGHTS
         self.held = ""  # the beginning of what may become a tag
 
-    def push(self, piece: str) -> Sequence[str | Tag]:
-        """What this piece completes."""
-        text = self.held + piece
-        if text in self._beginnings:
-            self.held = text
-            return ()
+    def push(self, text: str) -> Sequence[str | Tag]:
+        """What the next piece completes. text: what was held, and the piece."""
         last = text.rfind("<")
         if last < 0:
             return (text,) if text else ()
         held = text[last:]
-        if held in self._beginnings or (self._calls and _LONG.match(held)):
+        if held in self.beginnings or (self._calls and _LONG.match(held)):
             self.held = held
             if last < _SHORTEST:
                 return (text[:last],) if last else ()
@@ -137,6 +133,9 @@ class Fences:
 
     def push(self, text: str) -> None:
         """Go on with text between tags."""
+        if text == self._run and text:
+            self._length += 1
+            return
         if not self._run and self._fence is None and "`" not in text and "~" not in text:
             line = text[text.rfind("\n") + 1 :]
             self._blank = (self._blank or "\n" in text) and not line.strip(_BLANK)
