@@ -54,9 +54,11 @@ def headless(model: LanguageModel) -> LanguageModel:
 def prompts(count: int) -> list[tuple[str, list[dict[str, Any]]]]:
     """Questions and the tools that go with them: the recorded ones, then lines of text."""
     recorded = json.loads((GOLDEN / "tools.json").read_text())
-    lines = [line.strip() for line in (GOLDEN / "heldout.txt").read_text().splitlines()]
     texts = [each["messages"][-1]["content"] for each in recorded]
-    texts += list(dict.fromkeys(line[:200] for line in lines if len(line) > 20))
+    for file in ("heldout.txt", "calibration.txt"):
+        lines = [line.strip() for line in (GOLDEN / file).read_text().splitlines()]
+        texts += [line[:200] for line in lines if len(line) > 20]
+    texts = list(dict.fromkeys(texts))
     assert len(texts) >= count
     return [(text, recorded[i % len(recorded)]["tools"]) for i, text in enumerate(texts[:count])]
 
