@@ -22,6 +22,7 @@ from mlx_delta.model.cache import Cache
 from mlx_delta.model.experts import Experts
 from mlx_delta.model.layers import AttentionLayer, DeltaLayer, Mlp
 from mlx_delta.model.network import Network
+from mlx_delta.model.rows import Span
 from mlx_delta.ops import Matrix
 
 NO_BYTES = {"Slice", "Squeeze", "Reshape", "Broadcast", "ExpandDims", "Contiguous"}  # of what is laid end to end
@@ -119,6 +120,29 @@ def test_a_token_is_our_kernels_and_the_choice_of_the_token(token: Counter[str])
     ours = {"qmm", "embedding", "delta_mixer", "attention_prepare", "attention", "sample"}
     assert token["qmm"] == 4 * 32 + 1
     assert set(token) - ours <= {"ScatterAxis"} | NO_BYTES, token
+
+
+def test_launches_of_a_pass_that_checks_drafts(token: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three drafts: matrices are read once, states once for these and for the tokens that were pending; on a GPU
+    attention takes each row by itself."""
+    gpu = mx.Device(mx.DeviceType.gpu, 0)
+    monkeypatch.setattr(mx, "default_device", lambda: gpu)
+    network, rows = nine_b_in_small(), mx.array([4, 5, 6, 7])
+    cache = Cache.empty(network.config)
+    mx.eval(network(mx.array([[1, 2, 3]]), cache), *cache.arrays())
+    for _ in range(2):
+        mx.eval(cache.arrays())
+        cache.begin_drafts()
+        x, _ = network.advance(rows, None, [Span(cache, 0, 4)])
+        assert x is not None
+        checking = primitives(network.logits(x), *cache.arrays())
+        cache.end_drafts(2, 4)
+    assert {name: checking[name] for name in ("qmm", "delta_mixer", "embedding")} == {
+        name: token[name] for name in ("qmm", "delta_mixer", "embedding")
+    }
+    attention = network.config.layer_types.count("full_attention")
+    assert checking["attention"] == checking["attention_prepare"] == 4 * attention
+    assert checking["Concatenate"] <= attention + 1, checking
 
 
 def test_launches_of_layers_with_experts(experts: Path) -> None:
