@@ -127,9 +127,9 @@ class SharedNetwork(Network):
         assert self.ranks is not None
         return self.ranks.columns(super().head(x, norm), self.rows)
 
-    def draft_token(self, x: mx.array) -> mx.array:
-        """Among all tokens: a rank reads its rows of lm_head alone."""
-        return mx.argmax(self.draft_logits(x)[:, 0], axis=-1).astype(mx.int32)
+    @property
+    def shortlist(self) -> None:
+        """Drafts are chosen from all tokens: a rank reads its rows of lm_head alone."""
 
 
 def shared_network(

@@ -11,9 +11,12 @@ import mlx.core as mx
 
 from mlx_delta.model.cache import KeyValues
 from mlx_delta.model.network import Network
+from mlx_delta.model.shortlist import Shortlist
 
 MOST_DRAFTS = 7  # for one pass: with the token that they follow as many rows as a tile of products has
 _CONTEXT = 512  # tokens before the first draft that the head reads
+_TOKENS = 2048  # of the text's, the last that the first ones of the vocabulary do not have, to choose drafts from too
+_NEW = 16  # of these, until they are looked up
 _GRAM = 3  # tokens in a row that have to be there before
 
 
@@ -33,6 +36,9 @@ class MtpDrafter:
         self._slots = 0
         self._unread = deque[mx.array]()  # [1, n, hidden] of the last tokens of the text, as the last layer gave them
         self._end = 0  # of these, in the text
+        self._among: Shortlist | None = network.shortlist
+        self._rare: dict[int, None] = {}  # tokens of the text that the network's own list lacks
+        self._read = self._listed = 0  # tokens of the text that were looked through; and how many of those it had then
 
     def see(self, x: mx.array, end: int) -> None:
         """x [1, n, hidden] of the tokens before place ``end`` of the text, as the last layer gave it."""
@@ -58,17 +64,32 @@ class MtpDrafter:
         tokens = mx.concatenate([mx.array(following, dtype=token.dtype), token]) if following else token
         x = self._network.draft(tokens[None], hidden, self._state, self._slots)[:, -1:]
         self._slots += hidden.shape[1]
-        drafts = [self._network.draft_token(x)]
+        among = self._list()
+        drafts = [self._network.draft_token(x, among)]
         if timed:
             mx.eval(drafts)
         begin = time.perf_counter()
         for i in range(count - (not timed)):
             x = self._network.draft(drafts[-1][None], mtp.hidden(x), self._state, self._slots + i)
-            drafts.append(self._network.draft_token(x))
+            drafts.append(self._network.draft_token(x, among))
         if not timed:
             return mx.concatenate(drafts), None
         mx.eval(drafts)
         return mx.concatenate(drafts[:count]), (time.perf_counter() - begin) / count
+
+    def _list(self) -> Shortlist | None:
+        """What drafts are chosen from: the network's list, and what else the text has."""
+        if self._network.shortlist is None:
+            return None
+        for token in self._network.shortlist.lacks(self._text[self._read :]):
+            self._rare.pop(token, None)  # to the end
+            self._rare[token] = None
+        new, self._read = len(self._rare) - self._listed, len(self._text)
+        if new >= _NEW or (new and not self._listed):
+            self._listed = len(self._rare)
+            rare = list(self._rare)[-_TOKENS:]
+            self._among = self._network.shortlist.with_rows(self._network.lm_head, rare)
+        return self._among
 
     def arrays(self) -> list[mx.array]:
         """What it goes on with; evaluated, any thread can."""

@@ -21,15 +21,12 @@ from mlx_delta.model.layers import FeedForward, Layer, Window, matrices, normed
 from mlx_delta.model.mtp import MTP, MtpHead
 from mlx_delta.model.pictures import PicturePart
 from mlx_delta.model.rows import Span, over_spans
+from mlx_delta.model.shortlist import Shortlist, shortlist
 from mlx_delta.model.weights import Weights
 from mlx_delta.ops import Matrix
-from mlx_delta.ops.matrix import part
 
 # Canonical names of modules.
 EMBEDDING, NORM, HEAD = "language_model.model.embed_tokens", "language_model.model.norm", "language_model.lm_head"
-# Drafts come of the first rows of lm_head, whose tokens were merged first for they are the most frequent, and of its
-# last, where special tokens are: reading all of a large one would cost a sixth of a token.
-_LARGE_VOCABULARY, _FREQUENT, _SPECIAL = 1 << 17, 1 << 15, 512
 LAYERS = "language_model.model.layers"  # each by its number: "language_model.model.layers.0"
 
 
@@ -202,23 +199,19 @@ class Network:
         assert self.mtp is not None
         return self.head(x, self.mtp.norm)
 
-    def draft_token(self, x: mx.array) -> mx.array:
-        """The likeliest token of what ``draft`` gave of one slot [1, 1, hidden], int32 [1]; of a large vocabulary only
-        among those that make up nearly all text."""
+    def draft_token(self, x: mx.array, among: Shortlist | None = None) -> mx.array:
+        """The likeliest token of what ``draft`` gave of one slot [1, 1, hidden], int32 [1]; ``among`` those of a list
+        alone, of which None are all."""
         assert self.mtp is not None
-        if self.lm_head.rows < _LARGE_VOCABULARY:
+        if among is None:
             return mx.argmax(self.draft_logits(x)[:, 0], axis=-1).astype(mx.int32)
-        tail = self.lm_head.rows - _SPECIAL
-        logits = ops.qmm(x, self._shortlist, norm=self.mtp.norm, eps=self.config.rms_norm_eps)
-        token = mx.argmax(logits[:, 0], axis=-1).astype(mx.int32)
-        return mx.where(token < _FREQUENT, token, token + (tail - _FREQUENT))
+        logits = ops.qmm(x, among.matrices, norm=self.mtp.norm, eps=self.config.rms_norm_eps)
+        return among.tokens[mx.argmax(logits[:, 0], axis=-1)]
 
     @cached_property
-    def _shortlist(self) -> tuple[Matrix, Matrix]:
-        return (
-            part(self.lm_head, 0, _FREQUENT),
-            part(self.lm_head, self.lm_head.rows - _SPECIAL, self.lm_head.rows),
-        )
+    def shortlist(self) -> Shortlist | None:
+        """What drafts of any text are chosen from; None: all tokens."""
+        return shortlist(self.lm_head)
 
     def matrices(self) -> Iterator[tuple[str, Matrix]]:
         """Every weight matrix that decoding a token reads, by its canonical module name."""

@@ -6,7 +6,7 @@ import mlx.core as mx
 
 from mlx_delta._core import Matrix, use_huge_pages
 
-__all__ = ["Matrix", "dense", "part", "use_huge_pages"]
+__all__ = ["Matrix", "dense", "part", "taken", "use_huge_pages"]
 
 
 _BLOCK = 4096  # rows dequantized at a time: mlx's CPU fallback needs several times their float32 size
@@ -22,10 +22,20 @@ def dense(matrix: Matrix) -> mx.array:
 
 def part(matrix: Matrix, start: int, stop: int) -> Matrix:
     """The rows [start, stop) of the matrix, where they lie."""
-    weight = matrix.weight[start:stop]
+    return _chosen(matrix, slice(start, stop))
+
+
+def taken(matrix: Matrix, index: mx.array) -> Matrix:
+    """A copy of the rows of these numbers, int [N]."""
+    return _chosen(matrix, index)
+
+
+def _chosen(matrix: Matrix, index: slice | mx.array) -> Matrix:
+    weight = matrix.weight[index]
     if matrix.scales is None or matrix.biases is None:
+        mx.eval(weight)
         return Matrix.plain(weight)
-    scales, biases = matrix.scales[start:stop], matrix.biases[start:stop]
+    scales, biases = matrix.scales[index], matrix.biases[index]
     mx.eval(weight, scales, biases)
     return Matrix.affine(weight, scales, biases, matrix.bits, matrix.group_size)
 
