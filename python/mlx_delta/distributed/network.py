@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import mlx.core as mx
 
@@ -113,6 +113,7 @@ class SharedNetwork(Network):
     ranks: Ranks | None = None
     rows: tuple[int, ...] = ()
     weight_bytes: tuple[int, ...] = ()
+    ranked: ClassVar[bool] = True
 
     def embed(self, tokens: mx.array) -> mx.array:
         assert self.ranks is not None

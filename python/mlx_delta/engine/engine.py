@@ -74,8 +74,10 @@ class Engine:
         self._cancelled: set[TokenSequence] = set()
 
     def speculation(self, ids: Sequence[int], drafts: int | None) -> Speculation | None:
-        """What drafts for a sequence that begins with ``ids``: so many tokens in each pass (None: as many as pay)."""
-        return None if drafts == 0 else Speculation(self.network, ids, drafts, self._depths)
+        """What drafts for a sequence that begins with ``ids``: so many tokens in each pass (None: as many as pay, or
+        none where ranks would each find another number)."""
+        nobody = drafts == 0 or (drafts is None and self.network.ranked)
+        return None if nobody else Speculation(self.network, ids, drafts, self._depths)
 
     def run(self, sequence: TokenSequence) -> Generator[Any, None, None]:
         """The events of a sequence as they come. It begins when the first is asked for; closing it ends it."""
@@ -188,7 +190,7 @@ class Engine:
             self._cancelled.clear()
 
     def _step(self) -> None:
-        if len(self._going) == 1 and self._going[0].decoding and self._going[0].speculation is None:
+        if len(self._going) == 1 and self._going[0].decoding and not self._going[0].drafts_now(self._depths.rests):
             self._step_alone(self._going[0])
             return
         rows = [each for each in self._going if each.decoding]
@@ -220,7 +222,7 @@ class Engine:
             self._depths.took(seconds, len(rows), sum(len(row.tokens) for row in rows) - tokens)
 
     def _step_alone(self, row: TokenSequence) -> None:
-        """One sequence, decoding, that nobody drafts for: there is nobody to keep it apart from."""
+        """One sequence, decoding, that nobody drafts for in this step: there is nobody to keep it apart from."""
         try:
             row.read()  # what a step before, cut short, has left
             begin = time.perf_counter()
@@ -230,12 +232,17 @@ class Engine:
             if row.last:
                 row.use()
             else:
+                if row.speculation is not None:
+                    self._depths.began(1, 0, drafting=False)
                 self._decode_alone(row)
             row.read()
         except Exception as error:
             row.error, row.ended = error, True
         else:
-            self._pace.decoded(time.perf_counter() - begin, beside=False)
+            seconds = time.perf_counter() - begin
+            self._pace.decoded(seconds, beside=False)
+            if row.speculation is not None and not row.ended:
+                self._depths.took(seconds, 1, 1)
 
     def _decode_alone(self, row: TokenSequence) -> None:
         """``_decode`` of one row: there, what Python does between two tokens shows."""
@@ -352,7 +359,8 @@ class Engine:
 
     def _drafts(self, rows: Sequence[TokenSequence]) -> list[mx.array | None]:
         """What each row's pass is to check."""
-        wishes = [row.wish(auto=not self._depths.rests) for row in rows]
+        rests = self._depths.rests
+        wishes = [row.wish() if row.drafts_now(rests) else None for row in rows]
         if not any(wishes):
             self._depths.began(len(rows), 0, drafting=False)
             return [None] * len(rows)

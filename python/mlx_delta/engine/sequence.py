@@ -189,12 +189,13 @@ class TokenSequence:
         self._unread, self._unread_logits = self._next, self._logits
         self._steered = False
 
-    def wish(self, *, auto: bool) -> Wish | None:
-        """What it can draft in the pass that computes on its next token; None: it does not draft. auto: whether it may
-        where how many is not its own choice."""
-        if self.speculation is None or (self.speculation.count is None and not auto):
-            return None
-        return self.speculation.wish(self.most - len(self.tokens) - 2)
+    def drafts_now(self, rests: bool) -> bool:
+        """Whether it may draft; rests: whether those do not that leave it to the engine."""
+        return self.speculation is not None and not (rests and self.speculation.count is None)
+
+    def wish(self) -> Wish | None:
+        """What it can draft in the pass that computes on its next token; None: it does not draft."""
+        return None if self.speculation is None else self.speculation.wish(self.most - len(self.tokens) - 2)
 
     def drafts(self, share: Drafts) -> mx.array | None:
         """Tokens that may follow the next one, int [n], to be checked in the pass that computes on it; None: none."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import mlx.core as mx
 import numpy as np
@@ -44,6 +44,7 @@ class Network:
     norm: mx.array
     lm_head: Matrix
     mtp: MtpHead | None = None
+    ranked: ClassVar[bool] = False  # whether several processes compute it together
 
     @classmethod
     def from_weights(

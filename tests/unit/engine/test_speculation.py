@@ -22,6 +22,7 @@ from mlx_delta.engine.sequence import Clock, TokenSequence
 from mlx_delta.errors import ArgumentError
 from mlx_delta.language_model import LanguageModel
 from mlx_delta.model.cache import Cache
+from mlx_delta.model.network import Network
 from mlx_delta.model.rows import Span
 from support import GOLDEN, TINY
 
@@ -251,3 +252,13 @@ def test_a_machine_that_becomes_slower_is_noticed() -> None:
     simulation = Simulation([0.9], 0.1).run(200)
     simulation.row, simulation.seconds, simulation.tokens = 1.0, 0.0, 0
     assert simulation.run(1500).speedup >= 0.98
+
+
+def test_ranks_leave_no_number_to_their_clocks(
+    models: dict[str, LanguageModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(models["float32"].network)
+    assert engine.speculation([1], None) is not None
+    monkeypatch.setattr(Network, "ranked", True)
+    assert engine.speculation([1], None) is None
+    assert engine.speculation([1], 2) is not None
