@@ -140,5 +140,5 @@ class RandomPace(Pace):
     def seconds(self) -> float:
         return self._rng.choice([0.0, 0.01, 1.0])
 
-    def tokens(self, least: int, most: int) -> int:
+    def tokens(self, prefix: int, least: int, most: int) -> int:
         return self._rng.randrange(least, most + 1, least)

@@ -260,7 +260,7 @@ class Engine:
     def _compute_prompt(self, sequence: TokenSequence, *, beside: bool) -> None:
         """Go on with it; after its end, its first token is chosen.
 
-        beside: others decode, and must not wait for long: some layers of a piece at a time.
+        beside: others decode, and must not wait for long: some halves of layers of a piece at a time.
         """
         if not sequence.begun:
             cuts = Cuts(sequence.ids, self.turns)
@@ -272,22 +272,24 @@ class Engine:
                     passed = deque(self._pass(sequence, CHUNK), maxlen=1).pop()
                 self._passed(sequence, passed)
                 return
-            sequence.passing = self._pass(sequence, self._pace.tokens(ALIGNED, CHUNK))
+            most = self._pace.tokens(sequence.cache.offset, ALIGNED, CHUNK)
+            sequence.passing = self._pass(sequence, most, halves=True)
+        tokens = sum(span.count for span in sequence.spans)
         begin = before = time.perf_counter()
         for passed in sequence.passing:
             mx.eval([each for each in passed if each is not None])
-            now = time.perf_counter()
-            self._pace.layer(sum(each.size // each.shape[-1] for each in passed if each is not None), now - before)
-            sequence.passed, sequence.layers = passed, sequence.layers + 1
-            if sequence.layers == len(self.network.layers):
+            now, prefix = time.perf_counter(), sequence.cache.offset - tokens
+            self._pace.took(sequence.parts, prefix, tokens, now - before)
+            sequence.passed, sequence.parts = passed, sequence.parts + 1
+            if sequence.parts == 2 * len(self.network.layers):
                 break
-            if beside and now - begin + (now - before) > self._pace.seconds:
+            if beside and now - begin + self._pace.expected(sequence.parts, prefix, tokens) > self._pace.seconds:
                 return
             before = now
         self._passed(sequence, sequence.passed)
 
-    def _pass(self, sequence: TokenSequence, most: int) -> Iterator[Passed]:
-        """About ``most`` tokens of a prompt, through all layers: what each gives, by rows and by tiles."""
+    def _pass(self, sequence: TokenSequence, most: int, *, halves: bool = False) -> Iterator[Passed]:
+        """About ``most`` tokens of a prompt, through all layers: what each (half) gives, by rows and by tiles."""
         start, total = sequence.cache.offset, len(sequence.ids)
         border = total if sequence.own_cache else sequence.cuts.border(start)
         ids: dict[bool, list[int]] = {False: [], True: []}  # by rows, by tiles
@@ -298,11 +300,11 @@ class Engine:
             of += sequence.ids[piece.start : piece.end]
         sequence.spans, sequence.border = spans, border
         rows, tiles = (mx.array(of) if of else None for of in ids.values())
-        return self.network.layer_by_layer(rows, tiles, spans)
+        return self.network.layer_by_layer(rows, tiles, spans, halves)
 
     def _passed(self, sequence: TokenSequence, passed: Passed) -> None:
         """What the last layer gave of a piece is there."""
-        sequence.passing, sequence.layers = None, 0
+        sequence.passing, sequence.parts = None, 0
         end, total = sequence.cache.offset, len(sequence.ids)
         rows, tiles = passed
         self._show(sequence, rows, tiles)

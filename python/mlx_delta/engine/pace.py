@@ -10,20 +10,31 @@ _STEPS = 32  # of which the median is taken
 
 
 class Pace:
-    """Measured times. A layer of a piece is the least that a step computes; a piece may take many steps."""
+    """Measured times. Half a layer of a piece is the least that a step computes; a piece may take many steps.
+
+    part: which half of which layer. prefix: the tokens before the piece, which attention reads.
+    """
 
     def __init__(self) -> None:
         self._alone: deque[float] = deque(maxlen=_STEPS)  # steps of decoding, with no prompt beside them
         self._beside: deque[float] = deque(maxlen=_STEPS)
-        self._per_token = 0.0  # seconds of a layer, of the last that was computed
+        self._parts: dict[int, tuple[float, int]] = {}  # seconds of a token when it was computed last, and the prefix
 
     def decoded(self, seconds: float, *, beside: bool) -> None:
         """A step of decoding took so long, after a part of a prompt or without one."""
         (self._beside if beside else self._alone).append(seconds)
 
-    def layer(self, tokens: int, seconds: float) -> None:
-        """A layer of a prompt took so long."""
-        self._per_token = seconds / tokens
+    def took(self, part: int, prefix: int, tokens: int, seconds: float) -> None:
+        """A part of a piece of a prompt took so long."""
+        self._parts[part] = seconds / tokens, prefix + tokens
+
+    def expected(self, part: int, prefix: int, tokens: int) -> float:
+        """Seconds that a part will take, at most: by its last time, and where it was behind a shorter prefix as if all
+        of it grew with that; 0 where there was none."""
+        if part not in self._parts:
+            return 0.0
+        seconds, then = self._parts[part]
+        return seconds * tokens * max(1.0, (prefix + tokens) / then)
 
     @property
     def seconds(self) -> float:
@@ -33,8 +44,9 @@ class Pace:
         """
         return _MOST * min((median(times) for times in (self._alone, self._beside) if times), default=0.0)
 
-    def tokens(self, least: int, most: int) -> int:
-        """How many at once, so that a layer takes no longer: a multiple of ``least``."""
-        if not self._per_token or not self.seconds:
+    def tokens(self, prefix: int, least: int, most: int) -> int:
+        """How many at once, so that no part takes longer: a multiple of ``least``."""
+        longest = max((self.expected(part, prefix, least) for part in self._parts), default=0.0)
+        if not longest or not self.seconds:
             return least
-        return max(least, min(most, int(self.seconds / self._per_token) // least * least))
+        return max(least, min(most, int(self.seconds / longest) * least))

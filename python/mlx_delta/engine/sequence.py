@@ -126,9 +126,11 @@ class TokenSequence:
         self.logprobs = logprobs
         self.progress = progress or (lambda done, total: None)
         self.known = self.cache.offset
-        self.passing: Iterator[Passed] | None = None  # a piece of its prompt, some layers of which have been computed
+        self.passing: Iterator[Passed] | None = (
+            None  # a piece of its prompt, some halves of layers of which are computed
+        )
         self.passed: Passed = (None, None)  # what the last of these gave
-        self.layers = 0  # how many these are
+        self.parts = 0  # how many these are
         self.spans: Sequence[Span] = ()  # of the piece
         self.border = 0  # what it is on the way to
         self.tokens: list[int] = []

@@ -20,7 +20,7 @@ from mlx_delta.model.cache import Cache, KeyValues
 from mlx_delta.model.layers import FeedForward, Layer, Window, matrices, normed
 from mlx_delta.model.mtp import MTP, MtpHead
 from mlx_delta.model.pictures import PicturePart
-from mlx_delta.model.rows import Span, over_spans
+from mlx_delta.model.rows import Span, finished, mixed, over_spans
 from mlx_delta.model.shortlist import Shortlist, shortlist
 from mlx_delta.model.weights import Weights
 from mlx_delta.ops import Matrix
@@ -166,9 +166,12 @@ class Network:
         return passed
 
     def layer_by_layer(
-        self, rows: mx.array | None, tiles: mx.array | None, spans: Sequence[Span]
+        self, rows: mx.array | None, tiles: mx.array | None, spans: Sequence[Span], halves: bool = False
     ) -> Iterator[tuple[mx.array | None, mx.array | None]]:
-        """``advance``, layer by layer: what each gives. Caches count the tokens from the beginning on."""
+        """``advance``, layer by layer: what each gives. Caches count the tokens from the beginning on.
+
+        halves: what each layer's mixer gives too, before what the layer does.
+        """
         x = None if rows is None else self.embed(rows[:, None])
         y = None if tiles is None else self.embed(tiles[None])
         windows = []
@@ -182,7 +185,12 @@ class Network:
             elif shown is not None and x is not None:
                 x[span.first + shown[0], 0] = shown[1].astype(x.dtype)
         for layer, *states in zip(self.layers, *(span.cache.layers for span in spans), strict=True):
-            x, y = over_spans(layer, x, y, spans, states, windows)
+            if halves:
+                parts = mixed(layer, x, y, spans, states, windows)
+                yield parts
+                x, y = finished(layer, parts, x, y)
+            else:
+                x, y = over_spans(layer, x, y, spans, states, windows)
             yield x, y
 
     def hidden(self, x: mx.array) -> mx.array:

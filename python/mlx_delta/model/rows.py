@@ -49,11 +49,22 @@ def over_spans(
     """
     if tiles is None and len(spans) == 1 and spans[0].count == 1 and rows is not None:
         return layer(rows, states[0], windows[0]), None
+    return finished(layer, mixed(layer, rows, tiles, spans, states, windows), rows, tiles)
+
+
+def mixed(
+    layer: Layer,
+    rows: mx.array | None,
+    tiles: mx.array | None,
+    spans: Sequence[Span],
+    states: Sequence[LayerState],
+    windows: Sequence[Window],
+) -> tuple[mx.array | None, mx.array | None]:
+    """The first half of ``over_spans``: what the mixer gives."""
     # On a GPU MLX's kernels would multiply more rows, and attention's stretches depend on the number of tokens.
     gpu = mx.default_device().type == mx.DeviceType.gpu
     at_once = 1 if gpu and isinstance(layer, AttentionLayer) else DECODE_TOKENS
-    most = DECODE_TOKENS if gpu else None
-    row_projection = None if rows is None else _by(most, layer.project, rows)
+    row_projection = None if rows is None else _by(_most_rows(), layer.project, rows)
     tile_projection = None if tiles is None else layer.project(tiles)
     row_parts: list[mx.array] = []
     tile_parts: list[mx.array] = []
@@ -73,9 +84,21 @@ def over_spans(
             else:
                 mixed = layer.mix_projected(part.reshape(1, count, -1), state, of)
                 row_parts.append(mixed.reshape(count, 1, -1))
-    if rows is not None:
-        rows = _by(most, layer.finish, _joined(row_parts, 0), rows)
-    return rows, None if tiles is None else layer.finish(_joined(tile_parts, 1), tiles)
+    return _joined(row_parts, 0) if row_parts else None, _joined(tile_parts, 1) if tile_parts else None
+
+
+def finished(
+    layer: Layer, parts: tuple[mx.array | None, mx.array | None], rows: mx.array | None, tiles: mx.array | None
+) -> tuple[mx.array | None, mx.array | None]:
+    """The second half: what was ``mixed`` joins the residuals, and what follows."""
+    by_rows, by_tiles = parts
+    if rows is not None and by_rows is not None:
+        rows = _by(_most_rows(), layer.finish, by_rows, rows)
+    return rows, None if tiles is None or by_tiles is None else layer.finish(by_tiles, tiles)
+
+
+def _most_rows() -> int | None:
+    return DECODE_TOKENS if mx.default_device().type == mx.DeviceType.gpu else None
 
 
 def _part(window: Window, before: int, count: int) -> Window:

@@ -38,7 +38,7 @@ def models() -> dict[str, LanguageModel]:
 
 def test_a_long_prompt_keeps_nobody_waiting(models: dict[str, LanguageModel], monkeypatch: pytest.MonkeyPatch) -> None:
     """While another decodes, a step has as many layers of a piece beside the next token as take no longer than it may:
-    here one, and a layer is never computed twice."""
+    here half of one, and nothing is ever computed twice."""
     network = models["float32"].network
     computed: list[int] = []
     whole = type(network).layer_by_layer
@@ -64,20 +64,24 @@ def test_a_long_prompt_keeps_nobody_waiting(models: dict[str, LanguageModel], mo
     assert max(np.diff(steps)) == 1
     list(engine.run(sequence))
     monkeypatch.undo()
-    assert sorted(count for count in computed if count > 2) == sorted([64, 64, 64, 8] * len(network.layers))
+    assert sorted(count for count in computed if count > 2) == sorted([64, 64, 64, 8] * 2 * len(network.layers))
     assert sequence.tokens == [token for token, _ in long.alone(network)]
 
 
 def test_the_pace_of_a_prompt() -> None:
     pace = Pace()
-    assert (pace.seconds, pace.tokens(64, 512)) == (0.0, 64)
+    assert (pace.seconds, pace.tokens(0, 64, 512)) == (0.0, 64)
     for seconds in (1.0, 9.0, 1.0):
         pace.decoded(seconds, beside=False)
         pace.decoded(2 * seconds, beside=True)
     assert pace.seconds == 1.5
-    for layer, tokens in ((0.001, 512), (0.3, 256), (0.9, 64), (9.0, 64)):
-        pace.layer(64, layer)
-        assert pace.tokens(64, 512) in (tokens, tokens + 64)
+    for part, tokens in ((0.001, 512), (0.3, 256), (0.9, 64), (9.0, 64)):
+        pace.took(7, 960, 64, part)
+        assert pace.tokens(0, 64, 512) in (tokens, tokens + 64)
+    pace.took(7, 960, 64, 0.3)
+    assert pace.tokens(960, 64, 512) == pace.tokens(100, 64, 512) > pace.tokens(2000, 64, 512) > 64
+    assert pace.expected(7, 960, 128) == pytest.approx(0.6 * 1088 / 1024)
+    assert pace.expected(6, 960, 128) == 0
 
 
 def test_memory_and_places(models: dict[str, LanguageModel]) -> None:
