@@ -11,17 +11,15 @@ So one sequence alone costs what a plain loop does, and nothing runs when nobody
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType, TracebackType
 from typing import Any
 
 import mlx.core as mx
 
+from mlx_delta.engine.blocks import ErrorsOf, Restored, later_interrupt
 from mlx_delta.engine.cuts import ALIGNED, NO_TURNS, Cuts, Turns
 from mlx_delta.engine.depth import MTP, Depths
 from mlx_delta.engine.memory import memory_bytes
@@ -151,7 +149,7 @@ class Engine:
                 if alone:
                     self._step()
                 else:
-                    with _later_interrupt():
+                    with later_interrupt():
                         self._step()
                 for each in self._going:
                     if each.ended:
@@ -197,19 +195,19 @@ class Engine:
         self._read(rows)  # what a step before, cut short, has left
         prompt = next((each for each in self._going if not each.decoding), None)
         if prompt is not None:
-            with _ErrorsOf([prompt]):
+            with ErrorsOf([prompt]):
                 self._compute_prompt(prompt, beside=bool(rows))
             if prompt.decoding and not prompt.ended:
                 rows.append(prompt)
         rows = [each for each in rows if not each.ended]
         begin = time.perf_counter()
         for row in rows:
-            with _ErrorsOf([row]):
+            with ErrorsOf([row]):
                 row.steer()
         rows = [each for each in rows if not each.ended]
         speculating = prompt is None and any(row.speculation is not None for row in rows)
         tokens = sum(len(row.tokens) for row in rows) if speculating else 0
-        with _ErrorsOf(rows):
+        with ErrorsOf(rows):
             self._decode([row for row in rows if not row.last])
         for row in rows:
             if row.last and not row.ended:
@@ -268,7 +266,7 @@ class Engine:
             sequence.begin(cuts, cache)
         if sequence.passing is None:
             if not beside:
-                with _Restored([sequence]):
+                with Restored([sequence]):
                     passed = deque(self._pass(sequence, CHUNK), maxlen=1).pop()
                 self._passed(sequence, passed)
                 return
@@ -343,7 +341,7 @@ class Engine:
         """Set off the pass over the weights in which each row's next token becomes the one after it."""
         if not rows:
             return
-        with _Restored(rows):
+        with Restored(rows):
             tokens, spans, drafts = list[mx.array](), list[Span](), self._drafts(rows)
             for row, drafted in zip(rows, drafts, strict=True):
                 tokens += [row.next] if drafted is None else [row.next, drafted]
@@ -377,60 +375,5 @@ class Engine:
     def _read(self, rows: Sequence[TokenSequence]) -> None:
         for row in rows:
             if row.error is None:  # else what it waits for may never come
-                with _ErrorsOf([row]):
+                with ErrorsOf([row]):
                     row.read()
-
-
-class _ErrorsOf:
-    """A block whose failure ends these sequences and no other; an interrupt is the caller's."""
-
-    def __init__(self, sequences: Sequence[TokenSequence]) -> None:
-        self._sequences = sequences
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool:
-        if not isinstance(error, Exception):
-            return False
-        for each in self._sequences:
-            each.error, each.ended = error, True
-        return True
-
-
-class _Restored:
-    """A block that builds a graph: caches are as they were before it if it fails half way."""
-
-    def __init__(self, sequences: Sequence[TokenSequence]) -> None:
-        self._before = [(each.cache, each.cache.held()) for each in sequences]
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        before, self._before = self._before, []  # a held state is not updated in place
-        if error is not None:
-            for cache, held in before:
-                cache.restore(held)
-
-
-@contextmanager
-def _later_interrupt() -> Iterator[None]:
-    """A block after which, and not within, Ctrl-C is heard: the step is for other threads' sequences too."""
-    here = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGINT) if here else None
-    if not callable(handler):
-        yield
-        return
-    heard: list[tuple[int, FrameType | None]] = []
-    signal.signal(signal.SIGINT, lambda number, frame: heard.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        if heard:
-            handler(*heard[0])

@@ -1,0 +1,66 @@
+"""Blocks of a step: what fails in one ends its sequences alone, leaves their caches whole, or is heard after it."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+
+from mlx_delta.engine.sequence import TokenSequence
+
+
+class ErrorsOf:
+    """A block whose failure ends these sequences and no other; an interrupt is the caller's."""
+
+    def __init__(self, sequences: Sequence[TokenSequence]) -> None:
+        self._sequences = sequences
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        for each in self._sequences:
+            each.error, each.ended = error, True
+        return True
+
+
+class Restored:
+    """A block that builds a graph: caches are as they were before it if it fails half way."""
+
+    def __init__(self, sequences: Sequence[TokenSequence]) -> None:
+        self._before = [(each.cache, each.cache.held()) for each in sequences]
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        before, self._before = self._before, []  # a held state is not updated in place
+        if error is not None:
+            for cache, held in before:
+                cache.restore(held)
+
+
+@contextmanager
+def later_interrupt() -> Iterator[None]:
+    """A block after which, and not within, Ctrl-C is heard: the step is for other threads' sequences too."""
+    here = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT) if here else None
+    if not callable(handler):
+        yield
+        return
+    heard: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: heard.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if heard:
+            handler(*heard[0])
