@@ -133,7 +133,7 @@ def quantization_of(
         return {}
     section = top.section(key, f"{origin}: {key}")
     method = section.values.get("quant_method")
-    if key == "quantization_config" and fp8_block(raw) is not None:
+    if key == "quantization_config" and scaled_block(raw) is not None:
         return {}
     # Beside MLX's own name for it, which such a file has too when MLX wrote it, the method is what it was made of.
     if key == "quantization_config" and method is not None and method not in _METHODS:
@@ -162,12 +162,28 @@ def quantization_of(
     return result
 
 
-def fp8_block(raw: Mapping[str, Any]) -> tuple[int, int] | None:
-    """The blocks that a scale of an official FP8 checkpoint is for; None for any other."""
+# What ``checkpoint.scaled`` reads: forms of floats and scales alone, which may be mixed.
+_SCALED = {
+    "fp8": ("quant_method", ("fp8",)),
+    "modelopt": ("quant_algo", ("FP8", "NVFP4", "W4A16_NVFP4", "MIXED_PRECISION")),
+    "compressed-tensors": (
+        "format",
+        ("float-quantized", "naive-quantized", "nvfp4-pack-quantized", "mixed-precision"),
+    ),
+}
+
+
+def scaled_block(raw: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Of a checkpoint in FP8 or NVFP4, which is read as bfloat16: the blocks that one scale may be for; None for any
+    other. Official FP8 names them; 128 x 128 is all that others have."""
     section = raw.get("quantization_config")
-    if not isinstance(section, Mapping) or section.get("quant_method") != "fp8" or "quantization" in raw:
+    if not isinstance(section, Mapping) or "quantization" in raw:
         return None
-    block = section.get("weight_block_size")
+    method = section.get("quant_method")
+    key, known = _SCALED.get(method if isinstance(method, str) else "", ("", ()))
+    if section.get(key) not in known or section.get("transform_config"):  # weights that were rotated
+        return None
+    block = section.get("weight_block_size", None if method == "fp8" else [128, 128])
     sound = isinstance(block, list) and len(block) == 2 and all(type(n) is int and n > 0 for n in block)
     return (block[0], block[1]) if isinstance(block, list) and sound else None
 

@@ -186,10 +186,14 @@ ADVICE = r"take an affine build, or the unquantized checkpoint and `mlx-delta co
         ({"mode": "nvfp4", "bits": 4, "group_size": 16}, rf"expected mode 'affine', found 'nvfp4': {ADVICE}"),
         ({"quant_method": "fp8", "activation_scheme": "static"}, rf"quant_method: .*, found fp8: {ADVICE}"),
         (
-            {"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"},
+            {"quant_method": "compressed-tensors", "format": "pack-quantized"},
+            "quant_method: .* found compressed-tensors, pack-quantized",
+        ),
+        (
+            {"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized", "transform_config": {"R1": {}}},
             "quant_method: .* found compressed-tensors, nvfp4-pack-quantized",
         ),
-        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "quant_method: .* found modelopt, NVFP4"),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4_AWQ"}, "quant_method: .* found modelopt, NVFP4_AWQ"),
         ({"quant_method": 3}, "quant_method: .* found 3"),
         ({"quant_method": "gptq", "bits": 4, "group_size": 128}, "quant_method: .* found gptq"),
         ({"load_in_4bit": True}, "expected MLX's affine form with bits and group_size, found "),

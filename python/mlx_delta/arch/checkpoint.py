@@ -10,11 +10,11 @@ import mlx.core as mx
 
 from mlx_delta.arch.base import Architecture
 from mlx_delta.arch.registry import architecture_of, gguf_architecture, parse_config, read_config
-from mlx_delta.checkpoint.fp8 import Fp8Source
 from mlx_delta.checkpoint.safetensors import SafetensorsSource
+from mlx_delta.checkpoint.scaled import ScaledSource
 from mlx_delta.checkpoint.source import Source, TensorInfo, convert_first, gguf_file
 from mlx_delta.checkpoint.tensors import Shapes, Tensor, base_name, check_tensors
-from mlx_delta.config import ModelConfig, fp8_block
+from mlx_delta.config import ModelConfig, scaled_block
 from mlx_delta.errors import CheckpointError
 from mlx_delta.model.network import EMBEDDING, HEAD
 
@@ -89,8 +89,8 @@ def open_checkpoint(path: Path, *, gguf: bool = True) -> Checkpoint:
 
 
 def _checked(config: ModelConfig, architecture: Architecture, source: Source) -> Checkpoint:
-    if (block := fp8_block(config.raw)) is not None:
-        source = Fp8Source(source, block)
+    if (block := scaled_block(config.raw)) is not None:
+        source = ScaledSource(source, block)
     source = architecture.source(source, config)
     config = _tied_as_stored(config, architecture, source)
     shapes = architecture.text_shapes(config)

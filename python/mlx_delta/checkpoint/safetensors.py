@@ -35,7 +35,7 @@ DTYPES: Mapping[str, mx.Dtype] = {
     "U64": mx.uint64,
     "I64": mx.int64,
 }
-_READ = {**DTYPES, "F8_E4M3": mx.uint8}  # MLX has no such dtype, and reads its bits: see checkpoint.fp8
+_READ = {**DTYPES, "F8_E4M3": mx.uint8}  # MLX has no such dtype, and reads its bits: see checkpoint.scaled
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _MAX_HEADER = 100_000_000  # the limit of the safetensors library
 _PAGE = 4096  # bytes
@@ -125,37 +125,30 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     where both entries are the same), and so is a dtype that MLX does not have.
     Raises: CheckpointError naming the file, and the tensor where it is one tensor's fault.
     """
-    header = _json_header(file)
+    header, begin = _json_header(file)
     try:
         with safe_open(file, framework="np") as reader:
             found = {name: reader.get_slice(name) for name in reader.keys()}  # noqa: SIM118 - it is no mapping
             infos = {name: _tensor_info(file, name, each.get_shape(), each.get_dtype()) for name, each in found.items()}
     except SafetensorError as error:
         reason = " ".join((str(error).partition("deserializing header: ")[2] or str(error)).split())
-        fault = _fault(file, header) or f"expected a safetensors file, found {reason}"
+        fault = _fault(file, header, begin) or f"expected a safetensors file, found {reason}"
         raise CheckpointError(f"{file}: {fault}") from error
-    begin = _data(file)
     return {name: replace(info, offset=begin + header[name]["data_offsets"][0]) for name, info in infos.items()}
 
 
-def _data(file: Path) -> int:
-    """Where the data begins: behind the header's length, 8 bytes little-endian, and the header."""
-    with file.open("rb") as stream:
-        return 8 + int.from_bytes(stream.read(8), "little")
-
-
-def _json_header(file: Path) -> dict[str, Any]:
-    """The header as JSON. Format: its length, 8 bytes little-endian, then it, then the data."""
+def _json_header(file: Path) -> tuple[dict[str, Any], int]:
+    """The header as JSON, and where the data begins: behind the header's length, 8 bytes little-endian, and it."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         prefix = stream.read(8)
         length = int.from_bytes(prefix, "little") if len(prefix) == 8 else 0
         if not 0 < length <= min(_MAX_HEADER, size - 8):
             raise CheckpointError(f"{file}: expected a safetensors header, found a file of {size} bytes without one")
-        return parse_json(stream.read(length), f"{file}: header", CheckpointError)
+        return parse_json(stream.read(length), f"{file}: header", CheckpointError), 8 + length
 
 
-def _fault(file: Path, header: Mapping[str, Any]) -> str | None:
+def _fault(file: Path, header: Mapping[str, Any], data: int) -> str | None:
     """Where the library only says that something does not fit: the tensor, or the file's size; else None."""
     ends = [0]
     try:
@@ -169,7 +162,7 @@ def _fault(file: Path, header: Mapping[str, Any]) -> str | None:
                     what = f"{entry['dtype']} {entry['shape']}"
                     return f"{name}: expected {nbytes} bytes for {what}, found offsets {begin} to {end}"
                 ends.append(end)
-        expected = _data(file) + max(ends)
+        expected = data + max(ends)
         size = file.stat().st_size
     except (TypeError, KeyError, ValueError):
         return None

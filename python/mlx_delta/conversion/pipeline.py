@@ -211,7 +211,7 @@ def _config(checkpoint: Checkpoint, plans: Sequence[TensorPlan], recipe: Recipe)
     config = dict(checkpoint.config.raw)
     if all(plan.component != "mtp" for plan in plans):
         config = _without_mtp(config)
-    config.pop("quantization_config", None)  # of FP8, which it no longer is
+    config.pop("quantization_config", None)  # of FP8 or NVFP4, which it no longer is
     if recipe.base is not None:
         config["quantization"] = config["quantization_config"] = quantization_section(plans, recipe.base)
     return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
