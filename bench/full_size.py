@@ -1,6 +1,7 @@
 """Conversion at full size: an official checkpoint with random weights, how long it takes, and in how much memory.
 
     python -m bench.full_size 9B DIR            write DIR/source, 19 GB in 4 shards, and its importance matrix
+    python -m bench.full_size 35B-A3B DIR --layers 2
     python -m bench.full_size 9B DIR --convert  convert it to DIR/out, beside the time that copying the files takes
     python -m bench.full_size 9B DIR --convert --calibrate TEXT     with error feedback
 
@@ -23,8 +24,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_delta.arch.qwen3_5.shapes import mtp_shapes, text_shapes
-from mlx_delta.arch.registry import parse_config
+from mlx_delta.arch.registry import architecture_of, parse_config, read_config
 from mlx_delta.bench.sizes import CONFIGS
 from mlx_delta.calibrate.layers import CHUNKS, layer_calibration
 from mlx_delta.checkpoint.safetensors import Entry, write_safetensors
@@ -51,12 +51,22 @@ _VISION = {
 
 
 def official_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor of the official layout: text model, vision tower, MTP head."""
-    shapes = {}
-    for name, shape in text_shapes(config).items():
+    """Every tensor of the official layout: text model, vision tower, MTP head, whose experts are one by one."""
+    shapes, architecture = {}, architecture_of(config)
+    for name, shape in architecture.text_shapes(config).items():
         official = name.removeprefix("language_model.").replace("model.", "model.language_model.", 1)
         shapes[official] = (shape[0], 1, shape[1]) if "conv1d" in name else shape
-    return {**shapes, **_vision_shapes(config.text.hidden_size), **mtp_shapes(config)}
+    for name in [name for name in shapes if ".switch_mlp." in name]:
+        shape, before = shapes.pop(name), name.partition("switch_mlp.")[0]
+        if name.endswith("gate_proj.weight"):
+            shapes[f"{before}experts.gate_up_proj"] = (shape[0], 2 * shape[1], shape[2])
+        elif name.endswith("down_proj.weight"):
+            shapes[f"{before}experts.down_proj"] = shape
+    head: dict[str, tuple[int, ...]] = {}
+    for name, shape in architecture.mtp_shapes(config).items():
+        before, experts, after = name.partition("switch_mlp.")
+        head |= {f"{before}experts.{e}.{after}": shape[1:] for e in range(shape[0])} if experts else {name: shape}
+    return {**shapes, **_vision_shapes(config.text.hidden_size), **head}
 
 
 def _vision_shapes(out: int) -> dict[str, tuple[int, ...]]:
@@ -83,7 +93,7 @@ def write_checkpoint(size: str, out: Path, layers: int | None) -> None:
     """Write ``out`` as the official one is laid out, with random weights of a freshly initialised layer's variance."""
     vision = {**_VISION, "out_hidden_size": CONFIGS[size]["text_config"]["hidden_size"]}
     raw: dict[str, Any] = {
-        "model_type": "qwen3_5",
+        "model_type": CONFIGS[size].get("model_type", "qwen3_5"),
         "text_config": _text_config(size, layers),
         "vision_config": vision,
     }
@@ -116,19 +126,23 @@ def _text_config(size: str, layers: int | None) -> dict[str, Any]:
     text = dict(CONFIGS[size]["text_config"])
     if layers is not None:
         text["num_hidden_layers"] = layers
+    text["eos_token_id"] = list(read_config(example_checkpoint()).text.eos_token_id)  # of the tokenizer beside it
     return text
 
 
 def write_importance(size: str, file: Path, layers: int | None) -> None:
     """An importance matrix for ``size`` that spans four orders of magnitude."""
-    config = parse_config({"model_type": "qwen3_5", "text_config": _text_config(size, layers)}, size)
+    raw = {"model_type": CONFIGS[size].get("model_type", "qwen3_5"), "text_config": _text_config(size, layers)}
+    config = parse_config(raw, size)
     rng = np.random.default_rng(1)
-    sums = {
-        name.removesuffix(".weight"): np.exp(rng.normal(0, 1.5, shape[1]))
-        for name, shape in text_shapes(config).items()
+    read = {
+        name.removesuffix(".weight"): (*shape[:-2], shape[-1])
+        for name, shape in architecture_of(config).text_shapes(config).items()
         if name.startswith("language_model.model.layers.") and ("_proj" in name)
     }
-    write_imatrix(file, Calibration(sums, 1, 1, ("random",)), config, "gguf")
+    sums = {module: np.exp(rng.normal(0, 1.5, shape)) for module, shape in read.items()}
+    counts = {module: np.ones(shape[0]) for module, shape in read.items() if len(shape) == 2}
+    write_imatrix(file, Calibration(sums, 1, 1, ("random",), counts), config, "gguf")
 
 
 def copy_seconds(source: Path, out: Path) -> float:
@@ -161,7 +175,7 @@ def convert_figures(source: Path, imatrix: Path, out: Path, texts: Sequence[Path
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("size", choices=[size for size in CONFIGS if size in ("9B", "27B")])
+    parser.add_argument("size", choices=[size for size in CONFIGS if size in ("9B", "27B", "35B-A3B")])
     parser.add_argument("directory", type=Path)
     parser.add_argument("--convert", action="store_true")
     parser.add_argument("--calibrate", type=Path, action="append", default=[])

@@ -146,7 +146,7 @@ def ratios(ours: dict[str, list[float]], theirs: dict[str, list[float]]) -> dict
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", default="9b", help="0.8b, 2b, 4b, 9b or 27b")
+    parser.add_argument("--shape", default="9b", help="such as 9b or 35b-a3b")
     parser.add_argument("--layers", type=int, help="only so many layers of it")
     parser.add_argument("--peers", default=f"{MLX_LM},{LLAMA_CPP}", help="comma-separated")
     parser.add_argument("--llama-bench", type=Path, help="llama.cpp's llama-bench, built for this machine")

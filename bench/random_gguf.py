@@ -52,10 +52,12 @@ K_QUANTS = {
 def write_gguf(size: str, out: Path, layers: int | None = None) -> int:
     """Write ``out``, which appears whole or not at all. The bytes of weights that decoding a token reads of it."""
     config, plans = recipe_plans(size, layers=layers)
+    name = "qwen35" if config.text.experts is None else "qwen35moe"
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:
-        writer = GGUFWriter(partial, "qwen35")
-        for key, value in _metadata(config.text, CONFIGS[size]["text_config"]["max_position_embeddings"]).items():
+        writer = GGUFWriter(partial, name)
+        context = CONFIGS[size]["text_config"]["max_position_embeddings"]
+        for key, value in _metadata(name, config.text, context).items():
             add_metadata(writer, key, value)
         for plan in plans:
             kind = _kind(plan)
@@ -75,26 +77,38 @@ def write_gguf(size: str, out: Path, layers: int | None = None) -> int:
 
 
 def bytes_per_token(plans: list[TensorPlan], text: TextConfig) -> int:
-    """Every matrix once, but one row of an embedding that is not tied."""
+    """Every matrix once, but of an embedding that is not tied one row, and of experts those that a token chooses."""
     total = 0
     for plan in plans:
-        if len(plan.shape) != 2:
+        if len(_shape(plan)) < 2:
             continue
         block, size = GGML_QUANT_SIZES[_kind(plan)]
+        *experts, rows, columns = _shape(plan)
         whole = plan.component != "embed_tokens" or text.tie_word_embeddings
-        total += (plan.shape[0] if whole else 1) * plan.shape[1] // block * size
+        total += (rows if whole else 1) * columns // block * size * (_chosen(text) if experts else 1)
     return total
+
+
+def _chosen(text: TextConfig) -> int:
+    assert text.experts is not None
+    return text.experts.chosen
 
 
 def _kind(plan: TensorPlan) -> GGMLQuantizationType:
     """The closest K-quant; bfloat16 stays for matrices, and everything small is float32, as llama.cpp has it."""
     if plan.quantization is not None:
         return K_QUANTS[plan.quantization.bits].kind
-    return GGMLQuantizationType.BF16 if len(plan.shape) == 2 else GGMLQuantizationType.F32
+    small = len(plan.shape) != 2 or plan.name.endswith(_GATES)
+    return GGMLQuantizationType.F32 if small else GGMLQuantizationType.BF16
+
+
+_GATES = ("mlp.gate.weight", "mlp.shared_expert_gate.weight")
 
 
 def _shape(plan: TensorPlan) -> tuple[int, ...]:
-    return plan.shape[:2] if len(plan.shape) == 3 else plan.shape  # conv1d [C, 4, 1]
+    if plan.name.endswith("conv1d.weight"):
+        return plan.shape[:2]  # of [C, 4, 1]
+    return plan.shape[1:] if plan.name.endswith("shared_expert_gate.weight") else plan.shape
 
 
 def _arrays(plans: list[TensorPlan]) -> Iterator[np.ndarray]:
@@ -116,39 +130,47 @@ def _arrays(plans: list[TensorPlan]) -> Iterator[np.ndarray]:
 
 
 def _blocks(rng: np.random.Generator, quant: KQuant, shape: tuple[int, ...]) -> np.ndarray:
-    rows, columns = shape
+    *rows, columns = shape
     block, size = GGML_QUANT_SIZES[quant.kind]
-    data = rng.integers(0, 256, size=(rows * columns // block, size), dtype=np.uint8)
+    data = rng.integers(0, 256, size=(math.prod(shape) // block, size), dtype=np.uint8)
     deviation = columns**-0.5
     data[:, quant.scale_at : quant.scale_at + 2] = np.array([quant.scale * deviation], np.float16).view(np.uint8)
     if quant.offset_at is not None:
         data[:, quant.offset_at : quant.offset_at + 2] = np.array([quant.offset * deviation], np.float16).view(np.uint8)
-    return data.reshape(rows, -1)
+    return data.reshape(*rows, -1)
 
 
-def _metadata(text: TextConfig, context: int) -> dict[str, object]:
+def _metadata(name: str, text: TextConfig, context: int) -> dict[str, object]:
     """What llama.cpp's converter writes for Qwen3.5, but for a tokenizer: llama-bench needs none."""
+    feed_forward = {f"{name}.feed_forward_length": text.intermediate_size}
+    if text.experts is not None:
+        feed_forward = {
+            f"{name}.expert_count": text.experts.count,
+            f"{name}.expert_used_count": text.experts.chosen,
+            f"{name}.expert_feed_forward_length": text.intermediate_size,
+            f"{name}.expert_shared_feed_forward_length": text.experts.shared_size,
+        }
     return {
         "general.file_type": 12,  # its name for a mix around Q3_K
-        "qwen35.block_count": text.num_layers,
-        "qwen35.context_length": context,
-        "qwen35.vocab_size": text.vocab_size,
-        "qwen35.embedding_length": text.hidden_size,
-        "qwen35.feed_forward_length": text.intermediate_size,
-        "qwen35.attention.head_count": text.num_attention_heads,
-        "qwen35.attention.head_count_kv": text.num_key_value_heads,
-        "qwen35.attention.key_length": text.head_dim,
-        "qwen35.attention.value_length": text.head_dim,
-        "qwen35.attention.layer_norm_rms_epsilon": text.rms_norm_eps,
-        "qwen35.rope.dimension_sections": [*text.rope.sections, 0],
-        "qwen35.rope.dimension_count": text.rope.dim,
-        "qwen35.rope.freq_base": text.rope.theta,
-        "qwen35.ssm.conv_kernel": text.linear_conv_kernel_dim,
-        "qwen35.ssm.state_size": text.linear_key_head_dim,
-        "qwen35.ssm.group_count": text.linear_num_key_heads,
-        "qwen35.ssm.time_step_rank": text.linear_num_value_heads,
-        "qwen35.ssm.inner_size": text.value_dim,
-        "qwen35.full_attention_interval": 4,
+        f"{name}.block_count": text.num_layers,
+        f"{name}.context_length": context,
+        f"{name}.vocab_size": text.vocab_size,
+        f"{name}.embedding_length": text.hidden_size,
+        **feed_forward,
+        f"{name}.attention.head_count": text.num_attention_heads,
+        f"{name}.attention.head_count_kv": text.num_key_value_heads,
+        f"{name}.attention.key_length": text.head_dim,
+        f"{name}.attention.value_length": text.head_dim,
+        f"{name}.attention.layer_norm_rms_epsilon": text.rms_norm_eps,
+        f"{name}.rope.dimension_sections": [*text.rope.sections, 0],
+        f"{name}.rope.dimension_count": text.rope.dim,
+        f"{name}.rope.freq_base": text.rope.theta,
+        f"{name}.ssm.conv_kernel": text.linear_conv_kernel_dim,
+        f"{name}.ssm.state_size": text.linear_key_head_dim,
+        f"{name}.ssm.group_count": text.linear_num_key_heads,
+        f"{name}.ssm.time_step_rank": text.linear_num_value_heads,
+        f"{name}.ssm.inner_size": text.value_dim,
+        f"{name}.full_attention_interval": 4,
         "tokenizer.ggml.model": "none",
     }
 
@@ -169,7 +191,7 @@ def add_metadata(writer: GGUFWriter, key: str, value: object) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("size", help="0.8b, 2b, 4b, 9b or 27b")
+    parser.add_argument("size", help="such as 9b or 35b-a3b")
     parser.add_argument("out", type=Path)
     parser.add_argument("--layers", type=int, help="only so many layers")
     arguments = parser.parse_args()
