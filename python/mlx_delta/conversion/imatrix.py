@@ -5,8 +5,8 @@ importance[k] = mean over tokens of x_k^2, float32 [K], by canonical module name
 order of value heads (``imatrix_file`` is their format); this is the one place that translates both ways.
 
 Experts have importance each, [E, K], over the tokens that came to it. Few tokens say little, and text of one kind
-leaves experts without any, so each is drawn to what is known without it, as by ``PRIOR`` more tokens: what all experts
-of the layer read alike (gate and up), or all channels alike (down, whose inputs are the expert's own).
+leaves experts without any, so each is drawn to what is known without an imatrix, all channels alike, as by ``PRIOR``
+more tokens: it is then rounded as it would be without one.
 """
 
 from __future__ import annotations
@@ -38,8 +38,7 @@ def read_imatrix(path: Path, config: ModelConfig) -> dict[str, np.ndarray]:
     for canonical, means in _canonical(path, config).items():
         shape, values = known[canonical], means.values
         if len(shape) == 3 and values.size == shape[0] * shape[2]:
-            tokens = _tokens(means, shape[0])
-            values = drawn(values.reshape(shape[0], -1), tokens, alike=not canonical.endswith("down_proj.weight"))
+            values = drawn(values.reshape(shape[0], -1), _tokens(means, shape[0]))
         result[canonical.removesuffix(".weight")] = values
     return result
 
@@ -54,18 +53,14 @@ def unseen_experts(path: Path, config: ModelConfig) -> tuple[int, int]:
     return unseen, total
 
 
-PRIOR = 32.0  # tokens
+PRIOR = 512.0  # tokens
 
 
-def drawn(means: np.ndarray, tokens: np.ndarray, *, alike: bool) -> np.ndarray:
-    """Means [E, K] of ``tokens`` [E] each, and of PRIOR more whose mean is that of all experts together.
-
-    alike: the experts' inputs are of one kind, so that mean is taken channel by channel; else the channels' mean is.
-    """
+def drawn(means: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Means [E, K] of ``tokens`` [E] each, and of PRIOR more whose squares are, in every channel, the mean of all."""
     counts = np.minimum(tokens, 1e12)[:, None]
-    pooled = (means * counts).sum(axis=0) / max(counts.sum(), 1e-30)
-    prior = pooled if alike else np.full_like(pooled, pooled.mean())
-    return ((means * counts + PRIOR * prior) / (counts + PRIOR)).astype(np.float32)
+    typical = (means * counts).sum() / max(counts.sum() * means.shape[1], 1e-30)
+    return ((means * counts + PRIOR * typical) / (counts + PRIOR)).astype(np.float32)
 
 
 def _tokens(means: Means, experts: int) -> np.ndarray:

@@ -77,7 +77,7 @@ class Prepared:
         unseen, experts = unseen_experts(imatrix, self.checkpoint.config)
         if unseen:
             what = f"{imatrix}: {unseen} of {experts} experts were not seen"
-            notes.append(f"{what}: they are taken to read what others do")
+            notes.append(f"{what}: they are rounded as without one")
         return tuple(notes)
 
 
