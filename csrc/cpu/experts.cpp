@@ -147,14 +147,6 @@ struct Tokens {
 };
 
 template <typename T>
-constexpr DType dtype_of() {
-  if constexpr (std::is_same_v<T, float>)
-    return DType::f32;
-  else
-    return std::is_same_v<T, f16> ? DType::f16 : DType::bf16;
-}
-
-template <typename T>
 void run_tokens(const ExpertsArgs& args) {
   for (int64_t m = 0; m < args.M; m += kTokens) {
     const Tokens<T> tokens(args, m, least(kTokens, args.M - m));

@@ -6,7 +6,6 @@
 #include <new>
 
 #include "cpu/qmm/block.h"
-#include "cpu/qmm/products.h"
 #include "cpu/runtime/threads.h"
 
 namespace mlx_delta::cpu::MLX_DELTA_ISA {

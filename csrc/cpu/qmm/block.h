@@ -5,6 +5,7 @@
 #include "cpu/qmm/bf16.h"
 #include "cpu/qmm/fixed_x.h"
 #include "cpu/qmm/float.h"
+#include "cpu/qmm/products.h"
 #include "cpu/qmm/tiled_avx512.h"
 #include "cpu/qmm/tiled_int16.h"
 #include "cpu/runtime/threads.h"
@@ -63,14 +64,6 @@ inline bool bf16_pairs(const MatrixView&, DType, bool) { return false; }
 inline bool takes_tiles(const MatrixView& m, DType x, const QmmArgs& args) {
   return kTiled && args.positions > kDecodeTokens &&
          (fixed_point(m, x, args) || (bf16_pairs(m, x, args.norm != nullptr) && m.cols % 2 == 0));
-}
-
-template <typename T>
-constexpr DType dtype_of() {
-  if constexpr (std::is_same_v<T, float>)
-    return DType::f32;
-  else
-    return std::is_same_v<T, f16> ? DType::f16 : DType::bf16;
 }
 
 // A block of M rows of x in every form that the segments need.

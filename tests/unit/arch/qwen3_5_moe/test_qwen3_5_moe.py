@@ -224,7 +224,9 @@ def test_importance_of_each_expert(measured: Path, experts: Path) -> None:
     assert read_means(measured)["blk.3.ffn_down_exps.weight"].values.shape == (EXPERTS, INNER)
 
 
-def test_experts_without_tokens_are_rounded_as_without_an_imatrix_and_told(experts: Path, measured: Path, tmp_path: Path) -> None:
+def test_experts_without_tokens_are_rounded_as_without_an_imatrix(
+    experts: Path, measured: Path, tmp_path: Path
+) -> None:
     config, means = read_config(experts), read_means(measured)
     sums, counts = {}, {}
     for name, each in means.items():
