@@ -5,15 +5,16 @@ from __future__ import annotations
 import ipaddress
 import socket
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from mlx_delta.cli.console import stderr, warn
-from mlx_delta.cli.options import Model
+from mlx_delta.cli.options import Model, option_flags
 from mlx_delta.cli.ranks import check_alone
 
 
+@option_flags("speculate")
 def serve(
     model: Model,
     host: Annotated[
@@ -55,6 +56,10 @@ def serve(
         int | None,
         typer.Option("--max-prompt-tokens", help="Longest prompt; longer ones get 422.", show_default="the model's"),
     ] = None,
+    image_tokens: Annotated[
+        int,
+        typer.Option("--max-image-tokens", help="Most tokens of a request's images (a megapixel is 1,024 of them)."),
+    ] = 65536,
     messages: Annotated[int, typer.Option("--max-messages", help="Most messages of a request; more get 422.")] = 4096,
     body_bytes: Annotated[int, typer.Option("--max-body-bytes", help="Largest request; larger ones get 413.")] = 32
     << 20,
@@ -77,6 +82,7 @@ def serve(
         str | None,
         typer.Option(help="Activations: float32, float16 or bfloat16.", show_default="the checkpoint's"),
     ] = None,
+    **options: Any,
 ) -> None:
     """Serve a model to clients of OpenAI's and Anthropic's APIs. One line tells the address when it is ready.
 
@@ -91,17 +97,20 @@ def serve(
     from mlx_delta.cli.serve_process import bind, log_to_stderr, run, server_package
 
     server_package()
+    from mlx_delta.chat.settings import GenerationSettings
     from mlx_delta.hub.path import is_named, model_path
     from mlx_delta.loading import load_model
     from mlx_delta.server.access import Access, read_keys
     from mlx_delta.server.app import create_app
     from mlx_delta.server.limits import Limits
 
+    GenerationSettings(**options)  # checks them
     limits = Limits(
         concurrent=concurrent,
         queue=queue,
         answer_tokens=answer_tokens,
         prompt_tokens=prompt_tokens,
+        image_tokens=image_tokens,
         messages=messages,
         body_bytes=body_bytes,
     )
@@ -114,7 +123,7 @@ def serve(
         name = model.partition("@")[0] if is_named(model) else directory.resolve().name
         with stderr().status(f"loading {model}"):
             loaded = load_model(directory, dtype, prefix_cache_bytes=prefix_cache_bytes, memory_bytes=memory_bytes)
-        app = create_app(loaded, name=name, limits=limits, access=access, log_prompts=log_prompts)
+        app = create_app(loaded, name=name, limits=limits, access=access, log_prompts=log_prompts, **options)
         log_to_stderr()
         run(app, listener, f"serving {name} at ")
 

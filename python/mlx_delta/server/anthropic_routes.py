@@ -22,8 +22,8 @@ router = APIRouter()
 async def messages(body: MessagesRequest, request: Request) -> Response:
     """An answer to Anthropic's messages: any model's name will do."""
     service = service_of(request)
-    asked = question(body).checked(service.limits)
-    answers = await service.answers(request, asked.makes(service.model, service.limits))
+    asked = question(body).checked(service)
+    answers = await service.answers(request, asked.makes(service))
     single = bool(body.tool_choice and body.tool_choice.disable_parallel_tool_use)
     reply = MessageReply(body.model or service.name, answers.prompt_tokens, single_call=single)
     if body.stream:
@@ -35,6 +35,6 @@ async def messages(body: MessagesRequest, request: Request) -> Response:
 async def count_tokens(body: CountRequest, request: Request) -> Json:
     """How many tokens the prompt would have."""
     service = service_of(request)
-    asked = question(body).checked(service.limits)
-    prompt = await service.runner.call(partial(asked.prompt, service.model))
+    asked = question(body).checked(service)
+    prompt = await service.runner.call(partial(asked.prompt, service.model, service.limits))
     return {"input_tokens": len(prompt.ids)}

@@ -39,10 +39,13 @@ def create_app(
     name: str,
     limits: Limits | None = None,
     access: Access | None = None,
+    speculate: bool | int | str | None = None,
     log_prompts: bool = False,
 ) -> FastAPI:
-    """name: the model's, as /v1/models tells it. log_prompts: write what is asked to the log."""
-    service = Service(model, name, limits or Limits())
+    """name: the model's, as /v1/models tells it. speculate: of all answers, as the library has it. log_prompts: write
+    what is asked to the log.
+    """
+    service = Service(model, name, limits or Limits(), speculate)
     access = access or Access()
 
     @asynccontextmanager

@@ -71,6 +71,7 @@ class CompletionStream:
                 settings.sampling(thinking, model.config.text, model.tokenizer),
                 max_new_tokens=settings.max_new_tokens,
                 stop=settings.stop,
+                drafts=settings.speculate,
                 logprobs=logprobs,
             )
 
@@ -97,8 +98,14 @@ class CompletionStream:
         generation = self._generation
         if generation is None:
             return Outcome("length", Usage(prompt_tokens=len(self._ids), prefilled_tokens=len(self._ids)))
-        tokens = len(generation.token_ids)
-        usage = Usage(prompt_tokens=len(self._ids), prefilled_tokens=len(self._ids), completion_tokens=tokens)
+        usage = Usage(
+            prompt_tokens=len(self._ids),
+            cached_tokens=generation.cached_tokens,
+            prefilled_tokens=len(self._ids) - generation.cached_tokens,
+            completion_tokens=len(generation.token_ids),
+            drafted_tokens=generation.drafted_tokens,
+            accepted_tokens=generation.accepted_tokens,
+        )
         return Outcome(generation.finish_reason or "stop", usage)
 
     def _likelihoods(self, first: int) -> tuple[tuple[int, Likelihood | None], ...]:

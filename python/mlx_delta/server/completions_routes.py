@@ -17,6 +17,7 @@ from mlx_delta.errors import RequestError
 from mlx_delta.language_model import LanguageModel
 from mlx_delta.server.completions import CompletionEvent, CompletionStream
 from mlx_delta.server.completions_models import CompletionRequest, DetokenizeRequest, TokenizeRequest
+from mlx_delta.server.limits import Limits
 from mlx_delta.server.models import Json
 from mlx_delta.server.openai_chat import message, tool, usage_of
 from mlx_delta.server.question import Question, sampling_options
@@ -45,7 +46,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
 async def tokenize(body: TokenizeRequest, request: Request) -> Json:
     """Token ids of a text, or of the prompt that the template makes of messages."""
     service = service_of(request)
-    ids = await service.runner.call(partial(_tokens, body, service.model))
+    ids = await service.runner.call(partial(_tokens, body, service.model, service.limits))
     return {"tokens": ids, "count": len(ids), "max_model_len": service.model.config.text.max_position_embeddings}
 
 
@@ -61,7 +62,7 @@ async def detokenize(body: DetokenizeRequest, request: Request) -> Json:
     return {"prompt": text, "content": text}
 
 
-def _tokens(body: TokenizeRequest, model: LanguageModel) -> list[int]:
+def _tokens(body: TokenizeRequest, model: LanguageModel, limits: Limits) -> list[int]:
     given = [name for name in ("prompt", "content", "messages") if getattr(body, name) is not None]
     if len(given) != 1:
         found = " and ".join(given) or "none"
@@ -73,7 +74,7 @@ def _tokens(body: TokenizeRequest, model: LanguageModel) -> list[int]:
     tools = [tool(each) for each in body.tools or ()]
     messages = [message(each, f"messages[{i}]") for i, each in enumerate(body.messages)]
     options: Json = {"tools": tools, "template_variables": variables, "enable_thinking": thinking}
-    return Question(messages, options).prompt(model).ids
+    return Question(messages, options).prompt(model, limits).ids
 
 
 def _makes(body: CompletionRequest, service: Service) -> list[Make]:
@@ -85,7 +86,7 @@ def _makes(body: CompletionRequest, service: Service) -> list[Make]:
     prompts: Sequence[Any] = [body.prompt]
     if isinstance(body.prompt, list) and (not body.prompt or not isinstance(body.prompt[0], int)):
         prompts = body.prompt
-    limits, options = service.limits, sampling_options(body)
+    limits, options = service.limits, {**sampling_options(body), "speculate": service.speculate}
     most = limits.concurrent + limits.queue
     if not prompts or not 1 <= count <= most or len(prompts) * count > most:
         found = f"expected 1 to {most} answers, found n = {count} for {len(prompts)} prompts"

@@ -33,6 +33,12 @@ class Metrics:
         )  # fmt: skip
         for kind in ("prompt_cached", "prompt_computed", "thinking", "answer"):
             self._tokens.labels(kind)
+        self._drafts = Counter(
+            "mlx_delta_drafted_tokens", "Tokens that were drafted and checked, by what came of them",
+            ("outcome",), registry=registry,
+        )  # fmt: skip
+        for outcome in ("accepted", "rejected"):
+            self._drafts.labels(outcome)
         for name, text, figure in (
             ("memory_active_bytes", "Arrays that MLX holds", mx.get_active_memory),
             ("memory_cache_bytes", "Freed memory that MLX keeps", mx.get_cache_memory),
@@ -58,6 +64,8 @@ class Metrics:
         self._tokens.labels("prompt_computed").inc(usage.prefilled_tokens)
         self._tokens.labels("thinking").inc(usage.thinking_tokens)
         self._tokens.labels("answer").inc(usage.completion_tokens - usage.thinking_tokens)
+        self._drafts.labels("accepted").inc(usage.accepted_tokens)
+        self._drafts.labels("rejected").inc(usage.drafted_tokens - usage.accepted_tokens)
 
     def text(self, running: int, waiting: int) -> bytes:
         """All of them, in Prometheus' text format."""

@@ -72,14 +72,18 @@ def offered(tools: Sequence[Json], choice: str | Json | None) -> Json:
 
 
 def usage_of(usages: Sequence[Usage]) -> Json:
-    """Choices share their prompt, which counts once."""
+    """Choices share their prompt, which counts once. What was drafted is told as OpenAI tells of predictions."""
     prompt, completion = usages[0].prompt_tokens, sum(each.completion_tokens for each in usages)
+    details = {"reasoning_tokens": sum(each.thinking_tokens for each in usages)}
+    drafted, accepted = (sum(getattr(each, f"{name}_tokens") for each in usages) for name in ("drafted", "accepted"))
+    if drafted:
+        details |= {"accepted_prediction_tokens": accepted, "rejected_prediction_tokens": drafted - accepted}
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": usages[0].cached_tokens},
-        "completion_tokens_details": {"reasoning_tokens": sum(each.thinking_tokens for each in usages)},
+        "completion_tokens_details": details,
     }
 
 

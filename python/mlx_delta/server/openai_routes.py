@@ -43,7 +43,7 @@ async def model(name: str, request: Request) -> Json:
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """An answer to messages: any model's name will do."""
     service = service_of(request)
-    asked = question(body).checked(service.limits)
+    asked = question(body).checked(service)
     reply = ChatReply(
         body.model or service.name,
         service.model.tokenizer,
@@ -52,7 +52,7 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
         single_call=body.parallel_tool_calls is False,
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
     )
-    answers = await service.answers(request, asked.makes(service.model, service.limits, body.n))
+    answers = await service.answers(request, asked.makes(service, body.n))
     if body.stream:
         return event_stream(reply.chunks(answers), answers, request.url.path, None)
     return json_response(await until_gone(request, reply.whole(answers)))

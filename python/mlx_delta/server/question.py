@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from mlx_delta.chat.pictures import refuse_paths
+from mlx_delta.chat.pictures import refuse_paths, take_pictures
 from mlx_delta.chat.request import Prompt
 from mlx_delta.chat.stream import ChatStream
 from mlx_delta.errors import RequestError
@@ -16,6 +16,8 @@ from mlx_delta.options import SAMPLING
 from mlx_delta.server.limits import Limits
 from mlx_delta.server.models import Json, Sampling
 from mlx_delta.server.runner import Make
+from mlx_delta.server.service import Service
+from mlx_delta.vision.media import picture_tokens
 
 _MOST_CHOICES = 16
 
@@ -27,41 +29,63 @@ class Question:
     messages: Sequence[Json]
     options: Mapping[str, Any]
 
-    def prompt(self, model: LanguageModel) -> Prompt:
+    def prompt(self, model: LanguageModel, limits: Limits) -> Prompt:
         """The prompt that the template makes of it."""
-        refuse_paths(self.messages)
+        _check_images(model, self.messages, limits)
         return model.prompt(self.messages, **self.options)
 
-    def checked(self, limits: Limits) -> Question:
-        """With an end. Raises: RequestError 422 where there are more messages than the server takes."""
+    def checked(self, service: Service) -> Question:
+        """With an end, and drafts as the server has them.
+
+        Raises: RequestError 422 where there are more messages than the server takes.
+        """
+        limits = service.limits
         if len(self.messages) > limits.messages:
             message = f"messages: expected at most {limits.messages}, found {len(self.messages)}"
             raise RequestError(422, message, param="messages")
         asked = self.options.get("max_new_tokens")
         tokens = limits.answer_tokens if asked is None else min(asked, limits.answer_tokens)
-        return replace(self, options={**self.options, "max_new_tokens": tokens})
+        served = {"max_new_tokens": tokens, "speculate": service.speculate}
+        return replace(self, options={**self.options, **served})
 
-    def makes(self, model: LanguageModel, limits: Limits, choices: int | None = None) -> list[Make]:
+    def makes(self, service: Service, choices: int | None = None) -> list[Make]:
         """An answer for each choice: the first as the library gives it, the next ones with the seeds after its own."""
         count = 1 if choices is None else choices
+        limits = service.limits
         most = min(_MOST_CHOICES, limits.concurrent + limits.queue)
         if not 1 <= count <= most:
             raise RequestError(400, f"n: expected 1 to {most}, found {count}", param="n")
         seed = self.options.get("seed")
         each = [self.options if seed is None else {**self.options, "seed": seed + i} for i in range(count)]
-        return [partial(begin, model, self.messages, options, limits) for options in each]
+        return [partial(begin, service.model, self.messages, options, limits) for options in each]
 
 
 def begin(
     model: LanguageModel, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any], limits: Limits
 ) -> ChatStream:
     """An answer, its prompt made and nothing computed. Raises: RequestError 422 for a prompt beyond the limit."""
-    refuse_paths(messages)  # no part of a request gets here that has one
+    _check_images(model, messages, limits)
     stream = model.chat_stream(messages, **options)
     if limits.prompt_tokens is not None and stream.prompt_tokens > limits.prompt_tokens:
         found = f"expected a prompt of at most {limits.prompt_tokens} tokens, found {stream.prompt_tokens}"
         raise RequestError(422, f"messages: {found}", param="messages", code="context_length_exceeded")
     return stream
+
+
+def _check_images(model: LanguageModel, messages: Sequence[Mapping[str, Any]], limits: Limits) -> None:
+    """Before any is decoded: a file of some kilobytes may hold a million patches, and a request a hundred of them.
+
+    Raises: RequestError naming the image that is too many; ArgumentError for one that is none, or not in the request.
+    """
+    refuse_paths(messages)  # no part of a request gets here that has one
+    if model.vision is None:
+        return
+    tokens = 0
+    for shown in take_pictures(messages)[1]:
+        tokens += picture_tokens(shown, model.vision.sight.pictures)
+        if tokens > limits.image_tokens:
+            found = f"expected images of at most {limits.image_tokens} tokens together, found at least {tokens}"
+            raise RequestError(400, f"{shown.where}: {found}", param=shown.where)
 
 
 def sampling_options(body: Sampling) -> dict[str, Any]:

@@ -26,8 +26,8 @@ async def responses(body: ResponsesRequest, request: Request) -> Response:
     earlier: Sequence[Json] = ()
     if body.previous_response_id is not None:
         earlier = service.responses.get(body.previous_response_id, "previous_response_id", 400).messages
-    asked = question(body, earlier).checked(service.limits)
-    answers = await service.answers(request, asked.makes(service.model, service.limits))
+    asked = question(body, earlier).checked(service)
+    answers = await service.answers(request, asked.makes(service))
     reply = ResponseReply(body.model or service.name, body)
     conversation = asked.messages[bool(body.instructions) :]
     if body.stream:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -158,24 +159,43 @@ class Answers:
         self._begin = time.monotonic()
         self._runner = runner
         self._keep_alive_seconds = keep_alive_seconds
-        self._events: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
+        self._events: deque[tuple[int, Any]] = deque()
+        self._loop = asyncio.get_running_loop()
+        self._more: asyncio.Future[None] | None = None  # who waits for an event
+        self._futures = [runner.submit(stream, partial(self._tell, i)) for i, stream in enumerate(self._streams)]
 
-        def tell(index: int, event: Any) -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
+    def _tell(self, index: int, event: Any) -> None:
+        """From an answer's thread."""
+        self._events.append((index, event))
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._wake)
 
-        self._futures = [runner.submit(stream, partial(tell, i)) for i, stream in enumerate(self._streams)]
+    def _wake(self) -> None:
+        if self._more is not None and not self._more.done():
+            self._more.set_result(None)
+
+    async def _wait(self) -> None:
+        """Until there is an event, or none has come for a while. (``asyncio.wait_for`` does not do: before Python 3.12
+        it forgets that it was cancelled where an event comes at that moment, and the answer goes on for nobody.)
+        """
+        self._more = self._loop.create_future()
+        timer = self._loop.call_later(self._keep_alive_seconds, self._wake)
+        try:
+            await self._more
+        finally:
+            timer.cancel()
+            self._more = None
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Any]]:
         left = self.count
         try:
             while left:
-                try:
-                    index, event = await asyncio.wait_for(self._events.get(), self._keep_alive_seconds)
-                except asyncio.TimeoutError:
+                if not self._events:
+                    await self._wait()
+                if not self._events:
                     yield 0, None
                     continue
+                index, event = self._events.popleft()
                 if isinstance(event, Exception):
                     raise event
                 self._count(index, event)
@@ -192,6 +212,8 @@ class Answers:
             "prompt_tokens": max((usage.prompt_tokens for usage in usages), default=None),
             "cached_tokens": max((usage.cached_tokens for usage in usages), default=None),
             "completion_tokens": sum(usage.completion_tokens for usage in usages),
+            "drafted_tokens": sum(usage.drafted_tokens for usage in usages),
+            "accepted_tokens": sum(usage.accepted_tokens for usage in usages),
         }
 
     def _count(self, index: int, event: ChatEvent) -> None:

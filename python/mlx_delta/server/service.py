@@ -10,6 +10,7 @@ from importlib.metadata import version
 from starlette.requests import Request
 from starlette.responses import Response
 
+from mlx_delta.chat.settings import GenerationSettings
 from mlx_delta.language_model import LanguageModel
 from mlx_delta.server.limits import Limits
 from mlx_delta.server.metrics import Metrics
@@ -22,11 +23,15 @@ from mlx_delta.server.sse import EventStream, frame, to_json, until_gone
 
 @dataclass
 class Service:
-    """name: the model's, as clients see it."""
+    """name: the model's, as clients see it. speculate: of all answers, as the library has it.
+
+    Raises: ArgumentError naming what is wrong.
+    """
 
     model: LanguageModel
     name: str
     limits: Limits
+    speculate: bool | int | str | None = None
     runner: Runner = field(init=False)
     metrics: Metrics = field(init=False)
     responses: ResponseStore = field(default_factory=ResponseStore)
@@ -34,6 +39,7 @@ class Service:
     fingerprint: str = f"mlx-delta-{version('mlx-delta')}"
 
     def __post_init__(self) -> None:
+        GenerationSettings(speculate=self.speculate)  # checks it
         self.metrics = Metrics()
         self.runner = Runner(self.limits, self.metrics)
 

@@ -152,6 +152,11 @@ class Generation:
         return self._reader.finish_reason
 
     @property
+    def cached_tokens(self) -> int:
+        """Of the prompt, how many were kept from earlier ones and not computed."""
+        return self._sequence.known
+
+    @property
     def drafted_tokens(self) -> int:
         """Tokens that were drafted and checked so far."""
         return self._sequence.drafted[0]

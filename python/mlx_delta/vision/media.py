@@ -16,7 +16,8 @@ import numpy as np
 from mlx_delta.errors import ArgumentError
 from mlx_delta.paths import expanded
 from mlx_delta.vision.patches import Grid, Patches, picture_patches, video_patches
-from mlx_delta.vision.picture import MOST_BYTES, decoded
+from mlx_delta.vision.picture import MOST_BYTES, decoded, extent
+from mlx_delta.vision.resize import picture_size
 from mlx_delta.vision.settings import PictureSettings, VideoSettings
 from mlx_delta.vision.video import UNKNOWN_FPS, Frames, file_frames, pictures_in, sampled, timestamps
 
@@ -74,6 +75,14 @@ def opened(
     source = picture_source(shown.value, shown.where)
     digest = hashlib.sha256(b"image" + _identity(source)).digest()
     return _medium(shown.kind, digest, known, lambda: picture_patches(_rgb(source, shown.where), pictures, shown.where))
+
+
+def picture_tokens(shown: Shown, settings: PictureSettings) -> int:
+    """How many tokens a picture will take, by its header alone. Raises: as ``opened``."""
+    source = picture_source(shown.value, shown.where)
+    height, width = extent(source, shown.where) if isinstance(source, bytes) else source.shape[:2]
+    height, width = picture_size(height, width, settings, shown.where)
+    return height * width // settings.factor**2
 
 
 def _opened_video(shown: Shown, settings: VideoSettings, known: Callable[[bytes], Grid | None]) -> Medium:

@@ -6,8 +6,9 @@ Turned as its EXIF says, transparent parts on white, an animation's first frame,
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -15,6 +16,8 @@ from mlx_delta.errors import ArgumentError, MissingPackageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+T = TypeVar("T")
 
 # What clients send and cameras write. Of the others that Pillow knows, one runs a program (EPS), some have no mark at
 # their beginning, so that anything might be taken for them.
@@ -29,6 +32,18 @@ def decoded(source: bytes | Image, where: str) -> np.ndarray:
     Raises: ArgumentError naming ``where`` for what is no picture, is damaged, or is larger than the bounds above;
     MissingPackageError without Pillow.
     """
+    return _taken(source, where, _rgb)
+
+
+def extent(source: bytes | Image, where: str) -> tuple[int, int]:
+    """(height, width) as the file's header says, without decoding it, and before EXIF turns it.
+
+    Raises: as ``decoded``, but for damage behind the header.
+    """
+    return _taken(source, where, _extent)
+
+
+def _taken(source: bytes | Image, where: str, take: Callable[[Image, str], T]) -> T:
     try:
         from PIL import Image
     except ImportError:
@@ -37,12 +52,12 @@ def decoded(source: bytes | Image, where: str) -> np.ndarray:
         ) from None
     try:
         if isinstance(source, Image.Image):
-            return _rgb(source, where)
+            return take(source, where)
         if len(source) > MOST_BYTES:
             raise ArgumentError(f"{where}: expected a picture of at most {MOST_BYTES} bytes, found {len(source)}")
         Image.init()  # a build of Pillow may lack one
         with Image.open(io.BytesIO(source), formats=[form for form in FORMATS if form in Image.OPEN]) as image:
-            return _rgb(image, where)
+            return take(image, where)
     except ArgumentError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -53,13 +68,18 @@ def decoded(source: bytes | Image, where: str) -> np.ndarray:
         raise ArgumentError(f"{where}: expected a whole picture, found a damaged one: {error!s:.80}") from error
 
 
+def _extent(image: Image, where: str) -> tuple[int, int]:
+    width, height = image.size
+    if width < 1 or height < 1 or width * height > MOST_PIXELS:
+        raise ArgumentError(f"{where}: expected a picture of 1 to {MOST_PIXELS} pixels, found {width} x {height}")
+    return height, width
+
+
 def _rgb(image: Image, where: str) -> np.ndarray:
     from PIL import Image as images
     from PIL import ImageOps
 
-    width, height = image.size
-    if width < 1 or height < 1 or width * height > MOST_PIXELS:
-        raise ArgumentError(f"{where}: expected a picture of 1 to {MOST_PIXELS} pixels, found {width} x {height}")
+    _extent(image, where)
     image.load()
     with suppress(Exception):  # damaged EXIF beside good pixels: it is shown as it lies
         image = ImageOps.exif_transpose(image)

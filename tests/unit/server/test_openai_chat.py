@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
+from mlx_delta import load_model
 from mlx_delta.language_model import LanguageModel
+from mlx_delta.server.app import create_app
 from support.serving import QUESTION, frames
 
 COUNT = [{"role": "user", "content": "Count to 7."}]
@@ -207,3 +210,23 @@ def test_too_long_a_prompt_is_told_as_such(client: TestClient) -> None:
     response = client.post(PATH, json={"messages": [{"role": "user", "content": "1 2 3 4 " * 3000}]})
     assert response.status_code == 400
     assert response.json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_drafts_change_no_answer_and_are_told(client: TestClient, tiny: Path) -> None:
+    """Through a server that speculates: the same text, and counts in usage and in /metrics."""
+    body = {"messages": COUNT, "temperature": 0, "max_tokens": 60}
+    app = create_app(load_model(tiny, prefix_cache_bytes=0), name="tiny", speculate="3")
+    with TestClient(app, base_url="http://127.0.0.1") as drafting:
+        found = ask(drafting, **body)
+        assert found["choices"] == ask(client, **body)["choices"]
+        details = found["usage"]["completion_tokens_details"]
+        prompt = {"prompt": [5, 6, 7, 8] * 4, "temperature": 0, "max_tokens": 24}
+        texts = [each.post("/v1/completions", json=prompt).json() for each in (drafting, client)]
+        assert texts[0]["choices"] == texts[1]["choices"]
+        more = texts[0]["usage"]["completion_tokens_details"]
+        assert "accepted_prediction_tokens" not in texts[1]["usage"]["completion_tokens_details"]
+        told = drafting.get("/metrics").text
+    for outcome in ("accepted", "rejected"):
+        count = details[f"{outcome}_prediction_tokens"] + more[f"{outcome}_prediction_tokens"]
+        assert f'mlx_delta_drafted_tokens_total{{outcome="{outcome}"}} {count:.1f}\n' in told
+    assert details["accepted_prediction_tokens"] > 0

@@ -113,6 +113,31 @@ def test_a_silent_answer_is_told_to_be_alive_and_an_error_is_raised() -> None:
     run(Limits(keep_alive_seconds=0.05), scenario)
 
 
+def test_whoever_waits_can_be_cancelled_whenever_an_event_comes() -> None:
+    class Talking(Slow):
+        def __iter__(self) -> Iterator[Event]:
+            while not self.end.wait(1e-4):
+                yield Event()
+            yield Event(done=True)
+
+    async def all_of(answers: Answers) -> None:
+        async for _ in answers:
+            pass
+
+    async def scenario(runner: Runner) -> None:
+        for _ in range(20):
+            stream = Talking()
+            reading = asyncio.ensure_future(all_of(await runner.start([lambda one=stream: one])))
+            await asyncio.sleep(0.005)
+            reading.cancel()
+            done, _ = await asyncio.wait([reading], timeout=1)
+            assert done, "it goes on for nobody"
+            assert reading.cancelled()
+            await soon(lambda stream=stream: stream.closed)
+
+    run(Limits(concurrent=1), scenario)
+
+
 def test_limits_are_checked() -> None:
     for wrong in ({"concurrent": 0}, {"concurrent": 17}, {"queue": -1}, {"prompt_tokens": 0}):
         with pytest.raises(ArgumentError, match=next(iter(wrong))):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import base64
+import struct
+import zlib
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
 from mlx_delta.language_model import LanguageModel
+from mlx_delta.server.app import create_app
+from mlx_delta.server.limits import Limits
 from support import GOLDEN
 
 FILE = GOLDEN / "vision" / "odd.png"
@@ -53,3 +57,24 @@ def test_nothing_is_opened_or_fetched(client: TestClient, url: str) -> None:
         assert response.status_code == 400, (path, response.text)
     message = {"role": "user", "content": [{"type": "image", "image": url}]}
     assert client.post("/tokenize", json={"messages": [message]}).status_code == 400
+
+
+def test_images_are_counted_before_any_is_decoded(model: LanguageModel) -> None:
+    """A file of 57 bytes that says it holds 16.7 million pixels, of which not one is there."""
+    head = (b"IHDR", struct.pack(">IIBBBBB", 4096, 4096, 8, 2, 0, 0, 0))
+    chunks = (struct.pack(">I", len(content)) + kind + content for kind, content in (head, (b"IDAT", bytes(8))))
+    file = b"\x89PNG\r\n\x1a\n" + b"".join(each + struct.pack(">I", zlib.crc32(each[4:])) for each in chunks)
+    url = f"data:image/png;base64,{base64.b64encode(file).decode()}"
+    image, small = ({"type": "image_url", "image_url": {"url": each}} for each in (url, URL))
+    message = {"role": "user", "content": [small, image, image]}
+    one = len(model.prompt([{"role": "user", "content": [{"type": "image", "image": FILE}]}]).ids)
+    for limit, wrong in ((10, 0), (one, 1), (one + 16384, 2)):
+        client = TestClient(create_app(model, name="tiny", limits=Limits(image_tokens=limit)), base_url="http://[::1]")
+        for path in ("/v1/chat/completions", "/tokenize"):
+            refused = client.post(path, json={"messages": [message]})
+            error = refused.json()["error"]
+            assert (refused.status_code, error["param"]) == (400, f"messages[0].content[{wrong}]"), error
+            assert f"at most {limit} tokens" in error["message"]
+    with TestClient(create_app(model, name="tiny"), base_url="http://[::1]") as client:
+        refused = client.post("/v1/chat/completions", json={"messages": [message]})
+    assert "whole picture" in refused.json()["error"]["message"]
