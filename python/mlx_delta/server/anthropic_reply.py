@@ -8,8 +8,9 @@ import secrets
 from collections.abc import AsyncIterator
 from typing import Any
 
-from mlx_delta.chat.result import ChatEvent, ChatResult, Usage
+from mlx_delta.chat.result import ChatResult, Usage
 from mlx_delta.chat.tools import ToolCall
+from mlx_delta.server.grown import GrownReply
 from mlx_delta.server.models import Json
 from mlx_delta.server.runner import Answers
 from mlx_delta.server.sse import frame
@@ -18,11 +19,13 @@ _REASONS = {"length": "max_tokens", "tool_calls": "tool_use"}
 _PING = frame({"type": "ping"}, "ping")
 
 
-class MessageReply:
+class MessageReply(GrownReply):
     """One message as it grows. prompt_tokens: known before it begins. single_call: its first call of a tool ends it."""
 
+    THOUGHT, TEXT = "thinking", "text"
+
     def __init__(self, model: str, prompt_tokens: int, *, single_call: bool) -> None:
-        self.message: Json = {
+        message: Json = {
             "id": f"msg_{secrets.token_hex(12)}",
             "type": "message",
             "role": "assistant",
@@ -32,17 +35,10 @@ class MessageReply:
             "stop_sequence": None,
             "usage": _usage(Usage(prompt_tokens=prompt_tokens)),
         }
-        self._single_call = single_call
-        self._calls = 0
-
-    async def whole(self, answers: Answers) -> Json:
-        async for _, event in answers:
-            if event is not None:
-                self._push(event, answers)
-        return self.message
+        super().__init__(message, single_call=single_call)
 
     async def frames(self, answers: Answers) -> AsyncIterator[bytes]:
-        yield frame({"type": "message_start", "message": {**self.message, "content": []}}, "message_start")
+        yield frame({"type": "message_start", "message": {**self.grown, "content": []}}, "message_start")
         async for _, event in answers:
             if event is None:
                 yield _PING
@@ -50,23 +46,8 @@ class MessageReply:
             for data in self._push(event, answers):
                 yield frame(data, data["type"])
 
-    def _push(self, event: ChatEvent, answers: Answers) -> list[Json]:
-        """What an event adds, as events of the stream."""
-        if event.result is not None:
-            return [*self._close(), *self._end(event.result)]
-        if event.thinking:
-            return self._grow("thinking", event.thinking)
-        if event.tool_call is not None:
-            if self._single_call and self._calls:
-                return []
-            self._calls += 1
-            if self._single_call:
-                answers.end(0)
-            return self._call(event.tool_call)
-        return self._grow("text", event.text) if event.text else []
-
     def _grow(self, kind: str, text: str) -> list[Json]:
-        blocks: list[Json] = self.message["content"]
+        blocks: list[Json] = self.grown["content"]
         events: list[Json] = []
         if not blocks or blocks[-1]["type"] != kind:
             block = {"type": kind, kind: ""} | ({"signature": ""} if kind == "thinking" else {})
@@ -77,23 +58,23 @@ class MessageReply:
     def _call(self, call: ToolCall) -> list[Json]:
         block = {"type": "tool_use", "id": f"toolu_{secrets.token_hex(12)}", "name": call.name, "input": {}}
         events = [*self._close(), self._open(block)]
-        self.message["content"][-1]["input"] = call.arguments
+        self.grown["content"][-1]["input"] = call.arguments
         text = json.dumps(call.arguments, ensure_ascii=False)
         return [*events, self._delta({"type": "input_json_delta", "partial_json": text})]
 
     def _open(self, block: Json) -> Json:
-        self.message["content"].append(dict(block))
+        self.grown["content"].append(dict(block))
         return {"type": "content_block_start", "index": self._index, "content_block": block}
 
     def _delta(self, delta: Json) -> Json:
         return {"type": "content_block_delta", "index": self._index, "delta": delta}
 
     def _close(self) -> list[Json]:
-        """The last block is whole. Clients want thoughts signed; here nobody asks for the signature."""
-        if not self.message["content"]:
+        """Clients want thoughts signed; here nobody asks for the signature."""
+        if not self.grown["content"]:
             return []
         events: list[Json] = []
-        block = self.message["content"][-1]
+        block = self.grown["content"][-1]
         if block["type"] == "thinking":
             block["signature"] = hashlib.sha256(block["thinking"].encode(errors="replace")).hexdigest()
             events.append(self._delta({"type": "signature_delta", "signature": block["signature"]}))
@@ -106,12 +87,12 @@ class MessageReply:
         elif self._calls and result.finish_reason == "interrupted":
             reason = "tool_use"
         end: dict[str, Any] = {"stop_reason": reason, "stop_sequence": result.stop_string}
-        self.message |= {**end, "usage": _usage(result.usage)}
-        return [{"type": "message_delta", "delta": end, "usage": self.message["usage"]}, {"type": "message_stop"}]
+        self.grown |= {**end, "usage": _usage(result.usage)}
+        return [{"type": "message_delta", "delta": end, "usage": self.grown["usage"]}, {"type": "message_stop"}]
 
     @property
     def _index(self) -> int:
-        return len(self.message["content"]) - 1
+        return len(self.grown["content"]) - 1
 
 
 def _usage(usage: Usage) -> Json:

@@ -7,8 +7,9 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from mlx_delta.chat.result import ChatEvent, ChatResult, Usage
+from mlx_delta.chat.result import ChatResult, Usage
 from mlx_delta.chat.tools import ToolCall
+from mlx_delta.server.grown import GrownReply
 from mlx_delta.server.models import Json
 from mlx_delta.server.openai_chat import arguments_text, call_id
 from mlx_delta.server.replies import refusal
@@ -24,11 +25,13 @@ def _id(kind: str) -> str:
     return f"{kind}_{secrets.token_hex(16)}"
 
 
-class ResponseReply:
-    """One response as it grows: ``response`` is what there is of it."""
+class ResponseReply(GrownReply):
+    """One response as it grows."""
+
+    THOUGHT, TEXT = "reasoning", "message"
 
     def __init__(self, model: str, body: ResponsesRequest) -> None:
-        self.response: Json = {
+        response: Json = {
             "id": _id("resp"),
             "object": "response",
             "created_at": int(time.time()),
@@ -55,20 +58,13 @@ class ResponseReply:
             "usage": None,
             "user": None,
         }
-        self._single_call = body.parallel_tool_calls is False
-        self._calls = 0
+        super().__init__(response, single_call=body.parallel_tool_calls is False)
         self._number = 0
         self._open = False
 
-    async def whole(self, answers: Answers) -> Json:
-        async for _, event in answers:
-            if event is not None:
-                self._push(event, answers)
-        return self.response
-
     async def frames(self, answers: Answers) -> AsyncIterator[bytes]:
         for name in ("response.created", "response.in_progress"):
-            yield self._frame({"type": name, "response": {**self.response, "output": []}})
+            yield self._frame({"type": name, "response": {**self.grown, "output": []}})
         try:
             async for _, event in answers:
                 if event is None:
@@ -78,27 +74,12 @@ class ResponseReply:
                     yield self._frame(data)
         except Exception as error:
             told = refusal(error)
-            self.response |= {"status": "failed", "error": {"code": "server_error", "message": str(told)}}
-            yield self._frame({"type": "response.failed", "response": self.response})
+            self.grown |= {"status": "failed", "error": {"code": "server_error", "message": str(told)}}
+            yield self._frame({"type": "response.failed", "response": self.grown})
 
     def _frame(self, data: Json) -> bytes:
         self._number += 1
         return frame({**data, "sequence_number": self._number - 1}, data["type"])
-
-    def _push(self, event: ChatEvent, answers: Answers) -> list[Json]:
-        """What an event adds, as events of the stream."""
-        if event.result is not None:
-            return [*self._close(), *self._end(event.result)]
-        if event.thinking:
-            return self._grow("reasoning", event.thinking)
-        if event.tool_call is not None:
-            if self._single_call and self._calls:
-                return []
-            self._calls += 1
-            if self._single_call:
-                answers.end(0)
-            return self._call(event.tool_call)
-        return self._grow("message", event.text) if event.text else []
 
     def _grow(self, kind: str, text: str) -> list[Json]:
         events: list[Json] = []
@@ -136,7 +117,6 @@ class ResponseReply:
         ]
 
     def _close(self) -> list[Json]:
-        """The open item, if there is one, is whole."""
         if not self._open:
             return []
         self._open = False
@@ -153,13 +133,13 @@ class ResponseReply:
 
     def _end(self, result: ChatResult) -> list[Json]:
         cut = result.finish_reason == "length"
-        self.response |= {"status": "incomplete" if cut else "completed", "usage": _usage(result.usage)}
+        self.grown |= {"status": "incomplete" if cut else "completed", "usage": _usage(result.usage)}
         if cut:
-            self.response["incomplete_details"] = {"reason": "max_output_tokens"}
-        return [{"type": f"response.{self.response['status']}", "response": self.response}]
+            self.grown["incomplete_details"] = {"reason": "max_output_tokens"}
+        return [{"type": f"response.{self.grown['status']}", "response": self.grown}]
 
     def _add(self, item: Json) -> Json:
-        self.response["output"].append(dict(item))
+        self.grown["output"].append(dict(item))
         return self._item_event("response.output_item.added")
 
     def _item_event(self, name: str) -> Json:
@@ -170,11 +150,11 @@ class ResponseReply:
 
     @property
     def _index(self) -> int:
-        return len(self.response["output"]) - 1
+        return len(self.grown["output"]) - 1
 
     @property
     def _item(self) -> Json:
-        item: Json = self.response["output"][-1]
+        item: Json = self.grown["output"][-1]
         return item
 
 

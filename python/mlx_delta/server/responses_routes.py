@@ -52,11 +52,11 @@ async def _frames(
     service: Service, reply: ResponseReply, answers: Answers, conversation: Sequence[Json]
 ) -> AsyncIterator[bytes]:
     async for each in reply.frames(answers):
-        if reply.response["status"] != "in_progress":  # kept before its client hears that it is whole
+        if reply.grown["status"] != "in_progress":  # kept before its client hears that it is whole
             _keep(service, reply, conversation)
         yield each
 
 
 def _keep(service: Service, reply: ResponseReply, conversation: Sequence[Json]) -> None:
-    if reply.response["store"] and reply.response["status"] != "failed":
-        service.responses.keep(reply.response, [*conversation, *messages_of(reply.response["output"])])
+    if reply.grown["store"] and reply.grown["status"] != "failed":
+        service.responses.keep(reply.grown, [*conversation, *messages_of(reply.grown["output"])])

@@ -178,6 +178,9 @@ class Answers:
         """Until there is an event, or none has come for a while. (``asyncio.wait_for`` does not do: before Python 3.12
         it forgets that it was cancelled where an event comes at that moment, and the answer goes on for nobody.)
         """
+        if self._events:
+            await asyncio.sleep(0)  # others have their turn, and who iterates can be cancelled
+            return
         self._more = self._loop.create_future()
         timer = self._loop.call_later(self._keep_alive_seconds, self._wake)
         try:
@@ -190,17 +193,16 @@ class Answers:
         left = self.count
         try:
             while left:
-                if not self._events:
-                    await self._wait()
+                await self._wait()
                 if not self._events:
                     yield 0, None
-                    continue
-                index, event = self._events.popleft()
-                if isinstance(event, Exception):
-                    raise event
-                self._count(index, event)
-                left -= bool(event.done)
-                yield index, event
+                for _ in range(len(self._events)):
+                    index, event = self._events.popleft()
+                    if isinstance(event, Exception):
+                        raise event
+                    self._count(index, event)
+                    left -= bool(event.done)
+                    yield index, event
         finally:
             self.close()
 

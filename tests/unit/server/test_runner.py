@@ -130,7 +130,7 @@ def test_whoever_waits_can_be_cancelled_whenever_an_event_comes() -> None:
             reading = asyncio.ensure_future(all_of(await runner.start([lambda one=stream: one])))
             await asyncio.sleep(0.005)
             reading.cancel()
-            done, _ = await asyncio.wait([reading], timeout=1)
+            done, _ = await asyncio.wait([reading], timeout=10)
             assert done, "it goes on for nobody"
             assert reading.cancelled()
             await soon(lambda stream=stream: stream.closed)
