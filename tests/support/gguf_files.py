@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 from bench.random_gguf import add_metadata
-from gguf import GGMLQuantizationType, GGUFWriter, TokenType
+from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFWriter, TokenType, get_tensor_name_map
 from gguf.quants import quantize
 
 from support import TINY
@@ -80,6 +80,49 @@ def write_gguf(
             _write(writer, name, array, kind, rename)
     for name, array in (extra or {}).items():
         writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def write_experts_gguf(source: Path, path: Path, *, fused: bool) -> Path:
+    """The checkpoint with experts at ``source``, without its MTP head, under the names that gguf-py's own map gives.
+
+    fused: an expert's gate and up are one tensor, as newer converters write them.
+    """
+    config = json.loads((source / "config.json").read_text())["text_config"]
+    writer, names = GGUFWriter(path, "qwen35moe"), get_tensor_name_map(MODEL_ARCH.QWEN35MOE, 64)
+    own = {
+        "block_count": config["num_hidden_layers"],
+        "nextn_predict_layers": 0,
+        "feed_forward_length": None,
+        "expert_count": config["num_experts"],
+        "expert_used_count": config["num_experts_per_tok"],
+        "expert_feed_forward_length": config["moe_intermediate_size"],
+        "expert_shared_feed_forward_length": config["shared_expert_intermediate_size"],
+    }
+    keys = {key.replace("qwen35.", "qwen35moe."): value for key, value in metadata().items()}
+    for key, value in (keys | {f"qwen35moe.{key}": value for key, value in own.items()}).items():
+        if value is not None:
+            add_metadata(writer, key, value)
+    loaded = mx.load(str(source / "model.safetensors"))
+    assert isinstance(loaded, dict)
+    arrays = {name: np.array(each.astype(mx.float32)) for name, each in loaded.items() if not name.startswith("mtp.")}
+    if not fused:
+        for name in [name for name in arrays if name.endswith("gate_up_proj")]:
+            gate, up = np.split(arrays.pop(name), 2, axis=1)
+            arrays |= {name.replace("gate_up", part): each for part, each in (("gate", gate), ("up", up))}
+    for name, array in arrays.items():
+        official = name.replace("model.language_model", "model").replace(".dt_bias", ".dt_proj.bias")
+        full = names.get_name(official, (".weight", ".bias"))
+        assert full is not None, name
+        full += ".weight" if full.endswith("_exps") else ""
+        array = tiled(full.split(".", 2)[-1], array)
+        if full.endswith("norm.weight") and not full.endswith("ssm_norm.weight"):
+            array = array + np.float32(1)
+        writer.add_tensor(full, array[0] if full.endswith("inp_shexp.weight") else array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

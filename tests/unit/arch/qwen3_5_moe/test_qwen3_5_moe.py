@@ -26,13 +26,14 @@ from mlx_delta.conversion.imatrix import read_imatrix, unseen_experts, write_ima
 from mlx_delta.conversion.imatrix_file import Calibration, read_means, write_dat, write_gguf
 from mlx_delta.conversion.pipeline import convert
 from mlx_delta.errors import CheckpointError, ConfigError
-from mlx_delta.loading import load_model
+from mlx_delta.loading import load_checkpoint, load_model
 from mlx_delta.model.cache import empty_state
 from mlx_delta.model.experts import Experts
 from mlx_delta.model.layers import Window
 from mlx_delta.model.network import LAYERS as LAYER
 from mlx_delta.summary import summarize
 from support.experts import CHOSEN, EXPERTS, HIDDEN, INNER, LAYERS, SHARED, write_experts
+from support.gguf_files import write_experts_gguf
 
 TOKENS = mx.array([[(7 * i * i + 3) % 4000 for i in range(40)]])
 CHUNKS = [[(11 * i * i + 5 * chunk) % 4000 for i in range(64)] for chunk in range(2)]
@@ -293,3 +294,11 @@ def test_gguf_names() -> None:
     for name in ("gate", "switch_mlp.gate_proj", "switch_mlp.down_proj", "shared_expert.up_proj", "shared_expert_gate"):
         canonical = f"{FIRST}.{name}.weight"
         assert gguf.canonical_name(gguf.stored_name(canonical), LAYERS) == canonical
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_gguf_files(fused: bool, experts: Path, tmp_path: Path) -> None:
+    """By names of gguf-py's own, the logits of the checkpoint that it was made of."""
+    file = write_experts_gguf(experts, tmp_path / "experts.gguf", fused=fused)
+    found = load_checkpoint(open_checkpoint(file), "float32").forward(TOKENS)
+    assert mx.abs(found - load_model(experts, "float32").forward(TOKENS)).max() < 1e-4
