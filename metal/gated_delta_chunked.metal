@@ -88,11 +88,12 @@ template <typename T, int DK, int DV, bool MASK>
   if (count <= 0) {  // fewer chunks than without padding
     return;
   }
-  const size_t key_step = size_t(p.Hk) * size_t(DK);
-  const size_t value_step = size_t(p.Hv) * size_t(DV);
-  device const T* qc = q + first * key_step + size_t(key_head * DK);
-  device const T* kc = k + first * key_step + size_t(key_head * DK);
-  device const T* vc = v + first * value_step + size_t(head * DV);
+  // From the chunk's first token on indices have 32 bits: of 64, those of one loop take more registers than its sums.
+  const uint key_step = uint(p.Hk) * uint(DK);
+  const uint value_step = uint(p.Hv) * uint(DV);
+  device const T* qc = q + first * size_t(key_step) + size_t(key_head * DK);
+  device const T* kc = k + first * size_t(key_step) + size_t(key_head * DK);
+  device const T* vc = v + first * size_t(value_step) + size_t(head * DV);
   device float* out =
       chunks + ((size_t(sequence) * size_t(p.Hv) + size_t(head)) * size_t(chunk_count) + size_t(chunk)) *
                    size_t(Layout::floats);
@@ -104,8 +105,8 @@ template <typename T, int DK, int DV, bool MASK>
     const bool there = t < count && (!MASK || mask[first + size_t(t)]);
     if (there) {
       for (int d = lane; d < DK; d += 32) {
-        const float of_q = float(qc[size_t(t) * key_step + size_t(d)]);
-        const float of_k = float(kc[size_t(t) * key_step + size_t(d)]);
+        const float of_q = float(qc[uint(t) * key_step + uint(d)]);
+        const float of_k = float(kc[uint(t) * key_step + uint(d)]);
         qq += of_q * of_q;
         kk += of_k * of_k;
       }
@@ -131,26 +132,29 @@ template <typename T, int DK, int DV, bool MASK>
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
   const Place place = place_of(lane);
+  KEEP_LOOP
   for (int of_q = 0; of_q < 2; of_q++) {
     const int block = of_q == 1 ? 7 - simdgroup : simdgroup;
     const int t = block * 8 + place.row;
     const float t_inverse = of_q == 1 ? q_inverse[t] : -beta[t] * k_inverse[t];
-    device const T* row = (of_q == 1 ? qc : kc) + size_t(t) * key_step + size_t(place.column);
+    device const T* from = of_q == 1 ? qc : kc;
+    const uint row = uint(t) * key_step + uint(place.column);
     const bool there = k_inverse[t] != 0.0f;
     Tile sum[8];
     UNROLL
     for (int j = 0; j < 8; j++) {
       sum[j] = zero_tile();
     }
+    KEEP_LOOP
     for (int d = 0; d < DK; d += 8) {
-      const Tile left = load_tile(row + d, there, 1.0f);
+      const Tile left = load_tile(from + (row + uint(d)), there, 1.0f);
       UNROLL
       for (int j = 0; j < 8; j++) {
         if (j <= block) {
           const int s = j * 8 + place.column;  // k transposed: two tokens of one column
-          device const T* column = kc + size_t(s) * key_step + size_t(d + place.row);
-          const float first_of = k_inverse[s] != 0.0f ? float(column[0]) : 0.0f;
-          const float second_of = k_inverse[s + 1] != 0.0f ? float(column[key_step]) : 0.0f;
+          const uint column = uint(s) * key_step + uint(d + place.row);
+          const float first_of = k_inverse[s] != 0.0f ? float(kc[column]) : 0.0f;
+          const float second_of = k_inverse[s + 1] != 0.0f ? float(kc[column + key_step]) : 0.0f;
           const Tile right = tile_of(first_of, second_of);
           simdgroup_multiply_accumulate(sum[j], left, right, sum[j]);
         }
@@ -210,11 +214,13 @@ template <typename T, int DK, int DV, bool MASK>
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
   // X = (I + L)^-1 [-beta exp(G) k | beta v], 16 columns at a time: X_i = (I + L_ii)^-1 (B_i - sum_j<i L_ij X_j).
+  KEEP_LOOP
   for (int column = simdgroup * 16; column < DK + DV; column += 8 * 16) {
+    simdgroup_barrier(mem_flags::mem_threadgroup);  // or a compiler keeps all of L in registers from turn to turn
     const bool is_key = column < DK;
     device const T* from = is_key ? kc + column : vc + (column - DK);
     device float* to = is_key ? out + column : out + Layout::U + (column - DK);
-    const size_t step = is_key ? key_step : value_step;
+    const uint step = is_key ? key_step : value_step;
     const int width = is_key ? DK : DV;
     Tile X[8][2];
     UNROLL
@@ -224,7 +230,7 @@ template <typename T, int DK, int DV, bool MASK>
       Tile rest[2];
       UNROLL
       for (int n = 0; n < 2; n++) {
-        rest[n] = load_tile(from + size_t(t) * step + size_t(n * 8 + place.column), k_inverse[t] != 0.0f, factor);
+        rest[n] = load_tile(from + (uint(t) * step + uint(n * 8 + place.column)), k_inverse[t] != 0.0f, factor);
       }
       Tile left;
       UNROLL
@@ -273,7 +279,7 @@ template <typename T, int DK, int DV, int COLUMNS, bool MASK>
   const int chunk_count = (p.T + 63) / 64;
   const int lane = int(lane_);
   const Place place = place_of(lane);
-  const size_t key_step = size_t(p.Hk) * size_t(DK);
+  const uint key_step = uint(p.Hk) * uint(DK);
   const size_t of_sequence = size_t(sequence) * size_t(p.T);
   const size_t sequence_head = size_t(sequence) * size_t(p.Hv) + size_t(head);
   const size_t of_state = sequence_head * size_t(DV * DK) + size_t(column * DK);
@@ -314,7 +320,8 @@ template <typename T, int DK, int DV, int COLUMNS, bool MASK>
 
     const int t = simdgroup * 8 + place.row;
     const float q_factor = of_chunk[Layout::q_factor + t];
-    device const T* of_q = q + (first + size_t(t)) * key_step + size_t(key_head * DK + place.column);
+    const size_t of_keys = first * size_t(key_step) + size_t(key_head * DK);
+    const uint of_q = uint(t) * key_step + uint(place.column);
     Tile value[tiles];
     Tile seen[tiles];
     Tile left;
@@ -324,9 +331,10 @@ template <typename T, int DK, int DV, int COLUMNS, bool MASK>
       simdgroup_load(value[n], of_chunk + Layout::U + simdgroup * 8 * DV + column + n * 8, ulong(DV));
       seen[n] = zero_tile();
     }
+    KEEP_LOOP
     for (int d = 0; d < DK; d += 8) {
       simdgroup_load(left, of_chunk + simdgroup * 8 * DK + d, ulong(DK));
-      const Tile query = load_tile(of_q + d, q_factor != 0.0f, q_factor);
+      const Tile query = load_tile(q + of_keys + (of_q + uint(d)), q_factor != 0.0f, q_factor);
       UNROLL
       for (int n = 0; n < tiles; n++) {
         simdgroup_load(right, S + d * COLUMNS + n * 8, ulong(COLUMNS));
@@ -340,6 +348,7 @@ template <typename T, int DK, int DV, int COLUMNS, bool MASK>
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
 
+    KEEP_LOOP
     for (int j = 0; j <= simdgroup; j++) {
       simdgroup_load(left, of_chunk + Layout::P + simdgroup * 8 * 64 + j * 8, 64);
       UNROLL
@@ -366,12 +375,14 @@ template <typename T, int DK, int DV, int COLUMNS, bool MASK>
           rows[m][n].thread_elements()[0] *= decay;
           rows[m][n].thread_elements()[1] *= decay;
         }
+        KEEP_LOOP
         for (int j = 0; j < 8; j++) {
           const int s = j * 8 + place.column;  // k transposed: two tokens of one column
-          device const T* of_k = k + (first + size_t(s)) * key_step + size_t(key_head * DK + d + place.row);
+          device const T* kc = k + of_keys;
+          const uint of_k = uint(s) * key_step + uint(d + place.row);
           const float factor[2] = {k_factor[s], k_factor[s + 1]};
-          const float first_of = factor[0] != 0.0f ? float(of_k[0]) * factor[0] : 0.0f;
-          const float second_of = factor[1] != 0.0f ? float(of_k[key_step]) * factor[1] : 0.0f;
+          const float first_of = factor[0] != 0.0f ? float(kc[of_k]) * factor[0] : 0.0f;
+          const float second_of = factor[1] != 0.0f ? float(kc[of_k + key_step]) * factor[1] : 0.0f;
           left = tile_of(first_of, second_of);
           UNROLL
           for (int n = 0; n < tiles; n++) {

@@ -63,7 +63,7 @@ inline void stage(const thread Work<T>& work, uint tile, int half, thread Sums& 
     sums.sum = 0.0f;
     sums.square = 0.0f;
   }
-  UNROLL
+  KEEP_LOOP
   for (uint i = 0; i < 2; i++) {
     const uint eight = lanes == 2 ? 2 * i + lane : 2 * uint(half) + i;  // of the block's four
     float v[8];

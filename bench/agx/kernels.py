@@ -109,15 +109,21 @@ def qmm(
 def qmm_trips(M: int, K: int, simdgroups: int, turns: int, packed: bool) -> Trips:
     """Regions of metal/qmm.metal by what is in them: groups of rows, a lane's blocks of columns, the staging of x."""
     staged = 16 * 32 * simdgroups / M  # columns of x at a time
+    stagings = max(K / 1024 if staged < 1024 else K / staged, 1)
+
+    def stages(program: Program, region: Region) -> bool:
+        return region.loop and "lstore" in {i.name for i in program.body(region)}
 
     def trips(program: Program, region: Region) -> float | None:
         names = {i.name for i in program.instructions[region.first : region.last + 1]}
-        if region.loop and any(other.loop and other in region for other in program.regions):
-            return turns
+        if stages(program, region) and not any(other.loop and other in region for other in program.regions):
+            return 2 * stagings
+        if any(other.loop and other in region and not stages(program, other) for other in program.regions):
+            return turns if region.loop else None
         if region.loop and {"ffma", "load"} <= names:
             return turns * (K / 1024 if packed else K / 256)
         if "barrier" in names and not region.loop and region.first > 0:
-            return max(K / 1024 if staged < 1024 else K / staged, 1)
+            return stagings
         return None
 
     return trips

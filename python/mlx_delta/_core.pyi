@@ -248,6 +248,12 @@ def qmm(
     activation: str | None = None,
     stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None,
 ) -> mlx.core.array: ...
+def set_qmm_variant(rows: int, simdgroups: int) -> None:
+    """
+    For comparing: what qmm's plan chooses for a Metal kernel where it is 0: rows of weights of a simdgroup, and
+    simdgroups of a threadgroup.
+    """
+
 def qmm_mlx(
     x: mlx.core.array,
     segments: Sequence[Matrix],

@@ -49,6 +49,13 @@ inline bool any_packed(const QmmShape& shape) {
   return std::any_of(shape.segments.begin(), shape.segments.end(), [](auto& segment) { return segment.bits != 0; });
 }
 
+// In place of what plan() chooses, where selfcheck compares choices, in a process of its own; 0: as it chooses.
+struct QmmVariant {
+  int rows = 0;  // of weights of a simdgroup
+  int simdgroups = 0;
+};
+inline QmmVariant qmm_variant;
+
 // Rows of x that go together, as many as registers hold without spilling: more are threadgroups of their own.
 inline int rows_of_x(const QmmShape& shape) {
   return std::min(int(std::bit_ceil(unsigned(shape.M))), any_packed(shape) ? 4 : 8);
@@ -56,7 +63,7 @@ inline int rows_of_x(const QmmShape& shape) {
 
 // Rows of weights of a simdgroup, with SwiGLU half of them of either matrix: no more than any matrix has.
 inline int rows_of_weights(const QmmShape& shape) {
-  int least = 4;
+  int least = qmm_variant.rows ? qmm_variant.rows : 4;
   for (const QmmSegment& segment : shape.segments) least = std::min(least, segment.rows);
   return shape.swiglu ? (least >= 2 ? 4 : 2) : int(std::bit_floor(unsigned(least)));
 }
@@ -64,6 +71,7 @@ inline int rows_of_weights(const QmmShape& shape) {
 // Simdgroups of a threadgroup. What it costs to stage x is shared by all of them, and several rows of x cost more; but
 // a matrix of few rows needs more, smaller threadgroups, so that the last ones keep all cores of a wide GPU busy.
 inline int simdgroups(const QmmShape& shape, int M, int R) {
+  if (qmm_variant.simdgroups) return qmm_variant.simdgroups;
   constexpr int kFew = 256, kMany = 512;  // threadgroups: 6 and 12 for each of 40 cores
   const int rows = rows_of(shape) * ceil_div(shape.M, M) / R;
   if (!any_packed(shape)) return rows >= kMany * 4 ? 4 : 2;

@@ -39,17 +39,17 @@ def bandwidth(way: Way) -> dict[str, Any]:
         data = mx.zeros(size // 4, mx.float32) + 1
         mx.eval(data)
         times = max(1, (1 << 28) // size)
-        read, copy = _evaluated(mx.max, [data] * times), _evaluated(lambda a: a + 1, [data] * times)
+        read, copy = evaluated(mx.max, [data] * times), evaluated(lambda a: a + 1, [data] * times)
         found["read"][size] = round(size * times / read / 1e9, 1)
         found["copy"][size] = round(2 * size * times / copy / 1e9, 1)
     small = mx.zeros(32)
     mx.eval(small)
-    found["us a launch"] = round(1e6 * _evaluated(lambda x: _chain(x, 512), [small]) / 512, 2)
-    found["us an evaluation"] = round(1e6 * _evaluated(lambda x: x + 1, [small]), 1)
+    found["us a launch"] = round(1e6 * evaluated(lambda x: _chain(x, 512), [small]) / 512, 2)
+    found["us an evaluation"] = round(1e6 * evaluated(lambda x: x + 1, [small]), 1)
     return found
 
 
-def _evaluated(op: Callable[[Any], mx.array], given: Sequence[Any]) -> float:
+def evaluated(op: Callable[[Any], mx.array], given: Sequence[Any]) -> float:
     """Seconds of one evaluation of ``op`` of each."""
     return _seconds(lambda: mx.eval([op(each) for each in given]))
 
@@ -101,8 +101,8 @@ def _products(N: int, K: int = 4096) -> dict[str, Any]:
         mx.eval([a for one in sets for a in (one.weight, one.scales, one.biases)])
         for M in (1, 2, 4, 8, 16):
             x = mx.ones((M, K), mx.bfloat16)
-            ours = _evaluated(lambda one, x=x: ops.qmm(x, [one]), sets)  # type: ignore[misc]
-            theirs = _evaluated(lambda one, x=x: _mlx_product(x, one), sets)  # type: ignore[misc]
+            ours = evaluated(lambda one, x=x: ops.qmm(x, [one]), sets)  # type: ignore[misc]
+            theirs = evaluated(lambda one, x=x: _mlx_product(x, one), sets)  # type: ignore[misc]
             found[f"{bits} bits, {M} rows"] = [round(1e3 * each / len(sets), 4) for each in (ours, theirs)]
     return found
 
@@ -156,7 +156,7 @@ def limits(way: Way) -> dict[str, Any]:
             command = [
                 sys.executable,
                 "-c",
-                f"from mlx_delta.selfcheck.speed import _child; _child({way.name!r}, {wired})",
+                f"from mlx_delta.selfcheck.speed import decode_of_child; decode_of_child({way.name!r}, {wired})",
             ]
             done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
             name = f"{limit or 'as MLX has them'}{', wired' if wired else ''}"

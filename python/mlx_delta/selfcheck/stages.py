@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mlx_delta.selfcheck import numbers, speed
+from mlx_delta.selfcheck import numbers, speed, variants
 from mlx_delta.selfcheck.kernels import compile_all
 from mlx_delta.selfcheck.machine import machine
 from mlx_delta.selfcheck.way import Way
@@ -42,6 +42,7 @@ STAGES = {
     "states": Stage("states in place, with work in flight", numbers.states, 120),
     "bandwidth": Stage("memory", speed.bandwidth, 60, needs_time=True),
     "ops": Stage("times of ops", speed.times, 300, needs_time=True),
+    "variants": Stage("other choices of qmm's plan", variants.variants, 300, needs_gpu_kernels=True),
     "token": Stage("a whole token", speed.token, 300, needs_time=True),
     "command buffers": Stage("limits of command buffers, wired memory", speed.limits, 300, needs_time=True),
 }

@@ -11,10 +11,12 @@ import pytest
 
 from mlx_delta import _core
 from mlx_delta.engine.kernels import check_subnormals
-from mlx_delta.errors import GpuError
+from mlx_delta.errors import GpuError, RedTests
 from mlx_delta.selfcheck import report as reports
+from mlx_delta.selfcheck import speed
 from mlx_delta.selfcheck.report import MOST_BYTES, run_stages, without_paths, write_report
 from mlx_delta.selfcheck.stages import STAGES, Stage
+from mlx_delta.selfcheck.variants import variants
 from mlx_delta.selfcheck.way import Way
 from msl import strict_compile
 from support.command_line import run
@@ -38,7 +40,24 @@ def test_emulated(tmp_path: Path) -> None:
     assert stages["functions"]["half subnormals as float"] is True
     assert stages["functions"]["ties to bfloat16 go to even"] is True
     assert stages["cases"]["cases"] >= 8
+    assert stages["variants"] == {**stages["variants"], "same bits": [[2, 4], [8, 8]], "ms": {}}
     assert stages["states"]["slope"] <= stages["states"]["KV cache a token"] + 100_000
+
+
+def test_a_variant_with_other_bits_is_told() -> None:
+    calls = iter(range(9))
+
+    def wrong(results: list[mx.array]) -> list[mx.array]:
+        return [mx.full(r.shape, next(calls)) for r in results]
+
+    with pytest.raises(RedTests, match=r"qmm 3 bits, 3 rows, variant \(2, 4\): expected the plan's bits, found others"):
+        variants(Way("emulate", wrong))
+
+
+def test_the_command_of_a_child_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each limit of command buffers is a process of its own."""
+    monkeypatch.setattr(speed, "_LIMITS", [None])
+    assert "tokens a second" in speed.limits(Way("cpu", lambda results: results))["as MLX has them"]
 
 
 def test_the_probe_compiles_without_a_warning() -> None:
