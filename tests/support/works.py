@@ -102,21 +102,23 @@ class Family:
 
     def _run(self, engine: Engine, rng: random.Random, seed: int) -> None:
         going: dict[int, Any] = {}
+        sequences: dict[int, TokenSequence] = {}
         found: dict[int, list[Any]] = {i: [] for i in range(len(self.works))}
         left, cancelled = list(range(len(self.works))), set()
         rng.shuffle(left)
         while left or going:
             if left and (not going or rng.random() < 0.4):
                 i = left.pop()
-                sequence = self.works[i].sequence(self.network)
-                going[i] = engine.run(sequence)
+                sequences[i] = self.works[i].sequence(self.network)
+                going[i] = engine.run(sequences[i])
                 if rng.random() < 0.5:
-                    engine.submit(sequence)
+                    engine.submit(sequences[i])
                 continue
             i = rng.choice(list(going))
             if rng.random() < 0.03:
                 cancelled.add(i)
-                going.pop(i).close()
+                going.pop(i).close()  # which does nothing where nobody has asked it yet
+                engine.cancel(sequences[i])
                 continue
             event = next(going[i], None)
             if event is None:

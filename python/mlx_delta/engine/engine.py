@@ -78,7 +78,10 @@ class Engine:
         return None if nobody else Speculation(self.network, ids, drafts, self._depths)
 
     def run(self, sequence: TokenSequence) -> Generator[Any, None, None]:
-        """The events of a sequence as they come. It begins when the first is asked for; closing it ends it."""
+        """The events of a sequence as they come. It begins when the first is asked for; closing it after that ends it.
+
+        One that was submitted before, and that nobody asks, ``cancel`` alone ends.
+        """
         self.submit(sequence)
         try:
             while events := self._events(sequence):
