@@ -4,8 +4,9 @@ A pass over R rows takes t(R), whoever they are of; a draft by the head costs d 
 with p1, then p2 where the first did, .. gives 1 + p1 + p1 p2 + .. tokens. So drafts are added where they are likeliest,
 over all sequences, as long as tokens by time grow.
 
-Where they would not, now and then a pass tries some, for machines, contexts and texts change. What tries may lose is
-booked: a hundredth of the time, besides the first.
+Where they would not, now and then a pass tries some, for machines, contexts and texts change. What passes with drafts
+have lost in the end, whatever was expected of them, is booked: above a hundredth of the time, besides a pass, there are
+none.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ _WORTH = 1.03  # so much faster, or no drafts: what was measured is never exact
 _FIRST = 4  # passes without drafts before the first with some: what the gain is measured against
 _TRY = 2  # passes in a try, of which the first waits for the pass before it and is not measured
 _REST = 8  # passes for which it is let be
-_LOSS = 0.01  # of all time, what tries may lose
+_LOSS = 0.008  # of all time, what passes with drafts may lose
+_SAVED = 4  # passes that they may have gained before, and lose again
 _ROW, _DRAFT = 0.05, 0.05  # of a pass that a row and a draft by the head take more, until they were measured
+_STALE = 128  # passes with drafts in a row, after which some without are measured again
 _OLD = 512  # passes after which a measurement of drafts counts for nothing: contexts grow
 
 
@@ -36,6 +39,7 @@ class Costs:
         self._of: defaultdict[int, deque[tuple[int, float]]] = defaultdict(lambda: deque(maxlen=9))
         self._drafts: deque[float] = deque(maxlen=9)
         self._known: dict[int, float] = {}  # medians
+        self._scatter: dict[int, float] = {}  # median distances from these, of these
         self.draft = 0.0  # of one token by the head
 
     def note(self, rows: int, by_head: int, seconds: float) -> None:
@@ -46,6 +50,8 @@ class Costs:
             measured.popleft()
         measured.append((self._passes, max(seconds - self.draft * by_head, 0.5 * seconds)))
         self._known[rows] = statistics.median(seconds for _, seconds in measured)
+        middle = self._known[rows]
+        self._scatter[rows] = statistics.median(abs(seconds - middle) for _, seconds in measured) / middle
         if not self._drafts and 1 in self._known:
             self.draft = _DRAFT * self._known[1]
 
@@ -68,6 +74,10 @@ class Costs:
             return known[below] * (1 + _ROW * (rows - below))
         share = (rows - below) / (above - below)
         return (1 - share) * known[below] + share * known[above]
+
+    def scatter(self, rows: int) -> float:
+        """How far passes are from their median, in parts of it: on a busy machine it says little."""
+        return self._scatter.get(rows, 0.0)
 
     @property
     def most(self) -> int:
@@ -162,7 +172,9 @@ class Depths:
         self._try = 0  # passes of a try that are left
         self._tried = False
         self._seconds = self._lost = 0.0
+        self._plain: dict[int, float] = {}  # by sequences, the mean of passes without drafts; the past fades
         self._rows = self._by_head = 0  # of the pass under way
+        self._drafted = 0  # passes with drafts in a row
         self._drafting = self._before = False  # whether it has drafts; whether the one before had
 
     @property
@@ -183,6 +195,9 @@ class Depths:
         """The pass has so many rows, and the head has drafted so many of them."""
         self._passes += 1
         self._rest -= self._rest > 0
+        self._drafted = self._drafted + 1 if drafting else 0
+        if self._drafted >= _STALE:
+            self._rest = _FIRST
         self._before, self._drafting = self._drafting, drafting
         self._rows, self._by_head = rows, by_head
 
@@ -193,9 +208,11 @@ class Depths:
         other kind are not measured.
         """
         self._seconds += seconds
-        plain = self.costs.of(sequences)
+        plain = self._plain.get(sequences)
         if self._drafting and plain is not None:
-            self._lost = max(0.0, self._lost + seconds - plain * tokens / sequences)
+            self._lost = max(-_SAVED * plain, self._lost + seconds - plain * tokens / sequences)
+        elif not self._drafting and not self._before:
+            self._plain[sequences] = seconds if plain is None else 0.95 * plain + 0.05 * seconds
         if self._before == self._drafting:
             self.costs.note(self._rows, self._by_head, seconds)
 
@@ -221,7 +238,9 @@ class Depths:
             gain = tokens / sequences * plain / seconds
             if gain > best:
                 best, count, loss = gain, n, seconds - plain * tokens / sequences
-        if count == 0 or (best < _WORTH and not self._may_try(loss, plain)):
+        lost = self._lost > _LOSS * self._seconds + plain
+        worth = _WORTH + self.costs.scatter(rows)
+        if count == 0 or lost or (best < worth and not self._may_try(loss, plain)):
             self._rest = _REST
             return {}
         counts = defaultdict[int, int](int)
@@ -235,8 +254,8 @@ class Depths:
         if self._try > 0:
             self._try -= 1
             return True
-        risk = _TRY * max(loss, 0.1 * plain)
-        if self._tried and self._lost + risk > _LOSS * self._seconds:
+        risk = (_TRY + 1) * max(loss, 0.1 * plain)  # it may be worse than expected
+        if self._tried and max(0.0, self._lost) + risk > _LOSS * self._seconds:
             return False
         self._tried, self._try = True, _TRY - 1
         return True
