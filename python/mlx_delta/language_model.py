@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,9 @@ from mlx_delta.chat.result import ChatResult
 from mlx_delta.chat.session import Session
 from mlx_delta.chat.settings import ChatSettings, GenerationSettings
 from mlx_delta.chat.stream import ChatStream
+from mlx_delta.chat.told import sequence_of
 from mlx_delta.config import ModelConfig
+from mlx_delta.distributed.ranks import Ranks
 from mlx_delta.engine.cuts import Turns
 from mlx_delta.engine.engine import Engine
 from mlx_delta.engine.memory import prefix_bytes
@@ -60,6 +64,29 @@ class LanguageModel(ChatMethods):
         turns = Turns(tokenizer.token_id(start), tuple(tokenizer.encode(assistant)))
         self.engine = Engine(network, turns, prefix_bytes=prefix_bytes(prefix_cache_bytes), memory=memory_bytes)
 
+    @contextmanager
+    def led(self, ranks: Ranks, failed: Callable[[BaseException], None] | None = None) -> Iterator[bool]:
+        """``with model.led(ranks) as leads``: within the block rank 0 (``leads``) uses the model as if it were alone,
+        from any thread, for chats, sessions and generations. On other ranks the block is entered when rank 0 has left
+        its own: they have done the same until then. failed: told, on rank 0, of what ended the ranks before that.
+
+        Raises: RankError; RuntimeError of MLX's where a rank is gone.
+        """
+        lead = self.engine.follow(ranks, lambda told: sequence_of(told, self.engine, self.tokenizer))
+        if ranks.rank:
+            lead.run()
+            yield False
+            return
+        with ThreadPoolExecutor(1, "ranks") as pool:
+            steps = pool.submit(lead.run)
+            if failed is not None:
+                steps.add_done_callback(lambda done: failed(error) if (error := done.exception()) else None)
+            try:
+                yield True
+            finally:
+                lead.end()
+            steps.result()
+
     def make_cache(self) -> Cache:
         """An empty cache, for ``forward``."""
         return Cache.empty(self.config.text)
@@ -78,6 +105,7 @@ class LanguageModel(ChatMethods):
         left-padded prompts of unequal length, given with the first call on a cache: false before each sequence begins.
         Raises: ArgumentError naming the argument.
         """
+        self._check_alone("forward")
         pictures = None
         if isinstance(tokens, Prompt):
             if mask is not None or (cache is not None and cache.offset):
@@ -98,6 +126,7 @@ class LanguageModel(ChatMethods):
         Row i is of token i + 2, from the model's hidden state of token i and from token i + 1.
         Raises: ArgumentError where there is no head, or for tokens that are wrong.
         """
+        self._check_alone("mtp_logits")
         if self.network.mtp is None:
             raise ArgumentError(f"mtp_logits: expected a checkpoint with an MTP head, found none in {self.path}")
         ids = self._ids(tokens)
@@ -205,6 +234,11 @@ class LanguageModel(ChatMethods):
 
     def _start(self, messages: Sequence[Message], settings: ChatSettings) -> ChatStream:
         return Session(self.engine, self.tokenizer, self.vision)._start(messages, settings)
+
+    def _check_alone(self, method: str) -> None:
+        """Raises: ArgumentError for a pass that other ranks would not hear of."""
+        if self.engine.lead is not None:
+            raise ArgumentError(f"{method}: expected a model that one process runs, found ranks that follow the first")
 
     def _ids(self, tokens: mx.array | Sequence[Sequence[int]]) -> mx.array:
         """tokens as int [B, T]. Raises: ArgumentError."""

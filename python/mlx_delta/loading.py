@@ -88,6 +88,8 @@ def load_checkpoint(
         network = load_shared(checkpoint, chosen, ranks, read)
     wire_memory()
     compile_kernels(network)
+    if ranks is not None:
+        ranks.restart()
     vision = open_vision(checkpoint, tokenizer, chosen)
     return LanguageModel(
         checkpoint.path,

@@ -37,7 +37,7 @@ class Session(ChatMethods):
         """Forget everything, and free the memory of what no other conversation begins with."""
         with self._exclusive:
             self._end_turn()
-            self._engine.prefix.forget(self._keys)
+            self._engine.forget(self._keys)
             self._stream = None
             self.turns.clear()
 

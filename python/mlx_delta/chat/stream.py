@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from functools import partial
+from typing import Any
 
 from mlx_delta.chat.answer import Answer
 from mlx_delta.chat.request import Prompt
@@ -11,9 +13,11 @@ from mlx_delta.chat.settings import ChatSettings
 from mlx_delta.engine.engine import Engine
 from mlx_delta.engine.exclusive import Exclusive
 from mlx_delta.engine.limit import Limit
-from mlx_delta.engine.sample import Sampler
-from mlx_delta.engine.sequence import TokenSequence
+from mlx_delta.engine.sample import Sampler, seeded
+from mlx_delta.engine.sequence import TokenSequence, Told, told
 from mlx_delta.text.tokenizer import Tokenizer
+
+_OF_THE_PROMPT = ("prompt_progress", "template_variables", "strict")  # settings that count no more once it is there
 
 
 class ChatStream:
@@ -43,6 +47,9 @@ class ChatStream:
         self._progress = settings.prompt_progress
         self._limit = Limit.of(len(prompt.ids), settings.max_new_tokens, config.max_position_embeddings, argument)
         params = settings.sampling(prompt.thinking, config, tokenizer)
+        if engine.lead is not None:
+            params = seeded(params)
+        self._options: dict[str, Any] = {**settings.options, "seed": params.seed, "tools": settings.tools}
         self._sampler = Sampler(params, min(tokenizer.vocab_size, config.vocab_size), prompt.ids)
         self._answer = Answer(
             tokenizer,
@@ -65,7 +72,7 @@ class ChatStream:
             if self._result is not None:
                 raise StopIteration
             if self._events is None:
-                sequence = self._begun()
+                sequence = self.begun()
                 if self._closed:  # while it began
                     self._engine.cancel(sequence)
                 self._events = self._engine.run(sequence)
@@ -116,18 +123,19 @@ class ChatStream:
     def start(self) -> None:
         """Let it be computed beside others from now on, before the first event is asked for."""
         with self._exclusive:
-            self._engine.submit(self._begun())
+            self._engine.submit(self.begun())
 
     @property
     def keys(self) -> list[int]:
         """The ids of the prompt and of what is written so far, as a cache knows them: see ``Prompt.keys``."""
         return [*self._prompt.keys, *([] if self._sequence is None else self._sequence.tokens)]
 
-    def _begun(self) -> TokenSequence:
+    def begun(self) -> TokenSequence:
+        """What it generates."""
         if self._sequence is None:
             prompt, keys = self._prompt, self._prompt.keys
             if prompt.pictures is not None:  # here, and not in a step that others wait for
-                prompt.pictures.look(self._engine.known(prompt.ids, keys))
+                prompt.pictures.look(0 if self._engine.lead is not None else self._engine.known(prompt.ids, keys))
             self._sequence = TokenSequence(
                 prompt.ids,
                 None,
@@ -139,6 +147,7 @@ class ChatStream:
                 pictures=prompt.pictures,
                 keys=keys,
                 speculation=self._engine.speculation(prompt.ids, self._drafts),
+                told=partial(_told, prompt, self._options),
             )
         return self._sequence
 
@@ -153,3 +162,9 @@ class ChatStream:
         self._result = self._answer.result(len(self._prompt.ids), known, *drafts)
         self._turns.append(self._result.usage)
         return self._result
+
+
+def _told(prompt: Prompt, options: dict[str, Any]) -> Told:
+    options = {name: value for name, value in options.items() if name not in _OF_THE_PROMPT}
+    facts = {"ids": prompt.ids, "thinking": prompt.thinking, "written": prompt.written, "options": options}
+    return told("chat", facts, prompt.pictures, prompt.keys)

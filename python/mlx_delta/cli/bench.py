@@ -23,6 +23,7 @@ from mlx_delta.cli.bench_view import (
 from mlx_delta.cli.command import register
 from mlx_delta.cli.errors import UsageError
 from mlx_delta.cli.options import NAMES
+from mlx_delta.cli.ranks import check_alone, joined, silent, together
 from mlx_delta.errors import ArgumentError, RedTests
 from mlx_delta.progress import Bars, megabytes
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from mlx_delta.bench.roofline import Point
     from mlx_delta.bench.timing import ReadBandwidth
     from mlx_delta.bench.whole_model import Decode, Prefill
+    from mlx_delta.distributed.ranks import Ranks
     from mlx_delta.model.network import Network
 
 Shape = Annotated[str, typer.Option("--shape", help="Published size whose shapes to use: 0.8b, 2b, 4b, 9b or 27b.")]
@@ -285,21 +287,24 @@ def _whole_model(
     from mlx_delta.plot import check_plot
 
     check_plot(plot)
-    machine = _machine()
-    network, facts = _network(shape, layers, directory)
-    bandwidth = ReadBandwidth()
-    if not as_json:
-        table({"machine": machine, "model": f"{facts['model']}, {facts['layers']} layers"})
-    points = []
-    for row, lines, point in run(network, bandwidth):
-        if as_json:
-            typer.echo(json.dumps({**facts, **row.as_dict()}))
-        else:
-            table(lines)
-        points.append(point)
-    if not as_json:
-        table(memory(row.weight_bytes, row.peak_memory_bytes, row.peak_resident_bytes) | loading(facts))
-    draw(plot, points, bandwidth.median(), f"{title}, {facts['model']}")
+    ranks = None if directory is None else joined()
+    with together(ranks), silent(ranks):
+        machine = _machine()
+        network, facts = _network(shape, layers, directory, ranks)
+        bandwidth = ReadBandwidth()
+        if not as_json:
+            table({"machine": machine, "model": f"{facts['model']}, {facts['layers']} layers"})
+        points = []
+        for row, lines, point in run(network, bandwidth):
+            if as_json:
+                typer.echo(json.dumps({**facts, **row.as_dict()}))
+            else:
+                table(lines)
+            points.append(point)
+        if not as_json:
+            table(memory(row.weight_bytes, row.peak_memory_bytes, row.peak_resident_bytes) | loading(facts))
+    if ranks is None or ranks.rank == 0:
+        draw(plot, points, bandwidth.median(), f"{title}, {facts['model']}")
 
 
 def model(
@@ -320,7 +325,9 @@ def model(
         write_model(size_named(shape), out, layers=layers, progress=progress, force=force)
 
 
-def _network(shape: str, layers: int | None, directory: str | None) -> tuple[Network, dict[str, Any]]:
+def _network(
+    shape: str, layers: int | None, directory: str | None, ranks: Ranks | None = None
+) -> tuple[Network, dict[str, Any]]:
     """What to run, with its facts, once the ops are known to be right."""
     from mlx_delta import _core
     from mlx_delta.bench.checks import check_ops
@@ -330,10 +337,12 @@ def _network(shape: str, layers: int | None, directory: str | None) -> tuple[Net
     if directory is not None and layers is not None:
         raise ArgumentError(f"layers: expected it with --shape, found it with --model {directory}")
     size = size_named(shape)
+    if ranks is None:
+        check_alone("this one")
     check_ops()
     facts: dict[str, Any] = {"isa": _core.cpu_isa(), "threads": _core.cpu_threads()}
     if directory is not None:
-        return _loaded(directory, facts)
+        return _loaded(directory, facts, ranks)
     from mlx_delta.bench.random_model import random_network
 
     with Bars() as bars:
@@ -347,7 +356,7 @@ def _network(shape: str, layers: int | None, directory: str | None) -> tuple[Net
     }
 
 
-def _loaded(model: str, facts: dict[str, Any]) -> tuple[Network, dict[str, Any]]:
+def _loaded(model: str, facts: dict[str, Any], ranks: Ranks | None) -> tuple[Network, dict[str, Any]]:
     import time
 
     from mlx_delta.bench.memory import reset_peak
@@ -357,7 +366,7 @@ def _loaded(model: str, facts: dict[str, Any]) -> tuple[Network, dict[str, Any]]
     directory = model_path(model)
     reset_peak()
     start = time.perf_counter()
-    network = load_model(directory).network
+    network = load_model(directory, ranks=ranks).network
     seconds = time.perf_counter() - start
     facts |= {"model": model, "layers": network.config.num_layers, "load_seconds": seconds}
     return network, facts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ from mlx_delta.cli.errors import UsageError
 from mlx_delta.cli.options import Model, System, option_flags
 from mlx_delta.cli.pictures import Pictures, picture_part
 from mlx_delta.cli.process import read_stdin
-from mlx_delta.cli.ranks import check_alone
+from mlx_delta.cli.ranks import joined, led, together
 from mlx_delta.errors import TextError
 from mlx_delta.json_files import read_json
 from mlx_delta.options import SAMPLING
@@ -52,8 +53,9 @@ def chat(
     mlx-delta chat --model qwen3.5-9b-3bit --image photo.jpg
 
     echo "Why is the sky blue?" | mlx-delta chat --model qwen3.5-9b-3bit --no-think
+
+    Started by mlx.launch, the ranks share the weights among them; each line is a question, /exit ends.
     """
-    check_alone("chat")
     from mlx_delta.arch.registry import read_config
     from mlx_delta.chat.functions import load_functions
     from mlx_delta.chat.settings import ChatSettings
@@ -71,23 +73,32 @@ def chat(
         picture_part(file)
     if not is_named(model):
         read_config(model_path(model))
-    piped = not sys.stdin.isatty()
+    ranks = joined()
+    piped = not sys.stdin.isatty() and ranks is None
     question = _piped_question() if piped else ""
     directory = model_path(model)
-    with stderr().status(f"loading {model}"):
-        loaded = load_model(directory, dtype)
-    conversation = Conversation(loaded, options, functions, system=system)
-    for file in image or ():
-        conversation.show(file)
-    if not piped:
-        ChatTerminal(conversation, run_tools=yes, title=model if is_named(model) else None).run()
-        return
-    view = PlainView()
-    outcome = conversation.answer(question, view, lambda call: yes)
-    if conversation.declined:
-        typer.echo(f"not run without --yes: {', '.join(conversation.declined)}", err=True)
-    if outcome == "interrupted":
-        raise typer.Exit(130)
+    with together(ranks):
+        with nullcontext() if ranks is not None and ranks.rank else stderr().status(f"loading {model}"):
+            loaded = load_model(directory, dtype, ranks=ranks)
+        with led(loaded, ranks) as leads:
+            if not leads:
+                return
+            conversation = Conversation(loaded, options, functions, system=system)
+            for file in image or ():
+                conversation.show(file)
+            if not piped and sys.stdin.isatty():
+                ChatTerminal(conversation, run_tools=yes, title=model if is_named(model) else None).run()
+                return
+            # mlx.launch passes lines on, and no end of them.
+            questions = iter([question]) if piped else iter(sys.stdin.readline, "")
+            for each in questions:
+                if each.strip() == "/exit":
+                    return
+                outcome = conversation.answer(each.strip(), PlainView(), lambda call: yes) if each.strip() else None
+                if conversation.declined:
+                    typer.echo(f"not run without --yes: {', '.join(conversation.declined)}", err=True)
+                if outcome == "interrupted":
+                    raise typer.Exit(130)
 
 
 def _piped_question() -> str:

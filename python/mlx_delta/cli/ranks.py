@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlx_delta.cli.errors import UsageError
@@ -11,7 +16,9 @@ from mlx_delta.errors import RankError
 
 if TYPE_CHECKING:
     from mlx_delta.distributed.ranks import Ranks
+    from mlx_delta.language_model import LanguageModel
 
+_LAST_WORDS = 1.0  # seconds for clients to hear of an error
 _CONNECT = 60  # seconds from this rank's start to the last one's: each has modules to import
 
 
@@ -20,7 +27,8 @@ def check_alone(command: str) -> None:
     from mlx_delta.distributed.ranks import launched
 
     if launched():
-        raise UsageError(f"mlx.launch: expected a command that ranks run together, generate, found {command}")
+        those = "generate, chat, serve, bench decode, bench prefill"
+        raise UsageError(f"mlx.launch: expected a command that ranks run together ({those}), found {command}")
 
 
 def joined() -> Ranks | None:
@@ -36,6 +44,38 @@ def joined() -> Ranks | None:
 
 
 @contextmanager
+def silent(ranks: Ranks | None) -> Iterator[None]:
+    """A block in which rank 0 alone writes to standard output."""
+    if ranks is None or ranks.rank == 0:
+        yield
+        return
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        yield
+
+
+@contextmanager
+def led(model: LanguageModel, ranks: Ranks | None) -> Iterator[bool]:
+    """A block in which rank 0 (true) uses the model for all; others enter it (false) when that is over."""
+    if ranks is None:
+        yield True
+        return
+    if ranks.rank:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for rank 0, which tells when to end
+
+    def failed(error: BaseException) -> None:
+        time.sleep(_LAST_WORDS)
+        print(f"error: {_what(ranks)} {error}", file=sys.stderr, flush=True)
+        os._exit(1)  # whatever the main thread waits for
+
+    with model.led(ranks, failed) as leads:
+        yield leads
+
+
+def _what(ranks: Ranks) -> str:
+    return f"rank {ranks.rank} of {ranks.size}: expected all ranks to go on, found"
+
+
+@contextmanager
 def together(ranks: Ranks | None) -> Iterator[None]:
     """A block that all ranks run. Where another is gone this one ends with an error, whatever MLX waits for.
 
@@ -46,7 +86,7 @@ def together(ranks: Ranks | None) -> Iterator[None]:
         return
     from mlx_delta.distributed.watch import ended_when_lost
 
-    what = f"rank {ranks.rank} of {ranks.size}: expected all ranks to go on, found"
+    what = _what(ranks)
     try:
         with ended_when_lost(ranks.connections, f"error: {what} a connection closed"):
             yield

@@ -5,13 +5,17 @@ from __future__ import annotations
 import ipaddress
 import socket
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mlx_delta.cli.console import stderr, warn
 from mlx_delta.cli.options import Model, option_flags
-from mlx_delta.cli.ranks import check_alone
+from mlx_delta.cli.ranks import joined, led, together
+
+if TYPE_CHECKING:
+    from mlx_delta.distributed.ranks import Ranks
+    from mlx_delta.language_model import LanguageModel
 
 
 @option_flags("speculate")
@@ -92,14 +96,14 @@ def serve(
     mlx-delta serve --model qwen3.5-9b-3bit --port 8080
 
     mlx-delta serve --model Qwen/Qwen3.5-0.8B --host 0.0.0.0 --api-key-file keys.txt
+
+    Started by mlx.launch, the ranks share the weights among them, and rank 0 serves.
     """
-    check_alone("serve")
     from mlx_delta.cli.serve_process import bind, log_to_stderr, run, server_package
 
     server_package()
     from mlx_delta.chat.settings import GenerationSettings
     from mlx_delta.hub.path import is_named, model_path
-    from mlx_delta.loading import load_model
     from mlx_delta.server.access import Access, read_keys
     from mlx_delta.server.app import create_app
     from mlx_delta.server.limits import Limits
@@ -115,17 +119,33 @@ def serve(
         body_bytes=body_bytes,
     )
     keys = [*(api_key or ()), *(read_keys(api_key_file) if api_key_file else ())]
-    with bind(host, port) as listener:
+    ranks = joined()
+    if ranks is not None and ranks.rank:
+        with together(ranks), led(_loaded(model, dtype, prefix_cache_bytes, memory_bytes, ranks), ranks):
+            return
+    with together(ranks), bind(host, port) as listener:
         access = Access(keys, [host, *(allow_host or ())], cors_origin or ())
         if not keys and not _loopback(listener):
             warn(f"{host} is reached from other machines, and there is no --api-key: anyone there may ask")
         directory = model_path(model)
         name = model.partition("@")[0] if is_named(model) else directory.resolve().name
         with stderr().status(f"loading {model}"):
-            loaded = load_model(directory, dtype, prefix_cache_bytes=prefix_cache_bytes, memory_bytes=memory_bytes)
-        app = create_app(loaded, name=name, limits=limits, access=access, log_prompts=log_prompts, **options)
-        log_to_stderr()
-        run(app, listener, f"serving {name} at ")
+            loaded = _loaded(model, dtype, prefix_cache_bytes, memory_bytes, ranks)
+        with led(loaded, ranks):
+            app = create_app(loaded, name=name, limits=limits, access=access, log_prompts=log_prompts, **options)
+            log_to_stderr()
+            run(app, listener, f"serving {name} at ")
+
+
+def _loaded(
+    model: str, dtype: str | None, prefix_cache_bytes: int | None, memory_bytes: int | None, ranks: Ranks | None
+) -> LanguageModel:
+    from mlx_delta.hub.path import model_path
+    from mlx_delta.loading import load_model
+
+    return load_model(
+        model_path(model), dtype, prefix_cache_bytes=prefix_cache_bytes, memory_bytes=memory_bytes, ranks=ranks
+    )
 
 
 def _loopback(listener: socket.socket) -> bool:

@@ -17,11 +17,11 @@ from mlx_delta import ops
 from mlx_delta.arch.base import Architecture, Share
 from mlx_delta.config import ModelConfig, TextConfig
 from mlx_delta.distributed.ranks import Ranks
-from mlx_delta.model.cache import LayerState
+from mlx_delta.model.cache import Cache, KeyValues, LayerState
 from mlx_delta.model.experts import Experts, gated
 from mlx_delta.model.layers import AttentionLayer, DeltaLayer, FeedForward, Layer, Mlp, Stage, Window
 from mlx_delta.model.mtp import MTP, MtpHead
-from mlx_delta.model.network import Network
+from mlx_delta.model.network import Network, arrays_of
 from mlx_delta.model.weights import Weights
 from mlx_delta.ops import Matrix
 from mlx_delta.ops.experts import expert_rows
@@ -91,12 +91,14 @@ class NoHeads:
     join: Summed
 
     def __call__(self, x: mx.array, state: LayerState, window: Window) -> mx.array:
-        return self.finish(x, x)
+        return self.finish(self.mix_projected(x, state, window), x)
 
     def project(self, x: mx.array) -> mx.array:
         return x
 
     def mix_projected(self, projection: mx.array, state: LayerState, window: Window) -> mx.array:
+        if isinstance(state, KeyValues):  # of no head, for those who keep them
+            state.keys = state.values = mx.zeros((len(projection), 0, window.offset + projection.shape[1], 1))
         return projection
 
     def finish(self, mixed: mx.array, x: mx.array) -> mx.array:
@@ -108,12 +110,26 @@ class NoHeads:
 
 @dataclass(frozen=True)
 class SharedNetwork(Network):
-    """rows: how many of the vocabulary each rank has, one after another. weight_bytes: what each holds."""
+    """heads: the share with the most of them. rows: how many of the vocabulary each rank has, one after another.
+    weight_bytes: what each holds."""
 
     ranks: Ranks | None = None
+    heads: TextConfig | None = None
     rows: tuple[int, ...] = ()
     weight_bytes: tuple[int, ...] = ()
     ranked: ClassVar[bool] = True
+
+    @property
+    def cached(self) -> TextConfig:
+        return self.heads or self.config
+
+    def agreed(self, wanted: int) -> int:
+        assert self.ranks is not None
+        return self.ranks.numbers(int(wanted))[0]
+
+    def least(self, number: int) -> int:
+        assert self.ranks is not None
+        return min(self.ranks.numbers(number))
 
     def embed(self, tokens: mx.array) -> mx.array:
         assert self.ranks is not None
@@ -173,9 +189,11 @@ def shared_network(
     if f"{MTP}.fc.weight" in weights:
         w = Weights(local, weights).under(MTP)
         mine["mtp"] = MtpHead.of(w, attention(w.under("layers.0")))
+        mx.eval(*arrays_of(mine["mtp"]))  # as Network does the rest
     return SharedNetwork(
         **{**mine, "config": config.text},
         ranks=ranks,
+        heads=max((each.text for each in shares), key=lambda text: Cache.bytes_of(text, dtype, 1 << 16)),
         rows=tuple(each.vocabulary for each in shares),
         weight_bytes=tuple(ranks.numbers(sum(array.nbytes for array in weights.values()))),
     )

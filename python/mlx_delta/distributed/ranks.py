@@ -29,6 +29,16 @@ class Ranks:
         self.rank, self.size = group.rank(), group.size()
         self.connections = connections  # to other ranks, as file descriptors
         self._group = group
+        self.restart()
+
+    def restart(self) -> None:
+        """What was built and is not to be computed is forgotten."""
+        self._last: mx.array | None = None
+
+    def _in_order(self, x: mx.array) -> mx.array:
+        """x, after what was gathered or summed before: graphs differ a little from rank to rank, and MLX's order with
+        them."""
+        return x if self._last is None else mx.depends([x], [self._last])[0]
 
     @classmethod
     def launched(cls) -> Ranks | None:
@@ -47,19 +57,30 @@ class Ranks:
 
     def sum(self, x: mx.array) -> mx.array:
         """The sum of every rank's x, the same bits on all of them."""
-        return mx.distributed.all_sum(x, group=self._group)
+        self._last = mx.distributed.all_sum(self._in_order(x), group=self._group)
+        return self._last
 
     def columns(self, x: mx.array, counts: Sequence[int]) -> mx.array:
         """Every rank's x [.., counts[rank]], side by side: [.., sum(counts)]."""
         missing = max(counts) - x.shape[-1]
         padded = mx.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)]) if missing else x
-        parts = mx.distributed.all_gather(padded[None], group=self._group)
+        parts = self.gather(padded)
         return mx.concatenate([parts[r, ..., :count] for r, count in enumerate(counts)], axis=-1)
+
+    def gather(self, x: mx.array) -> mx.array:
+        """Every rank's x: [size, *shape]."""
+        self._last = mx.distributed.all_gather(self._in_order(x)[None], group=self._group)
+        return self._last
+
+    def from_first(self, data: bytes, size: int) -> bytes:
+        """``data`` of rank 0, ``size`` bytes, which all know."""
+        mine = mx.array(np.frombuffer(data, np.uint8)) if self.rank == 0 else mx.zeros(size, mx.uint8)
+        return np.array(self.sum(mine)).tobytes()
 
     def numbers(self, number: int) -> list[int]:
         """Every rank's number, 0 <= number < 2**62."""
-        halves = mx.array([[number >> 31, number & (2**31 - 1)]], dtype=mx.int32)
-        found = np.array(mx.distributed.all_gather(halves, group=self._group)).astype(np.int64)
+        halves = mx.array([number >> 31, number & (2**31 - 1)], dtype=mx.int32)
+        found = np.array(self.gather(halves)).astype(np.int64)
         return [int(each) for each in (found[:, 0] << 31) + found[:, 1]]
 
     def seed(self, seed: int | None) -> int:

@@ -6,7 +6,8 @@ a row of the network has the same bits whatever the others are (``Network.decode
 (``prefill``).
 
 There is no thread of the engine's own. Whoever waits for a token takes the steps, for all; the others wait for theirs.
-So one sequence alone costs what a plain loop does, and nothing runs when nobody waits.
+So one sequence alone costs what a plain loop does, and nothing runs when nobody waits. But where several ranks take the
+steps together (``lead``), one thread takes them all.
 """
 
 from __future__ import annotations
@@ -14,19 +15,21 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
 
+from mlx_delta.distributed.ranks import Ranks
 from mlx_delta.engine.blocks import ErrorsOf, Restored, later_interrupt
 from mlx_delta.engine.cuts import ALIGNED, NO_TURNS, Cuts, Turns
 from mlx_delta.engine.depth import MTP, Depths
+from mlx_delta.engine.lead import Lead
 from mlx_delta.engine.memory import memory_bytes
 from mlx_delta.engine.pace import Pace
 from mlx_delta.engine.prefill import CHUNK
 from mlx_delta.engine.prefix import PrefixCache
-from mlx_delta.engine.sequence import Passed, TokenSequence
+from mlx_delta.engine.sequence import Passed, TokenSequence, Told
 from mlx_delta.engine.speculation import Speculation
 from mlx_delta.errors import ArgumentError, QueueFullError
 from mlx_delta.model.cache import Cache
@@ -58,11 +61,13 @@ class Engine:
     ) -> None:
         self.network = network
         self.turns = turns
-        self.prefix = PrefixCache(network.config, prefix_bytes, turns)
+        self.prefix = PrefixCache(network.config, network.least(prefix_bytes), turns, network.agreed)
         self._most_rows = most_rows
         self._most_waiting = most_waiting
         self._refuses = memory is not None
-        self._memory = memory_bytes(memory) - network.nbytes  # for sequences, and for what is kept of them
+        # For sequences, and for what is kept of them.
+        self._memory = network.least(max(0, memory_bytes(memory) - network.nbytes))
+        self.lead: Lead | None = None  # of ranks of which the first alone hears what is asked
         self._pace = Pace()
         self._depths = Depths()
         self._change = threading.Condition()  # guards what follows; notified after every step
@@ -76,6 +81,11 @@ class Engine:
         none where ranks would each find another number)."""
         nobody = drafts == 0 or (drafts is None and self.network.ranked)
         return None if nobody else Speculation(self.network, ids, drafts, self._depths)
+
+    def follow(self, ranks: Ranks, make: Callable[[Told], TokenSequence]) -> Lead:
+        """From now on all steps are taken by ``Lead.run`` of the result, and rank 0 alone submits."""
+        self.lead = Lead(self, ranks, make)
+        return self.lead
 
     def run(self, sequence: TokenSequence) -> Generator[Any, None, None]:
         """The events of a sequence as they come. It begins when the first is asked for; closing it after that ends it.
@@ -111,13 +121,56 @@ class Engine:
                         f"engine: expected at most {self._most_waiting} sequences to wait, found one more"
                     )
                 sequence.reader.clock.start()
+                if self.lead is None:
+                    self._waiting.append(sequence)
+                elif not sequence.number:
+                    self.lead.submit(sequence)
+
+    def accept(self, sequence: TokenSequence) -> None:
+        """``submit`` where several ranks do it."""
+        with self._change:
+            if not sequence.ended:
                 self._waiting.append(sequence)
+
+    def drop(self, sequence: TokenSequence) -> None:
+        """``cancel`` where several ranks do it."""
+        with self._change:
+            if sequence in self._waiting:
+                self._waiting.remove(sequence)
+                sequence.ended = True
+                self._change.notify_all()
+            elif sequence in self._going:
+                self._cancelled.add(sequence)
+
+    def end_all(self, error: Exception) -> None:
+        """All that is under way ends with the error."""
+        with self._change:
+            for each in (*self._waiting, *self._going):
+                each.error, each.ended = each.error or error, True
+            self._waiting.clear()
+            self._going.clear()
+            self._change.notify_all()
+
+    def forget(self, keys: Sequence[int]) -> None:
+        """What is kept of ``keys``, except for what others begin with too."""
+        if self.lead is None:
+            self.prefix.forget(keys)
+        else:
+            self.lead.forget(keys)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way."""
+        return not self._going and not self._waiting
 
     def cancel(self, sequence: TokenSequence) -> None:
         """End it: whoever waits for its events hears that there are no more. On return its cache is the caller's alone.
 
         Within a step, in its own thread (where a forgotten iterator may be collected), it ends after the step.
         """
+        if self.lead is not None and sequence.number:
+            self._cancel_led(self.lead, sequence)
+            return
         with self._change:
             if sequence in self._waiting:
                 self._waiting.remove(sequence)
@@ -133,11 +186,19 @@ class Engine:
             self._drop_cancelled()
             self._change.notify_all()
 
+    def _cancel_led(self, lead: Lead, sequence: TokenSequence) -> None:
+        with self._change:
+            if sequence.ended:
+                return
+            lead.cancel(sequence)
+            while self._driver != threading.get_ident() and not sequence.ended and not lead.over:
+                self._change.wait()
+
     def _events(self, sequence: TokenSequence) -> list[Any]:
         """Those that are there, or the next to come; none when it has ended."""
         while True:
             with self._change:
-                while self._driver is not None and not sequence.events and not sequence.ended:
+                while (self._driver or self.lead) is not None and not sequence.events and not sequence.ended:
                     self._change.wait()
                 if sequence.events:
                     return sequence.take_events()
@@ -148,23 +209,33 @@ class Engine:
                 self._driver = threading.get_ident()
                 self._admit()
                 alone = len(self._going) == 1
-            try:
-                if alone:
-                    self._step()
-                else:
-                    with later_interrupt():
-                        self._step()
-                for each in self._going:
-                    if each.ended:
-                        self._keep(each)
-            finally:
-                with self._change:
-                    self._driver = None
-                    self._drop_cancelled()
-                    self._going = [each for each in self._going if not each.ended]
-                    self._change.notify_all()
+            self._driven(alone)
             if sequence.events:  # nobody else takes them
                 return sequence.take_events()
+
+    def take_step(self) -> None:
+        """Where one thread takes them all."""
+        with self._change:
+            self._driver = threading.get_ident()
+            self._admit()
+        self._driven(alone=False)
+
+    def _driven(self, alone: bool) -> None:
+        try:
+            if alone:
+                self._step()
+            else:
+                with later_interrupt():
+                    self._step()
+            for each in self._going:
+                if each.ended:
+                    self._keep(each)
+        finally:
+            with self._change:
+                self._driver = None
+                self._drop_cancelled()
+                self._going = [each for each in self._going if not each.ended]
+                self._change.notify_all()
 
     def _admit(self) -> None:
         self._drop_cancelled()
@@ -180,7 +251,7 @@ class Engine:
 
     def _need(self, sequence: TokenSequence) -> int:
         """Bytes, when all of its tokens are there."""
-        return Cache.bytes_of(self.network.config, self.network.dtype, len(sequence.ids) + sequence.most)
+        return Cache.bytes_of(self.network.cached, self.network.dtype, len(sequence.ids) + sequence.most)
 
     def _drop_cancelled(self) -> None:
         if self._cancelled:
@@ -274,7 +345,7 @@ class Engine:
                 self._passed(sequence, passed)
                 return
             most = self._pace.tokens(sequence.cache.offset, ALIGNED, CHUNK)
-            sequence.passing = self._pass(sequence, most, halves=True)
+            sequence.passing = self._pass(sequence, self.network.agreed(most), halves=True)
         tokens = sum(span.count for span in sequence.spans)
         begin = before = time.perf_counter()
         for passed in sequence.passing:
@@ -284,7 +355,8 @@ class Engine:
             sequence.passed, sequence.parts = passed, sequence.parts + 1
             if sequence.parts == 2 * len(self.network.layers):
                 break
-            if beside and now - begin + self._pace.expected(sequence.parts, prefix, tokens) > self._pace.seconds:
+            expected = self._pace.expected(sequence.parts, prefix, tokens)
+            if beside and self.network.agreed(now - begin + expected > self._pace.seconds):
                 return
             before = now
         self._passed(sequence, sequence.passed)

@@ -12,7 +12,7 @@ that its first step copies, since they are held (``model.cache``).
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
@@ -58,10 +58,16 @@ class _Node:
 
 
 class PrefixCache:
-    """limit: the most bytes that it holds; 0 keeps nothing. turns: how ids are cut. Any thread may use it."""
+    """limit: the most bytes that it holds; 0 keeps nothing. turns: how ids are cut. Any thread may use it.
 
-    def __init__(self, config: TextConfig, limit: int, turns: Turns) -> None:
+    agreed: whether it is too much, as rank 0 has it where several forget the same (``Network.agreed``).
+    """
+
+    def __init__(
+        self, config: TextConfig, limit: int, turns: Turns, agreed: Callable[[int], int] = lambda wanted: wanted
+    ) -> None:
         self.limit = limit
+        self._agreed = agreed
         self._config = config
         self._turns = turns
         self._lock = threading.RLock()
@@ -187,7 +193,7 @@ class PrefixCache:
             self._shrink(limit)
 
     def _shrink(self, limit: int) -> None:
-        while self._bytes > max(0, limit):
+        while self._agreed(self._bytes > max(0, limit)):
             node = min(self._droppable(self._root), key=lambda each: each.used)
             if node.children:
                 self._bytes -= node.state_bytes

@@ -8,8 +8,9 @@ evaluated here, so that a decode loop can build the next step while this one run
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 import numpy as np
@@ -52,6 +53,11 @@ class SamplingParams:
     @property
     def greedy(self) -> bool:
         return self.temperature < _GREEDY_BELOW
+
+
+def seeded(params: SamplingParams) -> SamplingParams:
+    """With a seed, for others to draw the same."""
+    return replace(params, seed=secrets.randbits(63)) if params.seed is None else params
 
 
 def _check(name: str, value: object, ok: bool, expected: str) -> None:

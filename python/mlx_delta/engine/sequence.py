@@ -16,11 +16,12 @@ from mlx_delta.engine.depth import Drafts, Wish
 from mlx_delta.engine.likelihood import Likelihood
 from mlx_delta.engine.sample import Allowed, Sampler
 from mlx_delta.engine.speculation import Speculation
-from mlx_delta.errors import NotFiniteError
+from mlx_delta.errors import ArgumentError, NotFiniteError
 from mlx_delta.model.cache import Cache
 from mlx_delta.model.pictures import PicturePart
 from mlx_delta.model.rows import Span
 
+Told = tuple[dict[str, Any], dict[str, mx.array]]  # of a sequence, to other ranks: what JSON takes, and arrays
 Passed = tuple[mx.array | None, mx.array | None]  # what a layer gave of a pass, by rows and by tiles
 
 
@@ -31,6 +32,20 @@ def _not_finite(dtype: mx.Dtype) -> str:
         f"logits: expected finite numbers, found NaN: activations of {name} have overflowed, or weights are damaged; "
         f"load the model with dtype {wider}"
     )
+
+
+def told(kind: str, facts: dict[str, Any], pictures: PicturePart | None, keys: Sequence[int]) -> Told:
+    """facts: with its ``ids``. pictures: what they show; keys: see ``TokenSequence``."""
+    if pictures is None:
+        return {"kind": kind, **facts}, {}
+    index, rows = pictures.rows(0, len(facts["ids"])) or (mx.zeros(0, mx.int32), mx.zeros((0, 1)))
+    arrays = {"positions": mx.array(pictures.positions), "index": index, "rows": rows}
+    mx.eval(list(arrays.values()))  # what is lazy, only this thread could evaluate
+    return {"kind": kind, **facts, "keys": list(keys)}, arrays
+
+
+def _untold() -> Told:
+    raise ArgumentError("sequence: expected one that other ranks can be told of, found another")
 
 
 class Clock:
@@ -95,6 +110,7 @@ class TokenSequence:
     began.
     progress: called while the prompt is computed, with the tokens done and how many there are to do.
     pictures: what the prompt shows; keys: the ids with what tells one picture from another in their places; None: ids.
+    told: what another rank makes the same sequence of. number: among those that ranks were told of, from 1; 0: not yet.
     most: tokens to generate, unless the reader ends it before. logprobs: how many of the likeliest tokens the reader is
     told besides the chosen one; None: no likelihoods. speculation: what drafts tokens for it; None: nothing does.
     tokens: generated so far. The cache covers the prompt and all of them, or all but the last.
@@ -113,8 +129,11 @@ class TokenSequence:
         keys: Sequence[int] | None = None,
         progress: Callable[[int, int], None] | None = None,
         speculation: Speculation | None = None,
+        told: Callable[[], Told] | None = None,
     ) -> None:
         self.ids = ids
+        self.told = told or _untold
+        self.number = 0
         self.pictures = pictures
         self.keys = ids if keys is None else keys
         self.own_cache = cache is not None

@@ -74,8 +74,22 @@ class Network:
             if feed_forward is not None and f"{MTP}.fc.weight" in weights
             else None,
         )
-        mx.eval(*_arrays(network))  # a lazy array can be evaluated in the thread alone that made it
+        mx.eval(*arrays_of(network))  # a lazy array can be evaluated in the thread alone that made it
         return network
+
+    @property
+    def cached(self) -> TextConfig:
+        """The dimensions of what caches hold."""
+        return self.config
+
+    def agreed(self, wanted: int) -> int:
+        """A number that may differ from machine to machine, of the time or the memory, 0 <= wanted < 2**62: rank 0's,
+        where several run the network."""
+        return wanted
+
+    def least(self, number: int) -> int:
+        """The least of all ranks' numbers, 0 <= number < 2**62."""
+        return number
 
     def hidden_states(
         self, tokens: mx.array, cache: Cache, mask: mx.array | None = None, pictures: PicturePart | None = None
@@ -234,7 +248,7 @@ class Network:
         parts = [getattr(self, each.name) for each in fields(self) if each.name != "lm_head"]
         if self.lm_head is not self.embed_tokens:
             parts.append(self.lm_head)
-        return sum(array.nbytes for part in parts for array in _arrays(part))
+        return sum(array.nbytes for part in parts for array in arrays_of(part))
 
     @property
     def bytes_per_token(self) -> int:
@@ -263,15 +277,15 @@ def _shown(
     return mx.array(np.broadcast_to(positions, (3, 1, count))), None
 
 
-def _arrays(part: Any) -> Iterator[mx.array]:
+def arrays_of(part: Any) -> Iterator[mx.array]:
     """Every array of a network, or of a part of one."""
     if isinstance(part, mx.array):
         yield part
     elif isinstance(part, tuple):
         for each in part:
-            yield from _arrays(each)
+            yield from arrays_of(each)
     elif isinstance(part, Matrix):
         yield from (a for a in (part.weight, part.scales, part.biases) if a is not None)
     elif is_dataclass(part) and not isinstance(part, type):
         for each in fields(part):
-            yield from _arrays(getattr(part, each.name))
+            yield from arrays_of(getattr(part, each.name))

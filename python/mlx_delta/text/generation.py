@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 
 from mlx_delta.engine.engine import Engine
 from mlx_delta.engine.exclusive import Exclusive
 from mlx_delta.engine.likelihood import Likelihood
 from mlx_delta.engine.limit import Limit
-from mlx_delta.engine.sample import Allowed, Sampler, SamplingParams
-from mlx_delta.engine.sequence import Clock, TokenSequence
+from mlx_delta.engine.sample import Allowed, Sampler, SamplingParams, seeded
+from mlx_delta.engine.sequence import Clock, TokenSequence, Told, told
 from mlx_delta.errors import ArgumentError
 from mlx_delta.model.cache import Cache
 from mlx_delta.model.pictures import PicturePart
@@ -102,6 +103,15 @@ class Generation:
             raise ArgumentError("prompt: expected at least one token, found none")
         self.prompt_ids = list(prompt)
         config = engine.network.config
+        if engine.lead is not None:
+            params = seeded(params)
+        options = {"params": asdict(params), "max_new_tokens": max_new_tokens, "stop": stop, "drafts": drafts}
+
+        ids = self.prompt_ids
+
+        def to_others() -> Told:  # which knows nothing of self: no circle
+            return told("generation", {"ids": ids, "options": {**options, "logprobs": logprobs}}, pictures, ids)
+
         sampler = Sampler(params, min(tokenizer.vocab_size, config.vocab_size), self.prompt_ids)
         limit = Limit.of(len(self.prompt_ids), max_new_tokens, config.max_position_embeddings, "prompt")
         self._reader = _Reader(tokenizer, limit, stop)
@@ -115,10 +125,16 @@ class Generation:
             progress=prompt_progress,
             pictures=pictures,
             speculation=engine.speculation(self.prompt_ids, drafts),
+            told=to_others,
         )
         self._exclusive = Exclusive("generation")
         self._engine = engine
         self._pieces = engine.run(self._sequence)
+
+    @property
+    def sequence(self) -> TokenSequence:
+        """What it generates."""
+        return self._sequence
 
     def __iter__(self) -> Iterator[Piece]:
         return self

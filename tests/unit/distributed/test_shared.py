@@ -8,9 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,56 +33,14 @@ from mlx_delta.loading import load_model
 from mlx_delta.model.cache import Cache, KeyValues
 from support import TINY
 from support.experts import write_experts
+from support.ranks import on_ranks
 
 PROMPT, STEPS = list(range(40, 70)), 3
 
 
-class Threads(Ranks):
-    """Ranks that are threads of this process."""
-
-    def __init__(self, rank: int, size: int, shared: Shared) -> None:
-        self.rank, self.size, self._shared = rank, size, shared
-
-    def _all(self, mine: np.ndarray) -> list[np.ndarray]:
-        return self._shared.exchange(self.rank, mine)
-
-    def sum(self, x: mx.array) -> mx.array:
-        return mx.array(sum(self._all(np.array(x)))).astype(x.dtype)
-
-    def columns(self, x: mx.array, counts: Sequence[int]) -> mx.array:
-        return mx.array(np.concatenate(self._all(np.array(x)), axis=-1))
-
-    def numbers(self, number: int) -> list[int]:
-        return [int(each) for each in self._all(np.array(number))]
-
-
-class Shared:
-    def __init__(self, size: int) -> None:
-        self._barrier = threading.Barrier(size, timeout=60)
-        self._parts: list[Any] = [None] * size
-
-    def exchange(self, rank: int, mine: np.ndarray) -> list[np.ndarray]:
-        self._parts[rank] = mine
-        self._barrier.wait()
-        found = list(self._parts)
-        self._barrier.wait()
-        return found
-
-
 def together(path: Path, size: int, use: Callable[[SharedNetwork], Any]) -> list[Any]:
     """What ``use`` gives on each rank."""
-    shared, found = Shared(size), [None] * size
-
-    def run(rank: int) -> None:
-        network = load_shared(open_checkpoint(path), mx.float32, Threads(rank, size, shared), read)
-        found[rank] = use(network)
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return found
+    return on_ranks(size, lambda ranks: use(load_shared(open_checkpoint(path), mx.float32, ranks, read)))
 
 
 def read(tensors: dict[str, Tensor]) -> dict[str, mx.array]:
@@ -196,23 +153,13 @@ def test_a_rank_reads_its_part_of_experts(one_by_one: bool, tmp_path: Path) -> N
 
 
 def test_ranks_that_are_not_alike_are_told() -> None:
-    shared, errors = Shared(2), []
+    def check(ranks: Ranks) -> str:
+        with pytest.raises(RankError) as raised:
+            ranks.check_same({"mlx": "0.32.4", "the checkpoint": f"of rank {ranks.rank}"})
+        return str(raised.value)
 
-    def run(rank: int) -> None:
-        try:
-            Threads(rank, 2, shared).check_same({"mlx": "0.32.4", "the checkpoint": f"of rank {rank}"})
-        except RankError as error:
-            errors.append(str(error))
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(errors) == 2
-    assert all(
-        each.startswith("the checkpoint: expected the same on all 2 ranks, found another on [1]") for each in errors
-    )
+    for error in on_ranks(2, check):
+        assert error.startswith("the checkpoint: expected the same on all 2 ranks, found another on [1]")
 
 
 def start(directory: Path, *arguments: str) -> list[subprocess.Popen[str]]:

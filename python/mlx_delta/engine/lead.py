@@ -1,0 +1,193 @@
+"""One engine on several ranks, of which rank 0 alone hears what is asked.
+
+Every rank takes the same steps over the same sequences, each with its share of the network, so that a step's sums find
+their partners. What rank 0 is asked, and what is cancelled, it tells the others at the border of a step; all do it at
+the same border. What a step does depends on nothing else: where it would, on the time or on a machine's memory, rank
+0's answer counts (``Network.agreed``).
+
+The border of a step is one small gathering: how much rank 0 has to tell, and of every rank what its sequences have come
+to, so that ranks that are not at the same place end with an error. While sequences are under way it is set off a step
+before it is read, so that nobody waits for it: what is asked takes effect two steps later. While nothing is under way
+the ranks meet every ``_IDLE`` seconds, and sleep in between.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_delta.distributed.ranks import Ranks
+from mlx_delta.engine.sequence import TokenSequence, Told
+from mlx_delta.errors import MlxDeltaError, RankError
+
+if TYPE_CHECKING:
+    from mlx_delta.engine.engine import Engine
+
+_IDLE = 0.03  # seconds
+
+
+@dataclass(frozen=True)
+class _Command:
+    """What rank 0 tells. sequence: its own."""
+
+    facts: dict[str, Any]
+    arrays: dict[str, mx.array]
+    sequence: TokenSequence | None = None
+
+
+class Lead:
+    """make: a sequence, of what rank 0 has told of it.
+
+    ``run`` takes all steps, in one thread of each rank; it returns on all of them after rank 0's ``end``.
+    """
+
+    def __init__(self, engine: Engine, ranks: Ranks, make: Callable[[Told], TokenSequence]) -> None:
+        self._engine = engine
+        self._ranks = ranks
+        self._make = make
+        self._change = threading.Condition()  # guards what follows
+        self._commands: list[_Command] = []  # that the others have not been told
+        self._count = 0  # of sequences that were submitted
+        self._over = False
+        # Of the thread that takes the steps:
+        self._sequences: dict[int, TokenSequence] = {}  # under way, by their numbers
+        self._telling: list[_Command] = []  # of the border that is set off
+        self._packed = b""
+        self._border: mx.array | None = None
+
+    def submit(self, sequence: TokenSequence) -> None:
+        """Raises: RankError when the ranks have parted."""
+        facts, arrays = sequence.told()
+        json.dumps(facts)  # raises here, and not between the ranks
+        with self._change:
+            if self._over:
+                raise RankError("ranks: expected them to go on, found that they have ended")
+            self._count += 1
+            sequence.number = self._count
+            self._tell({"do": "submit", "number": self._count, **facts}, arrays, sequence)
+
+    def cancel(self, sequence: TokenSequence) -> None:
+        with self._change:
+            if not self._over:
+                self._tell({"do": "cancel", "number": sequence.number})
+
+    def forget(self, keys: Sequence[int]) -> None:
+        with self._change:
+            if not self._over:
+                self._tell({"do": "forget", "keys": list(keys)})
+
+    @property
+    def over(self) -> bool:
+        """Whether the ranks have parted."""
+        return self._over
+
+    def end(self) -> None:
+        with self._change:
+            self._tell({"do": "end"})
+
+    def run(self) -> None:
+        """Raises: RankError where ranks are not at the same place; RuntimeError of MLX's where one is gone; what went
+        wrong in a step, and perhaps on this rank alone."""
+        try:
+            while self._meet():
+                if self._engine.idle:
+                    self._sleep()
+                    continue
+                self._engine.take_step()
+                for sequence in self._sequences.values():
+                    if self._ranks.rank:
+                        sequence.events.clear()
+                    if sequence.error is not None and not isinstance(sequence.error, MlxDeltaError):
+                        raise sequence.error
+        finally:
+            with self._change:
+                self._over = True
+            self._engine.end_all(RankError("ranks: expected them to go on, found that they have ended"))
+
+    def _tell(
+        self, facts: dict[str, Any], arrays: dict[str, mx.array] | None = None, sequence: TokenSequence | None = None
+    ) -> None:
+        self._commands.append(_Command(facts, arrays or {}, sequence))
+        self._change.notify_all()
+
+    def _sleep(self) -> None:
+        if self._ranks.rank:
+            time.sleep(_IDLE)
+            return
+        with self._change:
+            if not self._commands:
+                self._change.wait(_IDLE)
+
+    def _meet(self) -> bool:
+        """Do what rank 0 says for this border; whether to go on."""
+        border = self._set_off() if self._border is None else self._border
+        found = np.array(border)
+        if (found[:, 1] != found[0, 1]).any():
+            raise RankError(
+                f"ranks: expected all at the same place, found another than rank 0's on "
+                f"{np.flatnonzero(found[:, 1] != found[0, 1]).tolist()}"
+            )
+        commands = self._heard(int(found[0, 0]))
+        self._telling, self._packed = [], b""
+        self._sequences = {number: each for number, each in self._sequences.items() if not each.ended}
+        for command in commands:
+            if command.facts["do"] == "end":
+                return False
+            self._follow(command)
+        self._border = None if self._engine.idle else self._set_off()
+        return True
+
+    def _set_off(self) -> mx.array:
+        if not self._ranks.rank:
+            with self._change:
+                self._telling, self._commands = self._commands, []
+            self._packed = _pack(self._telling) if self._telling else b""
+        places = [(number, each.ended, len(each.tokens)) for number, each in self._sequences.items()]
+        place = zlib.crc32(repr(places).encode()) >> 1
+        border = self._ranks.gather(mx.array([len(self._packed), place], dtype=mx.int32))
+        mx.async_eval(border)
+        return border
+
+    def _heard(self, size: int) -> list[_Command]:
+        if not size:
+            return []
+        packed = self._ranks.from_first(self._packed, size)
+        return self._telling if not self._ranks.rank else _unpack(packed)
+
+    def _follow(self, command: _Command) -> None:
+        facts = command.facts
+        if facts["do"] == "forget":
+            self._engine.prefix.forget(facts["keys"])
+        elif facts["do"] == "submit":
+            sequence = command.sequence or self._make((facts, command.arrays))
+            self._sequences[facts["number"]] = sequence
+            self._engine.accept(sequence)
+        elif facts["number"] in self._sequences:
+            self._engine.drop(self._sequences[facts["number"]])
+
+
+def _pack(commands: Sequence[_Command]) -> bytes:
+    arrays = {f"{i}.{name}": array for i, each in enumerate(commands) for name, array in each.arrays.items()}
+    arrays["none"] = mx.zeros(1)  # a file without arrays is none
+    out = io.BytesIO()
+    mx.save_safetensors(out, arrays, {"commands": json.dumps([each.facts for each in commands])})
+    return out.getvalue()
+
+
+def _unpack(packed: bytes) -> list[_Command]:
+    loaded: Any = mx.load(io.BytesIO(packed), format="safetensors", return_metadata=True)
+    arrays, about = loaded
+    found = []
+    for i, facts in enumerate(json.loads(about["commands"])):
+        found.append(_Command(facts, {n.partition(".")[2]: a for n, a in arrays.items() if n.startswith(f"{i}.")}))
+        mx.eval(found[-1].arrays)
+    return found

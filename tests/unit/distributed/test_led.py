@@ -1,0 +1,147 @@
+"""Ranks that do what rank 0 is asked: its answers are those of one process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from PIL import Image
+
+from mlx_delta.errors import ArgumentError, MlxDeltaError, RankError
+from mlx_delta.language_model import LanguageModel
+from mlx_delta.loading import load_model
+from support import TINY
+from support.ranks import Threads, on_ranks
+
+
+def led(use: Callable[[LanguageModel], Any], after: Callable[[LanguageModel], Any] = lambda model: None) -> list[Any]:
+    """What ``use`` gives on rank 0, and ``after`` on the others when it is over."""
+
+    def run(ranks: Threads) -> Any:
+        model = load_model(TINY, "float32", ranks=ranks)
+        with model.led(ranks) as leads:
+            return use(model) if leads else after(model)
+
+    return on_ranks(2, run)
+
+
+def asked(*texts: Any) -> list[dict[str, Any]]:
+    roles = ("user", "assistant")
+    return [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
+
+
+def answers(model: LanguageModel) -> dict[str, Any]:
+    """A session of two turns, several at once, each kind of drafts, a picture in two turns, a document."""
+    found: dict[str, Any] = {}
+    session = model.session()
+    first = session.chat(asked("What is the capital of Italy?"), temperature=0, max_new_tokens=8).text
+    second = session.chat(
+        asked("What is the capital of Italy?", first, "And of Spain?"), temperature=0.8, seed=5, max_new_tokens=8
+    )
+    found["session"] = (first, second.text, second.usage.cached_tokens)
+    session.reset()
+    found["forgotten"] = session.nbytes
+    batch = model.chat_batch(
+        [asked(f"Number {i}, please. {'word ' * 40 * i}") for i in range(3)], temperature=0.7, seed=3, max_new_tokens=6
+    )
+    found["batch"] = [each.text for each in batch]
+    for drafts in (3, "auto"):
+        generation = model.generate("Count: 1 2 3 4 1 2 3 4 1", max_new_tokens=12, temperature=0, speculate=drafts)
+        found[f"drafts {drafts}"] = generation.text()
+    picture = {"type": "image", "image": Image.new("RGB", (64, 64), (200, 30, 60))}
+    shown = [picture, {"type": "text", "text": "What is it?"}]
+    first = model.chat(asked(shown), temperature=0, max_new_tokens=4).text
+    found["picture"] = first, model.chat(asked(shown, first, "Sure?"), temperature=0, max_new_tokens=4).text
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    found["document"] = model.chat(asked("A number"), temperature=0, max_new_tokens=12, json_schema=schema).text
+    return found
+
+
+def test_answers_are_those_of_one_process() -> None:
+    expected = answers(load_model(TINY, "float32"))
+    found, others = led(answers, lambda model: (model.engine.idle, model.engine.prefix.nbytes > 0))
+    assert found == expected
+    assert others == (True, True)
+
+
+def test_an_answer_is_ended_on_all() -> None:
+    def use(model: LanguageModel) -> Any:
+        stream = model.chat_stream(asked("Tell me a story"), temperature=0, max_new_tokens=3000, enable_thinking=False)
+        next(stream)
+        stream.close()
+        waiting = model.generate("import", max_new_tokens=3000)
+        waiting.close()
+        return stream.result().finish_reason, model.engine.idle, model.generate("a", max_new_tokens=2).text()
+
+    found, idle = led(use, lambda model: model.engine.idle)
+    assert found[0] == "interrupted"
+    assert found[1]
+    assert idle
+
+
+def test_nan_ends_one_answer_and_not_the_ranks() -> None:
+    """Both ranks see it, in the logits that they share."""
+
+    def run(ranks: Threads) -> Any:
+        model = load_model(TINY, "float32", ranks=ranks)
+        with model.led(ranks) as leads:
+            if not leads:
+                return model.engine.idle
+            with pytest.raises(MlxDeltaError, match="found NaN"):
+                model.generate([model.config.text.vocab_size - 1] * 3, temperature=0, max_new_tokens=4).text()
+            return model.generate("a", temperature=0, max_new_tokens=2).text()
+
+    broken = mx.array([[np.nan]])
+    mx.eval(broken)  # what is lazy, only this thread could evaluate
+    hidden = Threads.columns
+    with pytest.MonkeyPatch.context() as patch:
+        seen = threading.local()
+
+        def columns(self: Threads, x: mx.array, counts: Any) -> mx.array:
+            seen.count = getattr(seen, "count", 0) + 1
+            found = hidden(self, x, counts)
+            return found + broken if seen.count == 1 else found
+
+        patch.setattr(Threads, "columns", columns)
+        text, idle = on_ranks(2, run)
+    assert isinstance(text, str)
+    assert idle
+
+
+def test_what_others_would_not_hear_of_is_refused() -> None:
+    def use(model: LanguageModel) -> None:
+        with pytest.raises(ArgumentError, match="forward: expected a model that one process runs"):
+            model.forward([[1, 2]])
+
+    led(use)
+
+
+def test_ranks_that_are_not_at_the_same_place_end() -> None:
+    """One of them has lost a token."""
+
+    def run(ranks: Threads) -> str:
+        model = load_model(TINY, "float32", ranks=ranks)
+        if ranks.rank:
+            step = model.engine.take_step
+
+            def forgetful() -> None:
+                step()
+                for each in model.engine._going:
+                    if len(each.tokens) == 3:
+                        each.tokens.append(0)
+
+            model.engine.take_step = forgetful  # type: ignore[method-assign]
+        try:
+            with model.led(ranks) as leads:
+                if leads:
+                    model.generate("import", max_new_tokens=50, temperature=0).text()
+        except RankError as error:
+            return str(error)
+        return "nothing"
+
+    for error in on_ranks(2, run):
+        assert "ranks: expected" in error
