@@ -83,9 +83,10 @@ def parts() -> list[str]:
                 *(f"{model.weights / 1e9:.2f} GB" for model in models),
                 f"{state_bytes(text) / 1e6:.0f} MB",
                 f"{kv_bytes_per_token(text) / 1024:.0f} KiB",
+                f"{kv_bytes_per_token(text, 8) / 1024:.1f} KiB",
             ]
         )
-    return table(("", *RECIPES, "bfloat16", "states of a sequence", "a token of context"), rows)
+    return table(("", *RECIPES, "bfloat16", "states of a sequence", "a token of context", "in 8 bits"), rows)
 
 
 def caches() -> list[str]:

@@ -1,5 +1,6 @@
 // Causal attention over the KV cache times the sigmoid of the gate, for few new tokens: see csrc/ops/attention.cpp.
 #include "common.h"
+#include "kv_row.h"
 #include "params.h"
 
 // exp(x - highest). 1 where that is 0, which fast::exp() need not be: totals are multiplied by it again and again.
@@ -12,13 +13,16 @@ inline float part_of(float x, float highest) { return x == highest ? 1.0f : fast
 // as its own length asks for: padding on its left does not change a bit of it. A context of one split takes both
 // launches too: other kernels for it would mean a pause in an answer, while those for longer ones are compiled.
 //
+// Keys and values are of C: T, or char, which stands for rows of kv_row.h. Their scales multiply a product of a key,
+// and the part that a value has, once for G heads each.
+//
 // Bytes: keys and values once (G divides the group for the 9B's 4:1), q and gate once per split. Threads: 128 a split
 // and G heads, 32768 for the 9B from 8192 rows on. Loads in flight: KEYS rows of keys, then of values, 16 bytes a load
 // at D = 256: 2 KB a simdgroup in half types, 8 KB a threadgroup. Registers: G D / 32 each for q and the sums (64 for
 // the 9B), D / 32 for a key or value, 2 G KEYS scores, about 110.
-template <typename T, int D, int G, int SIMDGROUPS, bool START>
+template <typename T, typename C, int D, int G, int SIMDGROUPS, bool START>
 [[kernel, max_total_threads_per_threadgroup(32 * SIMDGROUPS)]] void attention(
-    device const T* q [[buffer(0)]], device const T* keys [[buffer(1)]], device const T* values [[buffer(2)]],
+    device const T* q [[buffer(0)]], device const C* keys [[buffer(1)]], device const C* values [[buffer(2)]],
     device const int* start [[buffer(3)]], device float* partial [[buffer(4)]],
     constant AttentionParams& p [[buffer(5)]], uint3 position [[threadgroup_position_in_grid]],
     uint thread_ [[thread_index_in_threadgroup]], uint simdgroup_ [[simdgroup_index_in_threadgroup]],
@@ -37,7 +41,7 @@ template <typename T, int D, int G, int SIMDGROUPS, bool START>
   const int b = token / p.T;
   const int t = token % p.T;
   const int key_head = first_head / (p.Hq / p.Hkv);
-  const size_t cache = size_t(b * p.Hkv + key_head) * size_t(p.S) * size_t(D);
+  const size_t cache = size_t(b * p.Hkv + key_head) * size_t(p.S) * size_t(per_lane * row_units(keys));
   const int visible = p.length - p.T + t + 1;
   const int first_row = START ? max(start[b], 0) : 0;
   const int rows = max(p.length - first_row, 1);  // of this sequence
@@ -70,7 +74,7 @@ template <typename T, int D, int G, int SIMDGROUPS, bool START>
     UNROLL
     for (int j = 0; j < KEYS; j++) {
       float k[per_lane];
-      load_at<per_lane>(keys + cache, uint(min(s + j, end - 1)) * 32 + lane, k);
+      const float scale = load_row<per_lane>(keys + cache, uint(min(s + j, end - 1)), lane, k);
       UNROLL
       for (int g = 0; g < G; g++) {
         float product = 0.0f;
@@ -78,7 +82,7 @@ template <typename T, int D, int G, int SIMDGROUPS, bool START>
         for (int i = 0; i < per_lane; i++) {
           product = fma(query[g][i], k[i], product);
         }
-        score[g * KEYS + j] = product;
+        score[g * KEYS + j] = product * scale;
       }
     }
     const float of_key = sum_over_lanes(score, lane);
@@ -105,12 +109,17 @@ template <typename T, int D, int G, int SIMDGROUPS, bool START>
     UNROLL
     for (int j = 0; j < KEYS; j++) {
       float v[per_lane];
-      load_at<per_lane>(values + cache, uint(min(s + j, end - 1)) * 32 + lane, v);
+      const float scale = load_row<per_lane>(values + cache, uint(min(s + j, end - 1)), lane, v);
+      float scaled[G];
+      UNROLL
+      for (int g = 0; g < G; g++) {
+        scaled[g] = part[g][j] * scale;
+      }
       UNROLL
       for (int i = 0; i < per_lane; i++) {
         UNROLL
         for (int g = 0; g < G; g++) {
-          total[g][i] = fma(part[g][j], v[i], total[g][i]);
+          total[g][i] = fma(scaled[g], v[i], total[g][i]);
         }
       }
     }

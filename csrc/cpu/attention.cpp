@@ -3,6 +3,7 @@
 // length, whatever the number of threads, and their partial results are folded together in order: same bits everywhere.
 #include "cpu/attention.h"
 
+#include "cpu/kv_row.h"
 #include "cpu/runtime/threads.h"
 #include "cpu/simd/gemm.h"
 #include "decode_tokens.h"
@@ -24,8 +25,11 @@ struct Partial {
   float *max, *sum, *out;  // [rows], [rows], [rows, D]
 };
 
-template <typename T>
+// Of activations T over a cache of elements E: T, or int8_t in rows of kv_row.h.
+template <typename T, typename E>
 struct Item {
+  static constexpr bool kEightBits = std::is_same_v<E, int8_t>;
+
   const AttentionArgs& args;
   int64_t b, hk;
   int64_t token, tokens;  // new tokens [token, token + tokens)
@@ -40,8 +44,20 @@ struct Item {
     return most<int64_t>(0, least(count, args.length - args.T + token + r % tokens + 1 - s));  // causal
   }
 
-  const T* cache(const void* base, int64_t s) const {
-    return static_cast<const T*>(base) + ((b * args.Hkv + hk) * args.S + s) * args.D;
+  // From one row of the cache to the next, and how many columns of one have the same scale.
+  int64_t stride() const { return kEightBits ? kv_row_bytes(args.D) : args.D; }
+  int64_t columns() const { return kEightBits ? kKvGroup : args.D; }
+
+  const E* cache(const void* base, int64_t s) const {
+    return static_cast<const E*>(base) + ((b * args.Hkv + hk) * args.S + s) * stride();
+  }
+
+  // What a row's value is to be multiplied by.
+  float scale_at(const E* row, int64_t column) const {
+    if constexpr (kEightBits)
+      return kv_scale(row, args.D, column / kKvGroup);
+    else
+      return 1.0f;
   }
 
   void load_q(float* q) const {
@@ -80,40 +96,51 @@ struct Item {
   // A few tokens: each key and value is converted once and used for up to four rows from registers. The values of
   // the block are asked for while its keys are read, and the next block's keys while its values are.
   void stream_block(const float* q, float* scores, int64_t s, int64_t count, const Partial& p) const {
-    const T *keys = cache(args.keys, s), *values = cache(args.values, s);
+    const E *keys = cache(args.keys, s), *values = cache(args.values, s), *next = keys + count * stride();
     int64_t r = 0;
     for (; r + 4 <= rows(); r += 4) score<4>(q, keys, values, count, r, scores);
     for (; r < rows(); ++r) score<1>(q, keys, values, count, r, scores);
     soften(scores, s, count, p);
-    for (r = 0; r + 4 <= rows(); r += 4) add_values<4>(scores, values, keys + count * args.D, count, r, p.out);
-    for (; r < rows(); ++r) add_values<1>(scores, values, keys + count * args.D, count, r, p.out);
+    for (r = 0; r + 4 <= rows(); r += 4) add_values<4>(scores, values, next, count, r, p.out);
+    for (; r < rows(); ++r) add_values<1>(scores, values, next, count, r, p.out);
   }
 
   template <int R>
-  void score(const float* q, const T* keys, const T* ahead, int64_t count, int64_t first, float* scores) const {
+  void score(const float* q, const E* keys, const E* ahead, int64_t count, int64_t first, float* scores) const {
     int64_t s = 0;
     for (; s + kKeys <= count; s += kKeys)
-      score_keys<R, kKeys>(q, keys + s * args.D, ahead + s * args.D, first, scores + s);
-    for (; s < count; ++s) score_keys<R, 1>(q, keys + s * args.D, ahead + s * args.D, first, scores + s);
+      score_keys<R, kKeys>(q, keys + s * stride(), ahead + s * stride(), first, scores + s);
+    for (; s < count; ++s) score_keys<R, 1>(q, keys + s * stride(), ahead + s * stride(), first, scores + s);
   }
 
   template <int R, int keys>
-  void score_keys(const float* q, const T* key, const T* ahead, int64_t first, float* scores) const {
-    const int64_t D = args.D;
+  void score_keys(const float* q, const E* key, const E* ahead, int64_t first, float* scores) const {
+    const int64_t D = args.D, step = stride();
     F sums[keys][4] = {};
     int64_t c = 0;
-    for (; c + W <= D; c += W) {
-      F k[keys];
-      MLX_DELTA_UNROLL
+    for (int64_t group = 0; group < D; group += columns()) {
+      F scales[keys];
+      if constexpr (kEightBits) MLX_DELTA_UNROLL
       for (int i = 0; i < keys; ++i) {
-        k[i] = load(key + i * D + c);
-        prefetch(ahead + i * D + c);
+        scales[i] = splat(scale_at(key + i * step, group));
+        prefetch(ahead + i * step + group);
       }
-      MLX_DELTA_UNROLL
-      for (int r = 0; r < R; ++r) {
-        const F qr = load(q + (first + r) * D + c);
+      for (const int64_t end = least(D, group + columns()); c + W <= end; c += W) {
+        F k[keys];
         MLX_DELTA_UNROLL
-        for (int i = 0; i < keys; ++i) sums[i][r] += k[i] * qr;
+        for (int i = 0; i < keys; ++i) {
+          k[i] = load(key + i * step + c);
+          if constexpr (kEightBits)
+            k[i] *= scales[i];
+          else
+            prefetch(ahead + i * step + c);
+        }
+        MLX_DELTA_UNROLL
+        for (int r = 0; r < R; ++r) {
+          const F qr = load(q + (first + r) * D + c);
+          MLX_DELTA_UNROLL
+          for (int i = 0; i < keys; ++i) sums[i][r] += k[i] * qr;
+        }
       }
     }
     MLX_DELTA_UNROLL
@@ -122,57 +149,79 @@ struct Item {
       sum4(sums[i], totals);
       MLX_DELTA_UNROLL
       for (int r = 0; r < R; ++r) {
-        for (int64_t d = c; d < D; ++d) totals[r] += to_float(key[i * D + d]) * q[(first + r) * D + d];
+        for (int64_t d = c; d < D; ++d)
+          totals[r] += to_float(key[i * step + d]) * scale_at(key + i * step, d) * q[(first + r) * D + d];
         scores[(first + r) * kBlock + i] = totals[r];
       }
     }
   }
 
   template <int R>
-  void add_values(const float* weights, const T* values, const T* ahead, int64_t count, int64_t first,
+  void add_values(const float* scores, const E* values, const E* ahead, int64_t count, int64_t first,
                   float* out) const {
-    const int64_t D = args.D;
-    int64_t c = 0;
-    for (; c + kWide * W <= D; c += kWide * W) {
-      F sums[R][kWide];
-      MLX_DELTA_UNROLL
-      for (int r = 0; r < R; ++r) MLX_DELTA_UNROLL
-      for (int v = 0; v < kWide; ++v) sums[r][v] = load(out + (first + r) * D + c + v * W);
-      for (int64_t s = 0; s < count; ++s) {
-        F value[kWide];
-        MLX_DELTA_UNROLL
-        for (int v = 0; v < kWide; ++v) {
-          value[v] = load(values + s * D + c + v * W);
-          prefetch(ahead + s * D + c + v * W);
-        }
-        MLX_DELTA_UNROLL
-        for (int r = 0; r < R; ++r) {
-          const float weight = weights[(first + r) * kBlock + s];
+    const int64_t D = args.D, step = stride();
+    const float* weights = scores + first * kBlock;
+    float scaled[R * kBlock];
+    for (int64_t group = 0; group < D; group += columns()) {
+      if constexpr (kEightBits) {
+        for (int64_t s = 0; s < count; ++s) {
+          const float scale = scale_at(values + s * step, group);
           MLX_DELTA_UNROLL
-          for (int v = 0; v < kWide; ++v) sums[r][v] += weight * value[v];
+          for (int r = 0; r < R; ++r) scaled[r * kBlock + s] = scores[(first + r) * kBlock + s] * scale;
+          prefetch(ahead + s * step + group);
         }
+        weights = scaled;
       }
-      MLX_DELTA_UNROLL
-      for (int r = 0; r < R; ++r) MLX_DELTA_UNROLL
-      for (int v = 0; v < kWide; ++v) store(sums[r][v], out + (first + r) * D + c + v * W);
+      const int64_t end = least(D, group + columns());
+      int64_t c = group;
+      for (; c + kWide * W <= end; c += kWide * W) {
+        F sums[R][kWide];
+        MLX_DELTA_UNROLL
+        for (int r = 0; r < R; ++r) MLX_DELTA_UNROLL
+        for (int v = 0; v < kWide; ++v) sums[r][v] = load(out + (first + r) * D + c + v * W);
+        for (int64_t s = 0; s < count; ++s) {
+          F value[kWide];
+          MLX_DELTA_UNROLL
+          for (int v = 0; v < kWide; ++v) {
+            value[v] = load(values + s * step + c + v * W);
+            if constexpr (!kEightBits) prefetch(ahead + s * step + c + v * W);
+          }
+          MLX_DELTA_UNROLL
+          for (int r = 0; r < R; ++r) {
+            const float weight = weights[r * kBlock + s];
+            MLX_DELTA_UNROLL
+            for (int v = 0; v < kWide; ++v) sums[r][v] += weight * value[v];
+          }
+        }
+        MLX_DELTA_UNROLL
+        for (int r = 0; r < R; ++r) MLX_DELTA_UNROLL
+        for (int v = 0; v < kWide; ++v) store(sums[r][v], out + (first + r) * D + c + v * W);
+      }
+      for (; c < end; ++c) MLX_DELTA_UNROLL
+      for (int r = 0; r < R; ++r)
+        for (int64_t s = 0; s < count; ++s)
+          out[(first + r) * D + c] += weights[r * kBlock + s] * to_float(values[s * step + c]);
     }
-    for (; c < D; ++c) MLX_DELTA_UNROLL
-    for (int r = 0; r < R; ++r)
-      for (int64_t s = 0; s < count; ++s)
-        out[(first + r) * D + c] += weights[(first + r) * kBlock + s] * to_float(values[s * D + c]);
+  }
+
+  void load_rows(const E* rows, int64_t count, float* to) const {
+    if constexpr (kEightBits)
+      load_kv_rows(rows, count, args.D, to);
+    else
+      load_floats(rows, count * args.D, to);
   }
 
   // Many tokens: keys (transposed) and values of the block as floats, then two matrix products.
   void tile_block(const float* q, float* scores, float* block, int64_t s, int64_t count, const Partial& p) const {
     const int64_t D = args.D;
     float* transposed = block + kBlock * D;
-    load_floats(cache(args.keys, s), count * D, block);
+    load_rows(cache(args.keys, s), count, block);
     fill(block + count * D, (kBlock - count) * D, 0.0f);
     transpose(block, D, kBlock, D, transposed, kBlock);
     fill(scores, rows() * kBlock, 0.0f);
     gemm(q, D, transposed, kBlock, scores, kBlock, rows(), kBlock, D);
     soften(scores, s, count, p);
-    load_floats(cache(args.values, s), count * D, block);
+    load_rows(cache(args.values, s), count, block);
     gemm(scores, kBlock, block, D, p.out, D, rows(), D, count);
   }
 
@@ -222,8 +271,8 @@ void fold(const Partial& p, const Partial& more, int64_t rows, int64_t D) {
   }
 }
 
-template <typename T>
-void attend(const AttentionArgs& args) {
+template <typename T, typename E>
+void attend_over(const AttentionArgs& args) {
   const int64_t group = args.Hq / args.Hkv, D = args.D;
   const bool few = args.T <= kDecodeTokens;  // whatever the heads are: several tokens at once have the bits of each
   const int64_t tokens = few ? args.T : kTokens;
@@ -236,7 +285,7 @@ void attend(const AttentionArgs& args) {
     // From where the sequence begins, so that padding on its left does not change a bit of it.
     const int64_t from = (args.start ? most<int64_t>(args.start[b], 0) : 0) + stretch * kStretch;
     const int64_t to = stretches == 1 ? args.length : least(args.length, from + kStretch);
-    return Item<T>{args, b, head % args.Hkv, token, least(tokens, args.T - token), from, to, few};
+    return Item<T, E>{args, b, head % args.Hkv, token, least(tokens, args.T - token), from, to, few};
   };
   const int64_t size = group * least(tokens, args.T) * (D + 2);
   const auto partial = [&](float* at) {
@@ -248,7 +297,7 @@ void attend(const AttentionArgs& args) {
     parallel_for(heads * token_parts, 1, [&](int64_t first, int64_t last) {
       const Partial p = partial(scratch_of<float>(kOutSlot, size));
       for (int64_t i = first; i < last; ++i) {
-        const Item<T> one = item(i % heads, token_parts - 1 - i / heads, 0);
+        const Item<T, E> one = item(i % heads, token_parts - 1 - i / heads, 0);
         one.run(p);
         one.finish(p);
       }
@@ -265,6 +314,11 @@ void attend(const AttentionArgs& args) {
       fold(p, partial(partials + (head * stretches + s) * size), size / (D + 2), D);
     item(head, 0, 0).finish(p);
   }
+}
+
+template <typename T>
+void attend(const AttentionArgs& args) {
+  args.eight_bits ? attend_over<T, int8_t>(args) : attend_over<T, T>(args);
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 #include "cpu/attention_prepare.h"
 
+#include "cpu/kv_row.h"
 #include "cpu/runtime/threads.h"
-#include "cpu/simd/math.h"
 
 namespace mlx_delta::cpu::MLX_DELTA_ISA {
 namespace {
@@ -52,12 +52,11 @@ void prepare(const AttentionPrepareArgs& args) {
   const int64_t D = args.D;
   const int64_t width = (2 * args.Hq + 2 * args.Hkv) * D;
   T* q = static_cast<T*>(args.q);
-  T* keys = static_cast<T*>(args.keys);
-  T* values = static_cast<T*>(args.values);
   double* frequency = scratch_of<double>(0, args.rope_dim / 2);
   frequencies(args, frequency);
   parallel_for(args.B * args.T, 4, [&](int64_t first, int64_t last) {
     float* scratch = scratch_of<float>(1, D + args.rope_dim);
+    T* rounded = scratch_of<T>(2, D);
     float *cosine = scratch + D, *sine = cosine + args.rope_dim / 2;
     for (int64_t token = first; token < last; ++token) {
       const int64_t b = token / args.T, t = token % args.T;
@@ -69,9 +68,16 @@ void prepare(const AttentionPrepareArgs& args) {
       const T* k = in + 2 * args.Hq * D;
       const T* v = k + args.Hkv * D;
       for (int64_t h = 0; h < args.Hkv; ++h) {
-        const int64_t row = ((b * args.Hkv + h) * args.S + args.offset + t) * D;
-        normalize_and_rotate(args, k + h * D, args.k_norm, cosine, sine, scratch, keys + row);
-        std::memcpy(values + row, v + h * D, size_t(D) * sizeof(T));
+        const int64_t row = (b * args.Hkv + h) * args.S + args.offset + t;
+        if (args.eight_bits) {
+          normalize_and_rotate(args, k + h * D, args.k_norm, cosine, sine, scratch, rounded);
+          quantize_kv_row(rounded, D, static_cast<int8_t*>(args.keys) + row * kv_row_bytes(D));
+          quantize_kv_row(v + h * D, D, static_cast<int8_t*>(args.values) + row * kv_row_bytes(D));
+          continue;
+        }
+        T* key = static_cast<T*>(args.keys) + row * D;
+        normalize_and_rotate(args, k + h * D, args.k_norm, cosine, sine, scratch, key);
+        std::memcpy(static_cast<T*>(args.values) + row * D, v + h * D, size_t(D) * sizeof(T));
       }
     }
   });

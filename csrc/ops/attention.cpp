@@ -3,9 +3,10 @@
 //   p = softmax_s(scale q . keys[s])      s from start[b] to length - T + t, for new token t
 //   y = (p @ values) * sigmoid(gate)      [B, T, Hq D]
 //
-// q [B, Hq, T, D]; keys, values [B, Hkv, S, D] with `length` valid rows, the T new ones last; head h reads key head
-// h // (Hq / Hkv). The gate is read in place from projection [B, T, (q | gate) per query head | ...]. start int [B]:
-// the first row of a left-padded sequence (none: 0); a token before it gives 0. Sums are float32. One float dtype.
+// q [B, Hq, T, D]; keys, values [B, Hkv, S, D] with `length` valid rows, the T new ones last, or in 8 bits uint8
+// [B, Hkv, S, kv_row_bytes(D)] (kv_layout.h); head h reads key head h // (Hq / Hkv). The gate is read in place from
+// projection [B, T, (q | gate) per query head | ...]. start int [B]: the first row of a left-padded sequence (none: 0);
+// a token before it gives 0. Sums are float32. One float dtype.
 #include "cpu/attention.h"
 
 #include "cpu/kernels.h"
@@ -18,6 +19,7 @@
 #include "ops/donation.h"
 #include "ops/evaluation.h"
 #include "ops/inputs.h"
+#include "ops/kv_rows.h"
 #include "ops/primitive.h"
 
 namespace mlx_delta {
@@ -48,7 +50,8 @@ class Attention : public Primitive {
                                   keys.shape(2),
                                   length_,
                                   projection.shape(2),
-                                  scale_};
+                                  scale_,
+                                  in_eight_bits(keys)};
     run_kernel(stream(), cpu::kernels().attention, q.dtype(), args);
     note_states(inputs, outputs, state_inputs(), {}, stream());
   }
@@ -57,8 +60,9 @@ class Attention : public Primitive {
 
   gpu::Plan plan(const std::vector<mx::array>& inputs, const std::vector<mx::array>&) const override {
     const mx::array &q = inputs[0], &projection = inputs[1], &keys = inputs[2];
-    return gpu::plan(gpu::AttentionShape{metal_type(q.dtype()), q.shape(0), q.shape(2), q.shape(1), keys.shape(1),
-                                         q.shape(3), keys.shape(2), length_, projection.shape(2), scale_, start_});
+    return gpu::plan(gpu::AttentionShape{metal_type(q.dtype()), in_eight_bits(keys), q.shape(0), q.shape(2), q.shape(1),
+                                         keys.shape(1), q.shape(3), keys.shape(2), length_, projection.shape(2), scale_,
+                                         start_});
   }
 
  private:
@@ -74,15 +78,13 @@ mx::array attention(const mx::array& q, const mx::array& projection, const mx::a
   check_rank(kOp, "q", q, 4, "[B, Hq, T, D]");
   check_rank(kOp, "keys", keys, 4, "[B, Hkv, S, D]");
   const int B = q.shape(0), Hq = q.shape(1), T = q.shape(2), D = q.shape(3), Hkv = keys.shape(1), S = keys.shape(2);
-  check_shape(kOp, "keys", keys, {B, Hkv, S, D});
-  check_shape(kOp, "values", values, keys.shape());
+  check_kept(kOp, keys, values, B, D, q.dtype());
   if (Hq % Hkv != 0) fail(kOp, "q", "query heads a multiple of Hkv = " + std::to_string(Hkv), describe(q));
   check_rank(kOp, "projection", projection, 3, "[B, T, (q | gate) per query head | ...]");
   check_shape(kOp, "projection", projection, {B, T, -1});
   if (projection.shape(2) < 2 * Hq * D)
     fail(kOp, "projection", "at least 2 Hq D = " + std::to_string(2 * Hq * D) + " columns", describe(projection));
-  for (const auto& [name, a] : {std::pair{"projection", &projection}, {"keys", &keys}, {"values", &values}})
-    check_same_dtype(kOp, name, *a, q.dtype());
+  check_same_dtype(kOp, "projection", projection, q.dtype());
   if (length < T || length > S)
     fail(kOp, "length", std::to_string(T) + " to " + std::to_string(S), std::to_string(length));
   check_positive(kOp, "scale", scale);
@@ -92,7 +94,7 @@ mx::array attention(const mx::array& q, const mx::array& projection, const mx::a
   }
   if (on_gpu(s)) {
     if (T > kDecodeTokens) return attention_mlx(q, projection, keys, values, length, scale, start, s);
-    gpu::check_head_dims(kOp, {D});
+    gpu::check_cached_head_dim(kOp, D, in_eight_bits(keys));
   }
 
   std::vector<mx::array> inputs{contiguous(q, s), contiguous(projection, s), contiguous(keys, s),

@@ -3,6 +3,7 @@
 #include "mlx/compile.h"
 #include "mlx/fast.h"
 #include "mlx/ops.h"
+#include "ops/kv_rows.h"
 
 namespace mlx_delta {
 namespace {
@@ -13,15 +14,27 @@ std::vector<mx::array> gated(const std::vector<mx::array>& y_gate) {
   return {mx::astype(mx::multiply(y, mx::sigmoid(gate)), y_gate[0].dtype())};
 }
 
+// The first `length` rows of the cache, [B, Hkv, length, D] of dtype.
+mx::array cached(const mx::array& rows, int length, int D, mx::Dtype dtype) {
+  const int B = rows.shape(0), Hkv = rows.shape(1), width = rows.shape(3);
+  const mx::array valid = mx::slice(rows, {0, 0, 0, 0}, {B, Hkv, length, width});
+  if (!in_eight_bits(rows)) return valid;
+  const mx::array q = mx::view(mx::contiguous(mx::slice(valid, {0, 0, 0, 0}, {B, Hkv, length, D})), mx::int8);
+  const mx::array scales =
+      mx::view(mx::contiguous(mx::slice(valid, {0, 0, 0, D}, {B, Hkv, length, width})), mx::bfloat16);
+  const mx::array of_columns =
+      mx::slice(mx::repeat(mx::astype(scales, mx::float32), kKvGroup, 3), {0, 0, 0, 0}, {B, Hkv, length, D});
+  return mx::astype(mx::multiply(mx::astype(q, mx::float32), of_columns), dtype);
+}
+
 }  // namespace
 
 mx::array attention_mlx(const mx::array& q, const mx::array& projection, const mx::array& keys, const mx::array& values,
                         int length, float scale, const std::optional<mx::array>& start, mx::Stream stream) {
   static const auto fused_gate = mx::compile(gated, /*shapeless=*/true);
-  const int B = q.shape(0), Hq = q.shape(1), T = q.shape(2), D = q.shape(3), Hkv = keys.shape(1);
+  const int B = q.shape(0), Hq = q.shape(1), T = q.shape(2), D = q.shape(3);
   const mx::StreamContext on(stream);
-  const mx::array k = mx::slice(keys, {0, 0, 0, 0}, {B, Hkv, length, D});
-  const mx::array v = mx::slice(values, {0, 0, 0, 0}, {B, Hkv, length, D});
+  const mx::array k = cached(keys, length, D, q.dtype()), v = cached(values, length, D, q.dtype());
   mx::array y = mx::zeros({0});
   if (start) {
     const mx::array rows = mx::arange(length, mx::int32);

@@ -2,7 +2,8 @@
 //
 //   projection = [(q | gate) per query head | k | v]         [B, T, (2 Hq + 2 Hkv) D]
 //   q = rope(q * rsqrt(mean(q^2) + eps) * q_norm)            per head; k likewise with k_norm
-//   keys[:, :, offset : offset + T] = k, values likewise     keys, values [B, Hkv, S, D]
+//   keys[:, :, offset : offset + T] = k, values likewise     keys, values [B, Hkv, S, D], or in 8 bits: uint8
+//                                                            [B, Hkv, S, kv_row_bytes(D)] (kv_layout.h)
 //
 // rope turns the pairs (i, i + rope_dim / 2) of the first rope_dim values of a head by position * theta^(-2i/rope_dim).
 // positions int [B, T], or [3, B, T] for M-RoPE (T, H, W; interleaved: frequency i follows H where i % 3 = 1 and
@@ -18,6 +19,7 @@
 #include "ops/donation.h"
 #include "ops/evaluation.h"
 #include "ops/inputs.h"
+#include "ops/kv_rows.h"
 #include "ops/primitive.h"
 
 namespace mlx_delta {
@@ -59,17 +61,19 @@ class AttentionPrepare : public Primitive {
                                          rope_.dim,
                                          {rope_.sections[0], rope_.sections[1], rope_.sections[2]},
                                          rope_.theta,
-                                         eps_};
+                                         eps_,
+                                         in_eight_bits(keys)};
     run_kernel(stream(), cpu::kernels().attention_prepare, q.dtype(), args);
     note_states(inputs, outputs, {}, {1, 2}, stream());
   }
 
   gpu::Plan plan(const std::vector<mx::array>& inputs, const std::vector<mx::array>&) const override {
     const mx::array &projection = inputs[0], &keys = inputs[3];
-    const int Hkv = keys.shape(1), D = keys.shape(3);
-    return gpu::plan(gpu::AttentionPrepareShape{
-        metal_type(projection.dtype()), projection.shape(0), projection.shape(1), projection.shape(2) / (2 * D) - Hkv,
-        Hkv, D, keys.shape(2), offset_, rope_.theta, rope_.dim, rope_.sections, eps_, positions_});
+    const int Hkv = keys.shape(1), D = inputs[1].shape(0);
+    return gpu::plan(gpu::AttentionPrepareShape{metal_type(projection.dtype()), in_eight_bits(keys),
+                                                projection.shape(0), projection.shape(1),
+                                                projection.shape(2) / (2 * D) - Hkv, Hkv, D, keys.shape(2), offset_,
+                                                rope_.theta, rope_.dim, rope_.sections, eps_, positions_});
   }
 
  private:
@@ -109,16 +113,15 @@ std::tuple<mx::array, mx::array, mx::array> attention_prepare(const mx::array& p
   check_float(kOp, "projection", projection);
   check_rank(kOp, "projection", projection, 3, "[B, T, (2 Hq + 2 Hkv) D]");
   check_rank(kOp, "keys", keys, 4, "[B, Hkv, S, D]");
-  const int B = projection.shape(0), T = projection.shape(1), Hkv = keys.shape(1), S = keys.shape(2), D = keys.shape(3);
+  if (in_eight_bits(keys)) check_rank(kOp, "q_norm", q_norm, 1, "[D]");
+  const int B = projection.shape(0), T = projection.shape(1), Hkv = keys.shape(1), S = keys.shape(2),
+            D = in_eight_bits(keys) ? q_norm.shape(0) : keys.shape(3);
   const int Hq = projection.shape(2) / (2 * D) - Hkv;
   if (projection.shape(2) % (2 * D) != 0 || Hq <= 0 || Hq % Hkv != 0)
     fail(kOp, "projection",
          "[B, T, (2 Hq + 2 Hkv) D], Hq a multiple of Hkv = " + std::to_string(Hkv) + ", D = " + std::to_string(D),
          describe(projection));
-  check_shape(kOp, "keys", keys, {B, Hkv, S, D});
-  check_shape(kOp, "values", values, keys.shape());
-  check_same_dtype(kOp, "keys", keys, projection.dtype());
-  check_same_dtype(kOp, "values", values, projection.dtype());
+  check_kept(kOp, keys, values, B, D, projection.dtype());
   for (const auto& [name, norm] : {std::pair{"q_norm", &q_norm}, std::pair{"k_norm", &k_norm}}) {
     check_shape(kOp, name, *norm, {D});
     check_float(kOp, name, *norm);
@@ -127,14 +130,14 @@ std::tuple<mx::array, mx::array, mx::array> attention_prepare(const mx::array& p
     fail(kOp, "offset", "0 to " + std::to_string(S - T) + " (cache rows less new tokens)", std::to_string(offset));
   check_rope(rope, D);
   check_positive(kOp, "eps", eps);
-  if (on_gpu(s)) gpu::check_head_dims(kOp, {D});
+  if (on_gpu(s)) gpu::check_cached_head_dim(kOp, D, in_eight_bits(keys));
 
   std::vector<mx::array> inputs{contiguous(projection, s), float_parameter(q_norm, s), float_parameter(k_norm, s),
                                 contiguous(keys, s), contiguous(values, s)};
   int positions_index = -1;
   if (positions) positions_index = push_optional(inputs, position_axes(*positions, B, T, s));
   auto out = mx::array::make_arrays({{B, Hq, T, D}, keys.shape(), values.shape()},
-                                    {projection.dtype(), projection.dtype(), projection.dtype()},
+                                    {projection.dtype(), keys.dtype(), keys.dtype()},
                                     std::make_shared<AttentionPrepare>(s, positions_index, offset, rope, eps), inputs);
   return {out[0], out[1], out[2]};
 }

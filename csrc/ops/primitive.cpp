@@ -21,7 +21,7 @@ void Primitive::eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::a
     else if (place.copy)
       todo.launches.insert(todo.launches.begin(),
                            gpu::plan_copy({gpu::Buffer::input, place.input}, {gpu::Buffer::output, place.output},
-                                          int64_t(out.nbytes())));
+                                          int64_t(out.nbytes()), out.nbytes() % 4 == 0 ? "uint" : "uchar"));
   }
   for (mx::array& out : outputs)  // not poisoned: work in flight may be the last to use recycled memory
     if (!out.data_shared_ptr()) out.set_data(mx::allocator::malloc(out.nbytes()));

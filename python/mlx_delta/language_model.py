@@ -89,7 +89,7 @@ class LanguageModel(ChatMethods):
 
     def make_cache(self) -> Cache:
         """An empty cache, for ``forward``."""
-        return Cache.empty(self.config.text)
+        return self.network.empty_cache()
 
     def forward(
         self,

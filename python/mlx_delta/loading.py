@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -37,6 +38,7 @@ def load_model(
     *,
     prefix_cache_bytes: int | None = None,
     memory_bytes: int | None = None,
+    kv_bits: int | None = None,
     ranks: Ranks | None = None,
 ) -> LanguageModel:
     """Load an official, converted or mlx-community Qwen3.5 checkpoint.
@@ -48,17 +50,21 @@ def load_model(
     most memory for what is kept of prompts and answers, so that those that begin alike compute only what is new; None:
     an eighth of the machine's; 0 keeps nothing. It changes no answer. memory_bytes: the most for
     weights, sequences under way and what is kept: a request waits until it fits, or is refused where it never would;
-    None: what the system recommends for a GPU, or nine tenths of the machine's. ranks: the processes that share the
+    None: what the system recommends for a GPU, or nine tenths of the machine's. kv_bits: 8 keeps keys and values in 8
+    bits, which is half the memory a token of context takes, and half of what attention reads; None: in ``dtype``.
+    ranks: the processes that share the
     weights among them, each of which must then do the same; ``distributed.ranks.Ranks.launched()``.
     Raises: ConfigError, CheckpointError, TokenizerError naming the file and the tensor; HubError, a
     CheckpointError.
     """
     check_dtype(dtype)
+    check_kv_bits(kv_bits)
     return load_checkpoint(
         open_checkpoint(model_path(path), gguf=False),
         dtype,
         prefix_cache_bytes=prefix_cache_bytes,
         memory_bytes=memory_bytes,
+        kv_bits=kv_bits,
         ranks=ranks,
     )
 
@@ -69,6 +75,7 @@ def load_checkpoint(
     *,
     prefix_cache_bytes: int | None = None,
     memory_bytes: int | None = None,
+    kv_bits: int | None = None,
     ranks: Ranks | None = None,
 ) -> LanguageModel:
     """``load_model`` of a checkpoint of any format, a GGUF file's weights and tokenizer too."""
@@ -86,6 +93,7 @@ def load_checkpoint(
         network = checkpoint.architecture.network(checkpoint.config, read(tensors), chosen)
     else:
         network = load_shared(checkpoint, chosen, ranks, read)
+    network = replace(network, kv_bits=kv_bits)
     wire_memory()
     compile_kernels(network)
     if ranks is not None:
@@ -144,6 +152,12 @@ def _activation_dtype(tensors: Mapping[str, Tensor], dtype: mx.Dtype | str | Non
         without_bfloat16 = generation is not None and generation < _FIRST_WITH_BFLOAT16
         return mx.float16 if stored == mx.bfloat16 and without_bfloat16 else stored
     return _DTYPES[dtype] if isinstance(dtype, str) else dtype
+
+
+def check_kv_bits(kv_bits: int | None) -> None:
+    """Before anything is read or downloaded."""
+    if kv_bits is not None and (kv_bits is True or kv_bits != 8):
+        raise ArgumentError(f"kv_bits: expected 8, or None for keys and values in dtype, found {kv_bits!r}")
 
 
 def check_dtype(dtype: mx.Dtype | str | None) -> None:

@@ -15,6 +15,7 @@ from mlx_delta.arch.checkpoint import open_checkpoint
 from mlx_delta.checkpoint.source import TensorInfo
 from mlx_delta.checkpoint.tensors import base_name
 from mlx_delta.config import ModelConfig, TextConfig
+from mlx_delta.model.cache import kv_bytes
 from mlx_delta.model.experts import EXPERTS
 
 _HALF = 2  # bytes of an activation, or of what a cache holds of it
@@ -44,6 +45,7 @@ class Summary:
     bytes_per_token: int
     state_bytes: int
     kv_bytes_per_token: int
+    kv8_bytes_per_token: int
 
     @property
     def text_groups(self) -> list[Group]:
@@ -68,7 +70,8 @@ class Summary:
             "bytes, text": f"{nbytes:,}  ({8 * nbytes / parameters:.2f} bits a weight)",
             "bytes, all": f"{sum(group.nbytes for group in self.groups):,}",
             "bytes read per token": f"{self.bytes_per_token:,} of weights",
-            "state": f"{self.state_bytes:,} bytes a sequence, and {self.kv_bytes_per_token:,} a token of context",
+            "state": f"{self.state_bytes:,} bytes a sequence, and {self.kv_bytes_per_token:,} a token of context "
+            f"({self.kv8_bytes_per_token:,} with kv_bits=8)",
         }
 
     def as_dict(self) -> dict[str, object]:
@@ -80,6 +83,7 @@ class Summary:
             "bytes_per_token": self.bytes_per_token,
             "state_bytes": self.state_bytes,
             "kv_bytes_per_token": self.kv_bytes_per_token,
+            "kv8_bytes_per_token": self.kv8_bytes_per_token,
             "groups": [{**asdict(group), "bits_per_weight": round(group.bits_per_weight, 3)} for group in self.groups],
         }
 
@@ -97,6 +101,7 @@ def summarize(path: Path) -> Summary:
         bytes_per_token=_bytes_per_token(stored, config, components),
         state_bytes=state_bytes(config.text),
         kv_bytes_per_token=kv_bytes_per_token(config.text),
+        kv8_bytes_per_token=kv_bytes_per_token(config.text, 8),
     )
 
 
@@ -114,9 +119,9 @@ def state_bytes(text: TextConfig) -> int:
     return text.layer_types.count("linear_attention") * (conv + delta)
 
 
-def kv_bytes_per_token(text: TextConfig) -> int:
-    """Keys and values of one token, in a half type."""
-    return text.layer_types.count("full_attention") * 2 * text.num_key_value_heads * text.head_dim * _HALF
+def kv_bytes_per_token(text: TextConfig, kv_bits: int | None = None) -> int:
+    """Keys and values of one token, in a half type or in ``kv_bits``."""
+    return text.layer_types.count("full_attention") * kv_bytes(text, mx.bfloat16, kv_bits)
 
 
 def _width(name: str, info: TensorInfo, config: ModelConfig) -> str:

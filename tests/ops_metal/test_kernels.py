@@ -119,6 +119,25 @@ def test_head_dims_that_lanes_cannot_share_are_refused(case: Case) -> None:
         _core.plan(case.run(case.arguments(mx.bfloat16))[0])
 
 
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
+def test_rows_in_8_bits_are_those_of_the_plain_cache_quantized(dtype: mx.Dtype) -> None:
+    """Byte for byte, of this kernel's own results; a value that is not finite shows in its group alone."""
+    case = next(c for c in CASES if c.op == "attention_prepare" and c.name.endswith("-kv8"))
+    arguments = case.arguments(dtype)
+    arguments["projection"][0, 0, -1] = mx.inf
+    D = arguments["q_norm"].shape[0]
+    plain = {name: ops.dequantize_kv(arguments[name], D).astype(dtype) for name in ("keys", "values")}
+    found, expected = (
+        run_plan(list(ops.attention_prepare(**given)))[0] for given in (arguments, {**arguments, **plain})
+    )
+    new = slice(arguments["offset"], arguments["offset"] + arguments["projection"].shape[1])
+    assert mx.array_equal(found[0], expected[0])
+    for rows, exact, before in zip(found[1:], expected[1:], (arguments["keys"], arguments["values"]), strict=True):
+        assert mx.array_equal(rows[:, :, new], ops.quantize_kv(exact[:, :, new]))
+        assert mx.array_equal(rows[:, :, : new.start], before[:, :, : new.start])
+    assert mx.isnan(ops.dequantize_kv(found[2], D)).sum().item() == 64
+
+
 def test_attention_over_a_long_context_is_split() -> None:
     case = next(c for c in CASES if c.op == "attention" and c.real)
     arguments = case.arguments(mx.bfloat16)

@@ -10,6 +10,7 @@ import numpy as np
 
 from mlx_delta import ops
 from mlx_delta.bench.cases import Arguments, as_list
+from mlx_delta.bench.cases.attention import cached
 from mlx_delta.bench.cases.delta import delta_gates
 from mlx_delta.bench.cases.draws import normal
 
@@ -81,6 +82,7 @@ def padded_batches(dtype: mx.Dtype) -> Iterator[Batch]:
     yield attention_prepare(dtype, 21, (0, 7, 20))
     yield attention(dtype, 1, 701, (0, 333, 650, 700))
     yield attention(dtype, 3, 4300, (0, 3000, 1))
+    yield attention(dtype, 2, 1400, (0, 333, 1398), bits=8)
 
 
 def mask_of(T: int, paddings: tuple[int, ...]) -> mx.array:
@@ -147,16 +149,16 @@ def attention_prepare(dtype: mx.Dtype, T: int, paddings: tuple[int, ...]) -> Bat
     return Batch("attention_prepare", f"t{T}", paddings, together)
 
 
-def attention(dtype: mx.Dtype, T: int, length: int, paddings: tuple[int, ...]) -> Batch:
+def attention(dtype: mx.Dtype, T: int, length: int, paddings: tuple[int, ...], bits: int | None = None) -> Batch:
     """T new tokens behind a cache, padded on its left."""
     rng, B, Hq, Hkv, D = np.random.default_rng(length), len(paddings), 4, 1, 64
     together = {
         "q": normal(rng, B, Hq, T, D, dtype=dtype),
         "projection": normal(rng, B, T, (2 * Hq + 2 * Hkv) * D, dtype=dtype),
-        "keys": normal(rng, B, Hkv, length, D, dtype=dtype),
-        "values": normal(rng, B, Hkv, length, D, dtype=dtype),
+        "keys": cached(normal(rng, B, Hkv, length, D, dtype=dtype), bits),
+        "values": cached(normal(rng, B, Hkv, length, D, dtype=dtype), bits),
         "length": length,
         "scale": D**-0.5,
         "start": mx.array(paddings),
     }
-    return Batch("attention", f"t{T}l{length}", paddings, together)
+    return Batch("attention", f"t{T}l{length}" + ("-kv8" if bits else ""), paddings, together)

@@ -4,12 +4,14 @@
 #include <algorithm>
 
 #include "gpu/launch.h"
+#include "gpu/plans/kv_rows.h"
 #include "params.h"
 
 namespace mlx_delta::gpu {
 
 struct AttentionShape {
   std::string type;
+  bool eight_bits;  // keys and values
   int B;
   int T;
   int Hq;
@@ -32,7 +34,7 @@ inline int head_tile(int group) {
 inline Plan plan(const AttentionShape& shape) {
   constexpr int kSimdgroups = 4;      // a core has registers for three such threadgroups, or for one of eight
   constexpr int kThreadgroups = 256;  // of one sequence: enough for the widest GPU
-  check_head_dims("attention", {shape.D});
+  check_cached_head_dim("attention", shape.D, shape.eight_bits);
   const int tile = head_tile(shape.Hq / shape.Hkv);
   const int heads = shape.Hq / tile, tokens = shape.B * shape.T;
   // Whatever the batch is, so that a sequence has the bits that it has alone.
@@ -43,8 +45,8 @@ inline Plan plan(const AttentionShape& shape) {
   const Buffer y{Buffer::output, 0}, partial{Buffer::scratch, 0};
   return {{{"attention",
             "attention",
-            {shape.type, std::to_string(shape.D), std::to_string(tile), std::to_string(kSimdgroups),
-             metal_bool(shape.start >= 0)},
+            {shape.type, cached_type(shape.type, shape.eight_bits), std::to_string(shape.D), std::to_string(tile),
+             std::to_string(kSimdgroups), metal_bool(shape.start >= 0)},
             {{Buffer::input, 0}, {Buffer::input, 2}, {Buffer::input, 3}, optional_input(shape.start), partial},
             params,
             {splits, heads, tokens},

@@ -5,12 +5,14 @@
 #include <cmath>
 
 #include "gpu/launch.h"
+#include "gpu/plans/kv_rows.h"
 #include "params.h"
 
 namespace mlx_delta::gpu {
 
 struct AttentionPrepareShape {
   std::string type;
+  bool eight_bits;  // keys and values
   int B;
   int T;
   int Hq;
@@ -26,6 +28,7 @@ struct AttentionPrepareShape {
 };
 
 inline Plan plan(const AttentionPrepareShape& shape) {
+  check_cached_head_dim("attention_prepare", shape.D, shape.eight_bits);
   AttentionPrepareParams params{shape.T,
                                 shape.Hq,
                                 shape.Hkv,
@@ -39,7 +42,8 @@ inline Plan plan(const AttentionPrepareShape& shape) {
     params.frequencies[i] = float(std::pow(double(shape.rope_theta), -2.0 * i / shape.rope_dim));
   return {{{"attention_prepare",
             "attention_prepare",
-            {shape.type, std::to_string(shape.D), metal_bool(shape.positions >= 0)},
+            {shape.type, cached_type(shape.type, shape.eight_bits), std::to_string(shape.D),
+             metal_bool(shape.positions >= 0)},
             {{Buffer::input, 0},
              {Buffer::input, 1},
              {Buffer::input, 2},

@@ -15,7 +15,6 @@ from mlx_delta.bench.whole_model import Tokens
 from mlx_delta.engine.engine import Engine
 from mlx_delta.engine.sample import Sampler, SamplingParams
 from mlx_delta.engine.sequence import TokenSequence
-from mlx_delta.model.cache import Cache
 from mlx_delta.model.network import Network
 
 
@@ -92,7 +91,7 @@ def _sequence(network: Network, rng: np.random.Generator, prompt: int, tokens: i
     vocab_size = network.config.vocab_size
     ids = rng.integers(0, vocab_size, length).tolist()
     sampler = Sampler(SamplingParams(), vocab_size)
-    return TokenSequence(ids, Cache.empty(network.config), sampler, Tokens(), most=max(3, most))
+    return TokenSequence(ids, network.empty_cache(), sampler, Tokens(), most=max(3, most))
 
 
 def _arrivals(engine: Engine, sequence: TokenSequence) -> list[float]:

@@ -11,15 +11,15 @@ import numpy as np
 
 from mlx_delta.bench.memory import peak_arrays, peak_resident
 from mlx_delta.bench.timing import ReadBandwidth, Time
-from mlx_delta.config import TextConfig
 from mlx_delta.engine.engine import Engine
 from mlx_delta.engine.likelihood import Likelihood
 from mlx_delta.engine.prefill import prefill
 from mlx_delta.engine.sample import Sampler, SamplingParams
 from mlx_delta.engine.sequence import Clock, TokenSequence
 from mlx_delta.errors import RedTests
-from mlx_delta.model.cache import Cache, DeltaState, KeyValues, in_huge_pages
+from mlx_delta.model.cache import Cache, DeltaState, KeyValues, in_huge_pages, kv_bytes
 from mlx_delta.model.network import Network
+from mlx_delta.ops import quantize_kv
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def bench_decode(
     A context's cache is filled with random values. Raises: RedTests when logits are not finite.
     """
     sampler = Sampler(SamplingParams(), network.config.vocab_size)
-    caches = [filled_cache(network.config, n, n + (rounds + 1) * (tokens + 1) + 1, network.dtype) for n in contexts]
+    caches = [filled_cache(network, n, n + (rounds + 1) * (tokens + 1) + 1) for n in contexts]
     for cache in caches:
         _checked(network(mx.array([[1]]), cache)[:, 0])
     engine = Engine(network)
@@ -121,7 +121,7 @@ def _decoded(
         tokens=tokens,
         context=context,
         bytes_per_token=network.bytes_per_token,
-        cache_bytes_per_token=_cache_bytes(network.config, context, network.dtype),
+        cache_bytes_per_token=_cache_bytes(network, context),
         read_bandwidth_gbs=read / 1e9,
         bandwidth_share=network.bytes_per_token / seconds.median / read,
         weight_bytes=weight_bytes(network),
@@ -136,7 +136,7 @@ def bench_prefill(network: Network, *, context: int, tokens: int, rounds: int, b
     prompt = mx.array(rng.integers(0, network.config.vocab_size, size=(1, tokens)))
     times = []
     for index in range(rounds + 1):
-        cache = filled_cache(network.config, context, context + tokens, network.dtype)
+        cache = filled_cache(network, context, context + tokens)
         bandwidth.sample()
         start = time.perf_counter()
         logits = prefill(network, prompt, cache)
@@ -158,12 +158,12 @@ def bench_prefill(network: Network, *, context: int, tokens: int, rounds: int, b
     )
 
 
-def filled_cache(config: TextConfig, length: int, room: int, dtype: mx.Dtype) -> Cache:
+def filled_cache(network: Network, length: int, room: int) -> Cache:
     """The cache of one sequence after ``length`` tokens, with random values and room for ``room`` tokens.
 
     What prefilling so many tokens would leave, as far as time goes.
     """
-    cache = Cache.empty(config)
+    config, dtype, cache = network.config, network.dtype, network.empty_cache()
     cache.offset = length
     if not length:
         return cache
@@ -177,8 +177,8 @@ def filled_cache(config: TextConfig, length: int, room: int, dtype: mx.Dtype) ->
         else:
             assert isinstance(layer, KeyValues)
             rows = (1, config.num_key_value_heads, -(-room // 256) * 256, config.head_dim)
-            layer.keys = in_huge_pages(mx.random.normal(rows, dtype, key=first))
-            layer.values = in_huge_pages(mx.random.normal(rows, dtype, key=second))
+            drawn = (mx.random.normal(rows, dtype, key=each) for each in (first, second))
+            layer.keys, layer.values = (in_huge_pages(x if layer.bits is None else quantize_kv(x)) for x in drawn)
         mx.eval(layer.arrays())
     return cache
 
@@ -193,10 +193,11 @@ def _without(nbytes: int | None, bandwidth: ReadBandwidth) -> int | None:
     return None if nbytes is None else nbytes - bandwidth.nbytes
 
 
-def _cache_bytes(config: TextConfig, context: int, dtype: mx.Dtype) -> int:
+def _cache_bytes(network: Network, context: int) -> int:
+    config = network.config
     linear = config.layer_types.count("linear_attention")
     state = 4 * config.value_dim * config.linear_key_head_dim
-    rows = 2 * config.num_key_value_heads * config.head_dim * dtype.size
+    rows = kv_bytes(config, network.dtype, network.kv_bits)
     return linear * state + (config.num_layers - linear) * context * rows
 
 

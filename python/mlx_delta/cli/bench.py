@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +23,7 @@ from mlx_delta.cli.bench_view import (
 )
 from mlx_delta.cli.command import register
 from mlx_delta.cli.errors import UsageError
-from mlx_delta.cli.options import NAMES
+from mlx_delta.cli.options import NAMES, KvBits
 from mlx_delta.cli.ranks import check_alone, joined, silent, together
 from mlx_delta.errors import ArgumentError, RedTests
 from mlx_delta.progress import Bars, megabytes
@@ -105,6 +106,7 @@ def decode(
     ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens of a round.")] = 16,
     repeats: Annotated[int, typer.Option(min=1, help="Timed rounds; the median counts.")] = 7,
+    kv_bits: KvBits = None,
     as_json: Json = False,
     plot: Plot = None,
 ) -> None:
@@ -129,7 +131,7 @@ def decode(
                 Point(f"after {row.context}", flops, nbytes, 1 / row.tokens_per_second),
             )
 
-    _whole_model("Decode", run, shape, layers, model, as_json, plot)
+    _whole_model("Decode", run, shape, layers, model, kv_bits, as_json, plot)
 
 
 def prefill(
@@ -139,6 +141,7 @@ def prefill(
     context: Context = 0,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 512,
     repeats: Annotated[int, typer.Option(min=1, help="Timed prompts; the median counts.")] = 5,
+    kv_bits: KvBits = None,
     as_json: Json = False,
     plot: Plot = None,
 ) -> None:
@@ -159,7 +162,7 @@ def prefill(
         seconds = tokens / row.tokens_per_second
         yield row, prefill_lines(row), Point("prefill", 2 * _weights_used(network) * tokens, nbytes, seconds)
 
-    _whole_model("Prefill", run, shape, layers, model, as_json, plot)
+    _whole_model("Prefill", run, shape, layers, model, kv_bits, as_json, plot)
 
 
 def throughput(
@@ -170,6 +173,7 @@ def throughput(
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of a prompt: from half to one and a half of it.")] = 32,
     tokens: Annotated[int, typer.Option(min=2, help="Tokens to generate: likewise.")] = 32,
     repeats: Annotated[int, typer.Option(min=1, help="Sequences of a client, one after another.")] = 3,
+    kv_bits: KvBits = None,
     as_json: Json = False,
 ) -> None:
     """Many sequences at once, of unequal length, coming and going: random weights of a shape, or a model of your own.
@@ -182,7 +186,7 @@ def throughput(
 
     counts = _counts(concurrency)
     machine = _machine()
-    network, facts = _network(shape, layers, model)
+    network, facts = _network(shape, layers, model, kv_bits=kv_bits)
     rows = bench_throughput(network, concurrency=counts, prompt=prompt, tokens=tokens, rounds=repeats)
     if as_json:
         typer.echo(json.dumps({**facts, "concurrency": {str(row.concurrency): row.as_dict() for row in rows}}))
@@ -279,6 +283,7 @@ def _whole_model(
     shape: str,
     layers: int | None,
     directory: str | None,
+    kv_bits: int | None,
     as_json: bool,
     plot: Path | None,
 ) -> None:
@@ -290,7 +295,7 @@ def _whole_model(
     ranks = None if directory is None else joined()
     with together(ranks), silent(ranks):
         machine = _machine()
-        network, facts = _network(shape, layers, directory, ranks)
+        network, facts = _network(shape, layers, directory, ranks, kv_bits)
         bandwidth = ReadBandwidth()
         if not as_json:
             table({"machine": machine, "model": f"{facts['model']}, {facts['layers']} layers"})
@@ -326,29 +331,35 @@ def model(
 
 
 def _network(
-    shape: str, layers: int | None, directory: str | None, ranks: Ranks | None = None
+    shape: str,
+    layers: int | None,
+    directory: str | None,
+    ranks: Ranks | None = None,
+    kv_bits: int | None = None,
 ) -> tuple[Network, dict[str, Any]]:
     """What to run, with its facts, once the ops are known to be right."""
     from mlx_delta import _core
     from mlx_delta.bench.checks import check_ops
     from mlx_delta.bench.memory import reset_peak
     from mlx_delta.bench.sizes import size_named
+    from mlx_delta.loading import check_kv_bits
 
     if directory is not None and layers is not None:
         raise ArgumentError(f"layers: expected it with --shape, found it with --model {directory}")
     size = size_named(shape)
+    check_kv_bits(kv_bits)
     if ranks is None:
         check_alone("this one")
     check_ops()
     facts: dict[str, Any] = {"isa": _core.cpu_isa(), "threads": _core.cpu_threads()}
     if directory is not None:
-        return _loaded(directory, facts, ranks)
+        return _loaded(directory, facts, ranks, kv_bits)
     from mlx_delta.bench.random_model import random_network
 
     with Bars() as bars:
         network = random_network(size, layers=layers, progress=bars.task("random weights", megabytes))
     reset_peak()  # making the weights took more memory than having them
-    return network, {
+    return replace(network, kv_bits=kv_bits), {
         "model": f"{size}, random weights",
         "layers": network.config.num_layers,
         **facts,
@@ -356,7 +367,9 @@ def _network(
     }
 
 
-def _loaded(model: str, facts: dict[str, Any], ranks: Ranks | None) -> tuple[Network, dict[str, Any]]:
+def _loaded(
+    model: str, facts: dict[str, Any], ranks: Ranks | None, kv_bits: int | None
+) -> tuple[Network, dict[str, Any]]:
     import time
 
     from mlx_delta.bench.memory import reset_peak
@@ -366,7 +379,7 @@ def _loaded(model: str, facts: dict[str, Any], ranks: Ranks | None) -> tuple[Net
     directory = model_path(model)
     reset_peak()
     start = time.perf_counter()
-    network = load_model(directory, ranks=ranks).network
+    network = load_model(directory, ranks=ranks, kv_bits=kv_bits).network
     seconds = time.perf_counter() - start
     facts |= {"model": model, "layers": network.config.num_layers, "load_seconds": seconds}
     return network, facts

@@ -16,6 +16,12 @@ NAMES = "a directory, or org/name[@revision] of a model on the Hugging Face Hub"
 System = Annotated[
     str | None, typer.Option("--system", "--system-prompt", "-s", help="System message.", show_default="none")
 ]
+KvBits = Annotated[
+    int | None,
+    typer.Option(
+        "--kv-bits", help="8: keep keys and values in 8 bits, half the memory of a context.", show_default="off"
+    ),
+]
 Model = Annotated[str, typer.Option("--model", "-m", help=f"Model, official, converted or quantized: {NAMES}.")]
 
 # Where a flag is not simply "--" and the name.

@@ -61,7 +61,7 @@ class Engine:
     ) -> None:
         self.network = network
         self.turns = turns
-        self.prefix = PrefixCache(network.config, network.least(prefix_bytes), turns, network.agreed)
+        self.prefix = PrefixCache(network.config, network.least(prefix_bytes), turns, network.agreed, network.kv_bits)
         self._most_rows = most_rows
         self._most_waiting = most_waiting
         self._refuses = memory is not None
@@ -251,7 +251,8 @@ class Engine:
 
     def _need(self, sequence: TokenSequence) -> int:
         """Bytes, when all of its tokens are there."""
-        return Cache.bytes_of(self.network.cached, self.network.dtype, len(sequence.ids) + sequence.most)
+        network, tokens = self.network, len(sequence.ids) + sequence.most
+        return Cache.bytes_of(network.cached, network.dtype, tokens, network.kv_bits)
 
     def _drop_cancelled(self) -> None:
         if self._cancelled:

@@ -21,7 +21,6 @@ import numpy as np
 from mlx_delta import _core, ops
 from mlx_delta._core import DECODE_TOKENS, Launch
 from mlx_delta.errors import GpuError
-from mlx_delta.model.cache import Cache
 from mlx_delta.model.network import Network
 from mlx_delta.progress import Bars, of
 
@@ -41,7 +40,7 @@ def needed(network: Network) -> list[Launch]:
 
 def _results(network: Network) -> Iterator[list[mx.array]]:
     for rows in range(1, DECODE_TOKENS + 2):  # the last is a prompt
-        cache = Cache.empty(network.config)
+        cache = network.empty_cache()
         logits = network(mx.zeros((1, rows), mx.int32), cache)[:, -1]
         yield [logits, *cache.arrays()]
     size = network.config.vocab_size

@@ -58,17 +58,24 @@ class _Node:
 
 
 class PrefixCache:
-    """limit: the most bytes that it holds; 0 keeps nothing. turns: how ids are cut. Any thread may use it.
+    """limit: the most bytes that it holds; 0 keeps nothing. turns: how ids are cut. kv_bits: of the keys and values
+    (``Cache.empty``). Any thread may use it.
 
     agreed: whether it is too much, as rank 0 has it where several forget the same (``Network.agreed``).
     """
 
     def __init__(
-        self, config: TextConfig, limit: int, turns: Turns, agreed: Callable[[int], int] = lambda wanted: wanted
+        self,
+        config: TextConfig,
+        limit: int,
+        turns: Turns,
+        agreed: Callable[[int], int] = lambda wanted: wanted,
+        kv_bits: int | None = None,
     ) -> None:
         self.limit = limit
         self._agreed = agreed
         self._config = config
+        self._kv_bits = kv_bits
         self._turns = turns
         self._lock = threading.RLock()
         self._clear()
@@ -93,7 +100,7 @@ class PrefixCache:
         with self._lock:
             path = self._known(ids, cuts)
             if not path:
-                return Cache.empty(self._config)
+                return Cache.empty(self._config, self._kv_bits)
             node = path[-1]
             self._touch(node)
             assert node.states is not None

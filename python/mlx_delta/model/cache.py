@@ -15,6 +15,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_delta.config import TextConfig
+from mlx_delta.ops.kv_rows import kv_row_bytes
 from mlx_delta.ops.matrix import use_huge_pages
 
 _ROWS = 256  # the KV cache grows by this many rows, so that most tokens append in place
@@ -67,14 +68,21 @@ class DeltaState:
 
 @dataclass
 class KeyValues:
-    """keys, values [B, Hkv, S, D] of an attention layer, S >= the tokens seen; None before the first token."""
+    """keys, values [B, Hkv, S, D] of an attention layer, S >= the tokens seen; None before the first token.
+
+    bits: 8 for rows of that many bits, uint8 [B, Hkv, S, kv_row_bytes(D)]; None: of the activations' dtype.
+    """
 
     keys: mx.array | None = None
     values: mx.array | None = None
+    bits: int | None = None
 
     def reserve(self, shape: tuple[int, int, int, int], used: int, dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
-        """keys and values with room for [B, Hkv, S, D] = ``shape``, their first ``used`` rows kept."""
+        """keys and values with room for [B, Hkv, S, D] = ``shape`` of activations of ``dtype``, their first ``used``
+        rows kept."""
         batch, heads, rows, dim = shape
+        if self.bits is not None:
+            dim, dtype = kv_row_bytes(dim), mx.uint8
         if self.keys is not None and self.values is not None and self.keys.shape[2] >= rows:
             return self.keys, self.values
         grown = (batch, heads, _grown(rows, used) - used, dim)
@@ -100,13 +108,15 @@ class KeyValues:
         return cls(
             join([part.keys for part in parts if part.keys is not None]),
             join([part.values for part in parts if part.values is not None]),
+            parts[0].bits,
         )
 
     def stretch(self, start: int, end: int) -> KeyValues:
         """A copy of the rows [start, end), lazily."""
         assert self.keys is not None
         assert self.values is not None
-        return KeyValues(mx.contiguous(self.keys[:, :, start:end]), mx.contiguous(self.values[:, :, start:end]))
+        keys, values = (mx.contiguous(each[:, :, start:end]) for each in (self.keys, self.values))
+        return KeyValues(keys, values, self.bits)
 
     def arrays(self) -> list[mx.array]:
         return [a for a in (self.keys, self.values) if a is not None]
@@ -122,9 +132,15 @@ LayerState = DeltaState | KeyValues
 Held = tuple[int, mx.array | None, int, list[tuple[Any, ...]]]
 
 
-def empty_state(kind: str) -> LayerState:
+def empty_state(kind: str, kv_bits: int | None = None) -> LayerState:
     """That of a layer of one of the config's ``layer_types``."""
-    return DeltaState() if kind == "linear_attention" else KeyValues()
+    return DeltaState() if kind == "linear_attention" else KeyValues(bits=kv_bits)
+
+
+def kv_bytes(config: TextConfig, dtype: mx.Dtype, kv_bits: int | None = None) -> int:
+    """Of one token's keys and values in one attention layer; dtype: of the activations."""
+    row = config.head_dim * dtype.size if kv_bits is None else kv_row_bytes(config.head_dim)
+    return 2 * config.num_key_value_heads * row
 
 
 @dataclass
@@ -141,15 +157,16 @@ class Cache:
     rope_delta: int = 0
 
     @classmethod
-    def empty(cls, config: TextConfig) -> Cache:
-        return cls([empty_state(kind) for kind in config.layer_types])
+    def empty(cls, config: TextConfig, kv_bits: int | None = None) -> Cache:
+        """kv_bits: of keys and values; None: those of the activations."""
+        return cls([empty_state(kind, kv_bits) for kind in config.layer_types])
 
     @staticmethod
-    def bytes_of(config: TextConfig, dtype: mx.Dtype, tokens: int) -> int:
+    def bytes_of(config: TextConfig, dtype: mx.Dtype, tokens: int, kv_bits: int | None = None) -> int:
         """The most that a sequence of so many tokens takes, room to grow included."""
         states = 4 * config.linear_num_value_heads * config.linear_value_head_dim * config.linear_key_head_dim
         states += 3 * config.conv_dim * dtype.size
-        rows = 2 * config.num_key_value_heads * config.head_dim * dtype.size * _grown(tokens, tokens)
+        rows = kv_bytes(config, dtype, kv_bits) * _grown(tokens, tokens)
         delta = sum(kind == "linear_attention" for kind in config.layer_types)
         return delta * states + (len(config.layer_types) - delta) * rows
 

@@ -34,7 +34,8 @@ LAYERS = "language_model.model.layers"  # each by its number: "language_model.mo
 class Network:
     """A text model. Stateless: all that changes is in the cache.
 
-    mtp: the head that drafts tokens, where the checkpoint has one. No result of the model depends on it.
+    mtp: the head that drafts tokens, where the checkpoint has one. No result of the model depends on it. kv_bits: of
+    the keys and values in ``empty_cache``; None: those of the activations.
     """
 
     config: TextConfig
@@ -44,6 +45,7 @@ class Network:
     norm: mx.array
     lm_head: Matrix
     mtp: MtpHead | None = None
+    kv_bits: int | None = None
     ranked: ClassVar[bool] = False  # whether several processes compute it together
 
     @classmethod
@@ -116,6 +118,10 @@ class Network:
             x = layer(x, state, window)
             yield x
         cache.offset += tokens.shape[1]
+
+    def empty_cache(self) -> Cache:
+        """Of a sequence that has not begun."""
+        return Cache.empty(self.config, self.kv_bits)
 
     def embed(self, tokens: mx.array) -> mx.array:
         """tokens int [..] -> [.., hidden]."""

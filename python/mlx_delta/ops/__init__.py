@@ -15,6 +15,7 @@ from mlx_delta.ops.embedding import embedding, embedding_reference
 from mlx_delta.ops.experts import experts, experts_reference
 from mlx_delta.ops.gated_delta import gated_delta, gated_delta_reference
 from mlx_delta.ops.gated_norm import gated_norm, gated_norm_reference
+from mlx_delta.ops.kv_rows import dequantize_kv, kv_row_bytes, quantize_kv
 from mlx_delta.ops.matrix import Matrix, dense
 from mlx_delta.ops.qmm import qmm, qmm_reference
 from mlx_delta.ops.route import route, route_reference
@@ -31,6 +32,7 @@ __all__ = [
     "delta_mixer",
     "delta_mixer_reference",
     "dense",
+    "dequantize_kv",
     "embedding",
     "embedding_reference",
     "experts",
@@ -39,8 +41,10 @@ __all__ = [
     "gated_delta_reference",
     "gated_norm",
     "gated_norm_reference",
+    "kv_row_bytes",
     "qmm",
     "qmm_reference",
+    "quantize_kv",
     "route",
     "route_reference",
     "sample",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from mlx_delta import _core
+from mlx_delta.ops.kv_rows import dequantize_kv
 
 
 def attention(
@@ -28,7 +29,8 @@ def attention(
     Args:
         q: [B, Hq, T, D] from ``attention_prepare``; float32, float16 or bfloat16.
         projection: [B, T, >= 2 Hq D]: the gate of head h is its columns h * 2D + D .. h * 2D + 2D, read in place.
-        keys, values: [B, Hkv, S, D], ``length`` rows valid, the T new ones last. Head h reads h // (Hq / Hkv).
+        keys, values: [B, Hkv, S, D], ``length`` rows valid, the T new ones last; or in 8 bits, uint8
+            [B, Hkv, S, kv_row_bytes(D)]. Head h reads h // (Hq / Hkv).
         start: int [B], the first row of a left-padded sequence; None: 0. A token before it gives 0.
 
     Returns: [B, T, Hq D] of q's dtype. Sums are float32. Raises: ValueError naming the argument.
@@ -50,7 +52,9 @@ def attention_reference(
     """``attention`` in float32, with the whole score matrix."""
     B, Hq, T, D = q.shape
     group = Hq // keys.shape[1]
-    k, v = (mx.repeat(x[:, :, :length].astype(mx.float32), group, axis=1) for x in (keys, values))
+    cached = (x[:, :, :length] for x in (keys, values))
+    floats = (dequantize_kv(x, D) if x.dtype == mx.uint8 else x.astype(mx.float32) for x in cached)
+    k, v = (mx.repeat(x, group, axis=1) for x in floats)
     scores = scale * (q.astype(mx.float32) @ k.swapaxes(-1, -2))  # [B, Hq, T, length]
     rows = mx.arange(length)
     visible = rows <= mx.arange(length - T, length)[:, None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from mlx_delta import _core
+from mlx_delta.ops.kv_rows import quantize_kv
 
 
 def attention_prepare(
@@ -37,7 +38,8 @@ def attention_prepare(
     Args:
         projection: [B, T, (2 Hq + 2 Hkv) D], float32, float16 or bfloat16. The gate is left for ``attention``.
         q_norm, k_norm: [D], as they multiply (1 + w for zero-centred checkpoints).
-        keys, values: cache [B, Hkv, S, D] of projection's dtype, rows before ``offset`` valid.
+        keys, values: cache [B, Hkv, S, D] of projection's dtype, rows before ``offset`` valid; or in 8 bits, uint8
+            [B, Hkv, S, kv_row_bytes(D)]: what that dtype would hold, quantized as ``quantize_kv`` does it.
         positions: int [B, T], or [3, B, T] (T, H, W); None: offset + t.
 
     Returns: (q [B, Hq, T, D], keys, values). The cache is updated in place where nobody else holds it, else copied.
@@ -74,9 +76,9 @@ def attention_prepare_reference(
     eps: float = 1e-6,
     positions: mx.array | None = None,
 ) -> tuple[mx.array, mx.array, mx.array]:
-    """``attention_prepare`` in float32."""
+    """``attention_prepare`` in float32; in 8 bits of what is rounded to projection's dtype."""
     B, T, width = projection.shape
-    _, Hkv, _, D = keys.shape
+    Hkv, D = keys.shape[1], q_norm.shape[0]
     Hq = width // (2 * D) - Hkv
     x = projection.astype(mx.float32)
     q = x[..., : 2 * Hq * D].reshape(B, T, Hq, 2, D)[:, :, :, 0]
@@ -98,7 +100,10 @@ def attention_prepare_reference(
         return mx.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin, rest], axis=-1).transpose(0, 2, 1, 3)
 
     def append(cache: mx.array, rows: mx.array) -> mx.array:
-        cache = cache.astype(mx.float32)
+        if cache.dtype == mx.uint8:
+            rows = quantize_kv(rows.astype(projection.dtype))
+        else:
+            cache = cache.astype(mx.float32)
         return mx.concatenate([cache[:, :, :offset], rows, cache[:, :, offset + T :]], axis=2)
 
     return rope(q, q_norm), append(keys, rope(k, k_norm)), append(values, v.transpose(0, 2, 1, 3))

@@ -210,16 +210,16 @@ def test_the_network_in_memory_is_the_one_on_disk(tmp_path: Path) -> None:
     write_model("0.8B", tmp_path / "model", layers=4)
     loaded, made = load_model(tmp_path / "model").network, random_network("0.8B", layers=4)
     tokens = mx.array([[5, 6, 7]])
-    results = [network(tokens, filled_cache(network.config, 0, 0, network.dtype)) for network in (loaded, made)]
+    results = [network(tokens, filled_cache(network, 0, 0)) for network in (loaded, made)]
     assert mx.array_equal(*results)
     assert 0.1 < float(mx.std(results[0].astype(mx.float32))) < 10  # plausible logits
 
 
 def test_a_filled_cache_has_the_shapes_of_a_prefilled_one() -> None:
     network = random_network("0.8B")
-    real = filled_cache(network.config, 0, 0, network.dtype)
+    real = filled_cache(network, 0, 0)
     mx.eval(prefill(network, mx.array([list(range(40))]), real))
-    made = filled_cache(network.config, 40, 41, network.dtype)
+    made = filled_cache(network, 40, 41)
     assert [(a.shape, a.dtype) for a in made.arrays()] == [(a.shape, a.dtype) for a in real.arrays()]
     assert made.offset == real.offset == 40
 

@@ -66,9 +66,10 @@ def test_places_depend_on_what_is_before_them_alone() -> None:
             assert Cuts(beyond, TURNS).before(place) == place
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+@pytest.fixture(scope="module", params=["float32", "bfloat16", "bfloat16, keys and values in 8 bits"])
 def model(request: Any, tiny: Path) -> LanguageModel:
-    return load_model(tiny, request.param)
+    dtype, *kept = request.param.split(",")
+    return load_model(tiny, dtype, kv_bits=8 if kept else None)
 
 
 def computed(model: LanguageModel, ids: list[int], cache: Cache) -> mx.array:
@@ -92,7 +93,7 @@ def same(a: Cache, b: Cache) -> bool:
 def test_whatever_is_kept_or_decoded_the_bits_are_those_of_a_fresh_cache(model: LanguageModel) -> None:
     rng = random.Random(2)
     turns = model.engine.turns
-    for _ in range(12):
+    for _ in range(6 if model.network.kv_bits else 12):
         ids = conversation(rng, turns)
         cuts = Cuts(ids, turns)
         fresh = model.make_cache()
@@ -120,6 +121,6 @@ def test_an_answer_that_was_generated_is_the_one_that_is_given(model: LanguageMo
     fresh = model.make_cache()
     computed(model, covered, fresh)
     assert same(cache, fresh)
-    unopened = TokenSequence(ids[:91], Cache.empty(model.config.text), sequence.sampler, Collect(), most=5)
+    unopened = TokenSequence(ids[:91], model.make_cache(), sequence.sampler, Collect(), most=5)
     list(Engine(model.network, turns).run(unopened))
     assert unopened.covered is None  # a prompt that has these tokens goes on with the user's turn, by tiles

@@ -10,6 +10,7 @@ import numpy as np
 from mlx_delta.bench.cases.case import Arguments, Case
 from mlx_delta.bench.cases.draws import normal
 from mlx_delta.config import TextConfig
+from mlx_delta.ops import quantize_kv
 
 
 def cases(size: str, text: TextConfig) -> Iterator[Case]:
@@ -18,7 +19,18 @@ def cases(size: str, text: TextConfig) -> Iterator[Case]:
 
 
 def attention_prepare_cases(text: TextConfig) -> Iterator[Case]:
-    def case(B: int, T: int, Hq: int, Hkv: int, D: int, S: int, offset: int, axes: int = 0, real: bool = False) -> Case:
+    def case(
+        B: int,
+        T: int,
+        Hq: int,
+        Hkv: int,
+        D: int,
+        S: int,
+        offset: int,
+        axes: int = 0,
+        real: bool = False,
+        bits: int | None = None,
+    ) -> Case:
         def make(dtype: mx.Dtype, rng: np.random.Generator) -> Arguments:
             half = D // 8  # rotary on a quarter of the head, in pairs
             shape = {0: None, 1: (B, T), 3: (3, B, T)}[axes]
@@ -26,8 +38,8 @@ def attention_prepare_cases(text: TextConfig) -> Iterator[Case]:
                 "projection": normal(rng, B, T, (2 * Hq + 2 * Hkv) * D, dtype=dtype),
                 "q_norm": 1 + normal(rng, D, scale=0.1),
                 "k_norm": 1 + normal(rng, D, scale=0.1),
-                "keys": normal(rng, B, Hkv, S, D, dtype=dtype),
-                "values": normal(rng, B, Hkv, S, D, dtype=dtype),
+                "keys": cached(normal(rng, B, Hkv, S, D, dtype=dtype), bits),
+                "values": cached(normal(rng, B, Hkv, S, D, dtype=dtype), bits),
                 "offset": offset,
                 "rope_theta": 1e7,
                 "rope_dim": 2 * half,
@@ -40,39 +52,57 @@ def attention_prepare_cases(text: TextConfig) -> Iterator[Case]:
             # The gates, interleaved with the queries, stay where they are.
             return norms + 2 * (Hq + 2 * Hkv) * B * T * D * arguments["projection"].itemsize
 
-        name = f"b{B}t{T}h{Hq}:{Hkv}d{D}at{offset}axes{axes}"
+        name = f"b{B}t{T}h{Hq}:{Hkv}d{D}at{offset}axes{axes}" + ("-kv8" if bits else "")
         return Case("attention_prepare", name, make, moved, real, states=("keys", "values"))
 
     yield case(1, 1, 2, 1, 256, 8, 3)
     yield case(2, 5, 6, 2, 64, 16, 0)
     yield case(2, 5, 4, 4, 128, 16, 11, axes=1)
     yield case(2, 7, 3, 1, 256, 7, 0, axes=3)
-    yield case(1, 1, text.num_attention_heads, text.num_key_value_heads, text.head_dim, 2048, 2000, real=True)
+    yield case(2, 3, 2, 1, 64, 7, 2, bits=8)
+    yield case(1, 2, 2, 2, 36, 5, 1, axes=1, bits=8)
+    for bits in (8, None):
+        heads, keys = text.num_attention_heads, text.num_key_value_heads
+        yield case(1, 1, heads, keys, text.head_dim, 2048, 2000, real=True, bits=bits)
+
+
+def cached(x: mx.array, bits: int | None) -> mx.array:
+    """x [.., D] as a cache holds it."""
+    return x if bits is None else quantize_kv(x)
 
 
 def attention_cases(text: TextConfig) -> Iterator[Case]:
     def case(
-        B: int, T: int, Hq: int, Hkv: int, D: int, S: int, length: int, padded: bool = False, real: bool = False
+        B: int,
+        T: int,
+        Hq: int,
+        Hkv: int,
+        D: int,
+        S: int,
+        length: int,
+        padded: bool = False,
+        real: bool = False,
+        bits: int | None = None,
     ) -> Case:
         def make(dtype: mx.Dtype, rng: np.random.Generator) -> Arguments:
             return {
                 "q": normal(rng, B, Hq, T, D, dtype=dtype),
                 "projection": normal(rng, B, T, (2 * Hq + 2 * Hkv) * D, dtype=dtype),
-                "keys": normal(rng, B, Hkv, S, D, dtype=dtype),
-                "values": normal(rng, B, Hkv, S, D, dtype=dtype),
+                "keys": cached(normal(rng, B, Hkv, S, D, dtype=dtype), bits),
+                "values": cached(normal(rng, B, Hkv, S, D, dtype=dtype), bits),
                 "length": length,
                 "scale": D**-0.5,
                 "start": mx.array(rng.integers(0, length, size=B)) if padded else None,
             }
 
         def moved(arguments: Arguments, results: list[mx.array]) -> int:
-            cache = 2 * B * Hkv * length * D * arguments["keys"].itemsize
+            cache = 2 * B * Hkv * length * arguments["keys"].shape[-1] * arguments["keys"].itemsize
             return cache + arguments["q"].nbytes + 2 * results[0].nbytes
 
         def flops(arguments: Arguments) -> int:
             return 4 * B * Hq * T * length * D
 
-        name = f"b{B}t{T}h{Hq}:{Hkv}d{D}l{length}" + ("-padded" if padded else "")
+        name = f"b{B}t{T}h{Hq}:{Hkv}d{D}l{length}" + ("-padded" if padded else "") + ("-kv8" if bits else "")
         return Case("attention", name, make, moved, real, flops)
 
     yield case(1, 1, 2, 1, 256, 9, 9)
@@ -84,6 +114,11 @@ def attention_cases(text: TextConfig) -> Iterator[Case]:
     yield case(1, 1, 4, 1, 64, 2500, 2345)
     yield case(2, 3, 4, 2, 64, 2100, 2049, padded=True)
     yield case(1, 40, 6, 1, 72, 200, 150)
+    yield case(2, 1, 6, 2, 64, 100, 70, bits=8)
+    yield case(2, 9, 4, 1, 256, 140, 131, bits=8)
+    yield case(1, 3, 4, 2, 128, 2100, 2049, padded=True, bits=8)
+    yield case(1, 40, 6, 1, 72, 200, 150, bits=8)
+    yield case(1, 5, 2, 2, 36, 70, 67, bits=8)
     heads, keys = text.num_attention_heads, text.num_key_value_heads
-    yield case(1, 1, heads, keys, text.head_dim, 2048, 2000, real=True)
-    yield case(1, 1, heads, keys, text.head_dim, 16384, 16000, real=True)
+    for rows, length, bits in ((2048, 2000, None), (2048, 2000, 8), (16384, 16000, None)):
+        yield case(1, 1, heads, keys, text.head_dim, rows, length, real=True, bits=bits)
