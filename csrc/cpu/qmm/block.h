@@ -6,6 +6,7 @@
 #include "cpu/qmm/fixed_x.h"
 #include "cpu/qmm/float.h"
 #include "cpu/qmm/products.h"
+#include "cpu/qmm/rows_int16.h"
 #include "cpu/qmm/tiled_avx512.h"
 #include "cpu/qmm/tiled_int16.h"
 #include "cpu/runtime/threads.h"
