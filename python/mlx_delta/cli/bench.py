@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mlx_delta.cli.bench_network import open_network
 from mlx_delta.cli.bench_view import (
     decode_lines,
     draw,
@@ -24,7 +24,7 @@ from mlx_delta.cli.bench_view import (
 from mlx_delta.cli.command import register
 from mlx_delta.cli.errors import UsageError
 from mlx_delta.cli.options import NAMES, KvBits
-from mlx_delta.cli.ranks import check_alone, joined, silent, together
+from mlx_delta.cli.ranks import joined, silent, together
 from mlx_delta.errors import ArgumentError, RedTests
 from mlx_delta.progress import Bars, megabytes
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from mlx_delta.bench.roofline import Point
     from mlx_delta.bench.timing import ReadBandwidth
     from mlx_delta.bench.whole_model import Decode, Prefill
-    from mlx_delta.distributed.ranks import Ranks
     from mlx_delta.model.network import Network
 
 Shape = Annotated[str, typer.Option("--shape", help="Published size whose shapes to use: 0.8b, 2b, 4b, 9b or 27b.")]
@@ -186,7 +185,7 @@ def throughput(
 
     counts = _counts(concurrency)
     machine = _machine()
-    network, facts = _network(shape, layers, model, kv_bits=kv_bits)
+    network, facts = open_network(shape, layers, model, kv_bits=kv_bits)
     rows = bench_throughput(network, concurrency=counts, prompt=prompt, tokens=tokens, rounds=repeats)
     if as_json:
         typer.echo(json.dumps({**facts, "concurrency": {str(row.concurrency): row.as_dict() for row in rows}}))
@@ -295,7 +294,7 @@ def _whole_model(
     ranks = None if directory is None else joined()
     with together(ranks), silent(ranks):
         machine = _machine()
-        network, facts = _network(shape, layers, directory, ranks, kv_bits)
+        network, facts = open_network(shape, layers, directory, ranks, kv_bits)
         bandwidth = ReadBandwidth()
         if not as_json:
             table({"machine": machine, "model": f"{facts['model']}, {facts['layers']} layers"})
@@ -328,61 +327,6 @@ def model(
     with Bars() as bars:
         progress = bars.task("random weights", megabytes)
         write_model(size_named(shape), out, layers=layers, progress=progress, force=force)
-
-
-def _network(
-    shape: str,
-    layers: int | None,
-    directory: str | None,
-    ranks: Ranks | None = None,
-    kv_bits: int | None = None,
-) -> tuple[Network, dict[str, Any]]:
-    """What to run, with its facts, once the ops are known to be right."""
-    from mlx_delta import _core
-    from mlx_delta.bench.checks import check_ops
-    from mlx_delta.bench.memory import reset_peak
-    from mlx_delta.bench.sizes import size_named
-    from mlx_delta.loading import check_kv_bits
-
-    if directory is not None and layers is not None:
-        raise ArgumentError(f"layers: expected it with --shape, found it with --model {directory}")
-    size = size_named(shape)
-    check_kv_bits(kv_bits)
-    if ranks is None:
-        check_alone("this one")
-    check_ops()
-    facts: dict[str, Any] = {"isa": _core.cpu_isa(), "threads": _core.cpu_threads()}
-    if directory is not None:
-        return _loaded(directory, facts, ranks, kv_bits)
-    from mlx_delta.bench.random_model import random_network
-
-    with Bars() as bars:
-        network = random_network(size, layers=layers, progress=bars.task("random weights", megabytes))
-    reset_peak()  # making the weights took more memory than having them
-    return replace(network, kv_bits=kv_bits), {
-        "model": f"{size}, random weights",
-        "layers": network.config.num_layers,
-        **facts,
-        "load_seconds": None,
-    }
-
-
-def _loaded(
-    model: str, facts: dict[str, Any], ranks: Ranks | None, kv_bits: int | None
-) -> tuple[Network, dict[str, Any]]:
-    import time
-
-    from mlx_delta.bench.memory import reset_peak
-    from mlx_delta.hub.path import model_path
-    from mlx_delta.loading import load_model
-
-    directory = model_path(model)
-    reset_peak()
-    start = time.perf_counter()
-    network = load_model(directory, ranks=ranks, kv_bits=kv_bits).network
-    seconds = time.perf_counter() - start
-    facts |= {"model": model, "layers": network.config.num_layers, "load_seconds": seconds}
-    return network, facts
 
 
 def _weights_used(network: Network) -> int:

@@ -15,21 +15,20 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import mlx.core as mx
 
 from mlx_delta.distributed.ranks import Ranks
 from mlx_delta.engine.blocks import ErrorsOf, Restored, later_interrupt
-from mlx_delta.engine.cuts import ALIGNED, NO_TURNS, Cuts, Turns
+from mlx_delta.engine.cuts import NO_TURNS, Cuts, Turns
 from mlx_delta.engine.depth import MTP, Depths
 from mlx_delta.engine.lead import Lead
 from mlx_delta.engine.memory import memory_bytes
-from mlx_delta.engine.pace import Pace
-from mlx_delta.engine.prefill import CHUNK
 from mlx_delta.engine.prefix import PrefixCache
-from mlx_delta.engine.sequence import Passed, TokenSequence, Told
+from mlx_delta.engine.prompts import Prompts
+from mlx_delta.engine.sequence import TokenSequence, Told
 from mlx_delta.engine.speculation import Speculation
 from mlx_delta.errors import ArgumentError, QueueFullError
 from mlx_delta.model.cache import Cache
@@ -68,7 +67,7 @@ class Engine:
         # For sequences, and for what is kept of them.
         self._memory = network.least(max(0, memory_bytes(memory) - network.nbytes))
         self.lead: Lead | None = None  # of ranks of which the first alone hears what is asked
-        self._pace = Pace()
+        self._prompts = Prompts(network, self.prefix, turns)
         self._depths = Depths()
         self._change = threading.Condition()  # guards what follows; notified after every step
         self._driver: int | None = None  # the thread that takes a step: it alone touches the sequences that go on
@@ -229,7 +228,7 @@ class Engine:
                     self._step()
             for each in self._going:
                 if each.ended:
-                    self._keep(each)
+                    self._prompts.keep(each)
         finally:
             with self._change:
                 self._driver = None
@@ -258,7 +257,7 @@ class Engine:
         if self._cancelled:
             for each in self._cancelled:
                 each.ended = True
-                self._keep(each)
+                self._prompts.keep(each)
             self._going = [each for each in self._going if each not in self._cancelled]
             self._cancelled.clear()
 
@@ -271,7 +270,7 @@ class Engine:
         prompt = next((each for each in self._going if not each.decoding), None)
         if prompt is not None:
             with ErrorsOf([prompt]):
-                self._compute_prompt(prompt, beside=bool(rows))
+                self._prompts.compute(prompt, beside=bool(rows))
             if prompt.decoding and not prompt.ended:
                 rows.append(prompt)
         rows = [each for each in rows if not each.ended]
@@ -290,7 +289,7 @@ class Engine:
         self._read(rows)
         seconds = time.perf_counter() - begin
         if rows:
-            self._pace.decoded(seconds, beside=prompt is not None)
+            self._prompts.pace.decoded(seconds, beside=prompt is not None)
         if speculating and not any(row.ended for row in rows):
             self._depths.took(seconds, len(rows), sum(len(row.tokens) for row in rows) - tokens)
 
@@ -313,7 +312,7 @@ class Engine:
             row.error, row.ended = error, True
         else:
             seconds = time.perf_counter() - begin
-            self._pace.decoded(seconds, beside=False)
+            self._prompts.pace.decoded(seconds, beside=False)
             if row.speculation is not None and not row.ended:
                 self._depths.took(seconds, 1, 1)
 
@@ -329,89 +328,6 @@ class Engine:
             raise
         del held  # a held state is not updated in place
         mx.async_eval(*row.arrays())
-
-    def _compute_prompt(self, sequence: TokenSequence, *, beside: bool) -> None:
-        """Go on with it; after its end, its first token is chosen.
-
-        beside: others decode, and must not wait for long: some halves of layers of a piece at a time.
-        """
-        if not sequence.begun:
-            cuts = Cuts(sequence.ids, self.turns)
-            cache = sequence.cache if sequence.own_cache else self.prefix.resume(sequence.keys, cuts)
-            sequence.begin(cuts, cache)
-        if sequence.passing is None:
-            if not beside:
-                with Restored([sequence]):
-                    passed = deque(self._pass(sequence, CHUNK), maxlen=1).pop()
-                self._passed(sequence, passed)
-                return
-            most = self._pace.tokens(sequence.cache.offset, ALIGNED, CHUNK)
-            sequence.passing = self._pass(sequence, self.network.agreed(most), halves=True)
-        tokens = sum(span.count for span in sequence.spans)
-        begin = before = time.perf_counter()
-        for passed in sequence.passing:
-            mx.eval([each for each in passed if each is not None])
-            now, prefix = time.perf_counter(), sequence.cache.offset - tokens
-            self._pace.took(sequence.parts, prefix, tokens, now - before)
-            sequence.passed, sequence.parts = passed, sequence.parts + 1
-            if sequence.parts == 2 * len(self.network.layers):
-                break
-            expected = self._pace.expected(sequence.parts, prefix, tokens)
-            if beside and self.network.agreed(now - begin + expected > self._pace.seconds):
-                return
-            before = now
-        self._passed(sequence, sequence.passed)
-
-    def _pass(self, sequence: TokenSequence, most: int, *, halves: bool = False) -> Iterator[Passed]:
-        """About ``most`` tokens of a prompt, through all layers: what each (half) gives, by rows and by tiles."""
-        start, total = sequence.cache.offset, len(sequence.ids)
-        border = total if sequence.own_cache else sequence.cuts.border(start)
-        ids: dict[bool, list[int]] = {False: [], True: []}  # by rows, by tiles
-        spans = []
-        for piece in sequence.cuts.pieces(start, border, most):
-            of, count = ids[piece.tiles], piece.end - piece.start
-            spans.append(Span(sequence.cache, len(of), count, piece.tiles, sequence.pictures))
-            of += sequence.ids[piece.start : piece.end]
-        sequence.spans, sequence.border = spans, border
-        rows, tiles = (mx.array(of) if of else None for of in ids.values())
-        return self.network.layer_by_layer(rows, tiles, spans, halves)
-
-    def _passed(self, sequence: TokenSequence, passed: Passed) -> None:
-        """What the last layer gave of a piece is there."""
-        sequence.passing, sequence.parts = None, 0
-        end, total = sequence.cache.offset, len(sequence.ids)
-        rows, tiles = passed
-        self._show(sequence, rows, tiles)
-        last = (
-            tiles[:, -1:] if sequence.spans[-1].tiles and tiles is not None else rows[-1:] if rows is not None else None
-        )
-        assert last is not None
-        if end == total:
-            sequence.sample(self.network.logits(last)[:, 0])
-            mx.async_eval(*sequence.arrays())
-            return
-        mx.eval(last, sequence.cache.arrays())
-        if end < sequence.border:  # a short prompt has nothing to tell
-            sequence.progress(end - sequence.known, total - sequence.known)
-        else:
-            self._keep(sequence)
-
-    def _keep(self, sequence: TokenSequence) -> None:
-        """For others to go on from where it is."""
-        if not sequence.own_cache and sequence.error is None and (covered := sequence.covered):
-            self.prefix.keep(covered, sequence.cache)
-
-    def _show(self, sequence: TokenSequence, rows: mx.array | None, tiles: mx.array | None) -> None:
-        """What drafts for the sequence sees what the last layer gave of a piece."""
-        speculation, at = sequence.speculation, sequence.cache.offset - sum(span.count for span in sequence.spans)
-        if speculation is None:
-            return
-        for span in sequence.spans:
-            part, whole = slice(span.first, span.first + span.count), tiles if span.tiles else rows
-            assert whole is not None
-            at += span.count
-            speculation.see(whole[:, part] if span.tiles else whole[part].reshape(1, span.count, -1), at)
-        mx.async_eval(*speculation.arrays())
 
     def _decode(self, rows: Sequence[TokenSequence]) -> None:
         """Set off the pass over the weights in which each row's next token becomes the one after it."""
