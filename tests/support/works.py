@@ -93,7 +93,7 @@ class Family:
             self.network, self.turns, prefix_bytes=limit, memory=memory, most_rows=rng.choice([2, 5, 16, 32])
         )
         engine._prompts.pace = RandomPace(rng)
-        with patch("mlx_delta.engine.engine.CHUNK", rng.choice([64, 192, 512])):
+        with patch("mlx_delta.engine.prompts.CHUNK", rng.choice([64, 192, 512])):
             self._run(engine, rng, seed)
         assert engine.prefix.nbytes <= limit
         assert not engine._going

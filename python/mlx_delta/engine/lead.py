@@ -20,17 +20,15 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_delta.distributed.ranks import Ranks
+from mlx_delta.engine.prefix import PrefixCache
 from mlx_delta.engine.sequence import TokenSequence, Told
 from mlx_delta.errors import MlxDeltaError, RankError
-
-if TYPE_CHECKING:
-    from mlx_delta.engine.engine import Engine
 
 _IDLE = 0.03  # seconds
 
@@ -44,13 +42,35 @@ class _Command:
     sequence: TokenSequence | None = None
 
 
+class Steps(Protocol):
+    """An engine, as it is led."""
+
+    prefix: PrefixCache
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way."""
+
+    def accept(self, sequence: TokenSequence) -> None:
+        """It goes on beside the others from the next step on."""
+
+    def drop(self, sequence: TokenSequence) -> None:
+        """It ends."""
+
+    def take_step(self) -> None:
+        """One step of all that are under way."""
+
+    def end_all(self, error: Exception) -> None:
+        """All that is under way ends with the error."""
+
+
 class Lead:
     """make: a sequence, of what rank 0 has told of it.
 
     ``run`` takes all steps, in one thread of each rank; it returns on all of them after rank 0's ``end``.
     """
 
-    def __init__(self, engine: Engine, ranks: Ranks, make: Callable[[Told], TokenSequence]) -> None:
+    def __init__(self, engine: Steps, ranks: Ranks, make: Callable[[Told], TokenSequence]) -> None:
         self._engine = engine
         self._ranks = ranks
         self._make = make
