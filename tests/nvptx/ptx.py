@@ -11,6 +11,7 @@ PARAMETER = re.compile(r"\.param\s+(.*?)\s*(\w+_param_\d+)")
 VARIABLE = re.compile(r"\.(shared|local|const)\s+\.align (\d+) \.b8\s+([\w$.]+)\[(\d+)\]")
 WIDE = re.compile(r"\b(add|sub|mul|mad|div|rem)(?:\.\w+)*?\.[busf]64\b")
 LOAD = re.compile(r"\bld\.global(?:\.\w+)*?(?:\.v(\d))?\.[busf](\d+)\b")
+STORE = re.compile(r"\bst\.(?:global|shared)\b")
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Entry:
     shared, local: bytes of threadgroup memory, and of thread memory that is not in registers. constants: bytes of each
     symbol in constant memory. loads: the number of load instructions of device memory by the bytes of one. calls:
     functions called. threads: the launch bound. loops: how many that load device memory the optimiser has left. wide:
-    64-bit operations in the innermost of those, "loads" among them: a GPU of 32 bits has to make each of several.
+    64-bit operations in the innermost of those, "loads" and "stores" among them: a GPU of 32 bits has to make each of
+    several.
     """
 
     name: str
@@ -83,5 +85,6 @@ def innermost(loops: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def wide_operations(body: str) -> Counter[str]:
-    """64-bit operations by their name, and "loads"."""
-    return Counter([*WIDE.findall(body), *("loads" for _ in LOAD.findall(body))])
+    """64-bit operations by their name, "loads", and "stores" (to threadgroup memory too)."""
+    stores = ["stores"] * len(STORE.findall(body))
+    return Counter([*WIDE.findall(body), *("loads" for _ in LOAD.findall(body)), *stores])

@@ -49,8 +49,9 @@ def test_compiles(name: str, kernels: dict[str, Future[Kernel]]) -> None:
     assert entry.loads
     if re.search(r"^(qmm|attention)_b?float", name) and specialisations()[name].case.real:
         assert entry.loops, "the optimiser has unrolled all: then it moves loads out, and registers spill"
-        assert set(entry.wide) <= {"add", "loads"}, "an inner loop multiplies numbers of 64 bits"
-        assert entry.wide["add"] <= entry.wide["loads"], "an address is more than a base and an index of 32 bits"
+        assert set(entry.wide) <= {"add", "loads", "stores"}, "an inner loop multiplies numbers of 64 bits"
+        accesses = entry.wide["loads"] + entry.wide["stores"]
+        assert entry.wide["add"] <= accesses, "an address is more than a base and an index of 32 bits"
     if specialisations()[name].case.real:
         widths = ", ".join(f"{count} of {width}" for width, count in sorted(entry.loads.items()))
         report(
