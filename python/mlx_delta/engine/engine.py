@@ -268,6 +268,12 @@ class Engine:
         rows = [each for each in self._going if each.decoding]
         self._read(rows)  # what a step before, cut short, has left
         prompt = next((each for each in self._going if not each.decoding), None)
+        begin = time.perf_counter()
+        if prompt is not None and rows:
+            with ErrorsOf(rows):  # the pass under way, or the prompt's parts would be timed with it, and it not at all
+                mx.eval(*(array for row in rows for array in row.arrays()))
+            rows = [each for each in rows if not each.ended]
+        waited = time.perf_counter() - begin
         if prompt is not None:
             with ErrorsOf([prompt]):
                 self._prompts.compute(prompt, beside=bool(rows))
@@ -289,7 +295,7 @@ class Engine:
         self._read(rows)
         seconds = time.perf_counter() - begin
         if rows:
-            self._prompts.pace.decoded(seconds, beside=prompt is not None)
+            self._prompts.pace.decoded(waited + seconds, beside=prompt is not None)
         if speculating and not any(row.ended for row in rows):
             self._depths.took(seconds, len(rows), sum(len(row.tokens) for row in rows) - tokens)
 
