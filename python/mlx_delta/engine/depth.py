@@ -137,9 +137,9 @@ class Drafts:
 
 @dataclass(frozen=True)
 class Wish:
-    """What a sequence can draft: at most ``most`` by the head, and so many by looking up; chances: of each drafter.
+    """What a sequence can draft: at most ``most`` by each drafter. acceptance: how often each was right.
 
-    count: how many it has to draft, if they are not the engine's choice; by: whom it would ask then.
+    count: how many it has to draft, if they are not the engine's choice.
     """
 
     most: dict[str, int]

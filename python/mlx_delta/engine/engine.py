@@ -268,13 +268,10 @@ class Engine:
         rows = [each for each in self._going if each.decoding]
         self._read(rows)  # what a step before, cut short, has left
         prompt = next((each for each in self._going if not each.decoding), None)
-        begin = time.perf_counter()
-        if prompt is not None and rows:
-            with ErrorsOf(rows):  # the pass under way, or the prompt's parts would be timed with it, and it not at all
-                mx.eval(*(array for row in rows for array in row.arrays()))
-            rows = [each for each in rows if not each.ended]
-        waited = time.perf_counter() - begin
+        waited = 0.0
         if prompt is not None:
+            waited = self._wait(rows)
+            rows = [each for each in rows if not each.ended]
             with ErrorsOf([prompt]):
                 self._prompts.compute(prompt, beside=bool(rows))
             if prompt.decoding and not prompt.ended:
@@ -301,11 +298,11 @@ class Engine:
 
     def _step_alone(self, row: TokenSequence) -> None:
         """One sequence, decoding, that nobody drafts for in this step: there is nobody to keep it apart from."""
-        try:
+        with ErrorsOf([row]):
             row.read()  # what a step before, cut short, has left
-            begin = time.perf_counter()
             if row.ended:
                 return
+            begin = time.perf_counter()
             row.steer()
             if row.last:
                 row.use()
@@ -314,9 +311,6 @@ class Engine:
                     self._depths.began(1, 0, drafting=False)
                 self._decode_alone(row)
             row.read()
-        except Exception as error:
-            row.error, row.ended = error, True
-        else:
             seconds = time.perf_counter() - begin
             self._prompts.pace.decoded(seconds, beside=False)
             if row.speculation is not None and not row.ended:
@@ -324,15 +318,9 @@ class Engine:
 
     def _decode_alone(self, row: TokenSequence) -> None:
         """``_decode`` of one row: there, what Python does between two tokens shows."""
-        cache = row.cache
-        held = cache.held()
-        try:
-            x = self.network.step(row.next, cache)
+        with Restored([row]):
+            x = self.network.step(row.next, row.cache)
             row.advance(x, self.network.logits(x)[:, 0], None)
-        except BaseException:
-            cache.restore(held)
-            raise
-        del held  # a held state is not updated in place
         mx.async_eval(*row.arrays())
 
     def _decode(self, rows: Sequence[TokenSequence]) -> None:
@@ -369,6 +357,15 @@ class Engine:
         )
         self._depths.began(len(rows) + sum(counts), by_head, drafting=any(counts))
         return drafts
+
+    def _wait(self, rows: Sequence[TokenSequence]) -> float:
+        """Seconds that the pass under way still took: else a prompt's parts would be timed with it, and it not at
+        all."""
+        begin = time.perf_counter()
+        for row in rows:
+            with ErrorsOf([row]):
+                mx.eval(row.arrays())
+        return time.perf_counter() - begin
 
     def _read(self, rows: Sequence[TokenSequence]) -> None:
         for row in rows:

@@ -145,9 +145,8 @@ class TokenSequence:
         self.logprobs = logprobs
         self.progress = progress or (lambda done, total: None)
         self.known = self.cache.offset
-        self.passing: Iterator[Passed] | None = (
-            None  # a piece of its prompt, some halves of layers of which are computed
-        )
+        # A piece of its prompt, some halves of layers of which are computed.
+        self.passing: Iterator[Passed] | None = None
         self.passed: Passed = (None, None)  # what the last of these gave
         self.parts = 0  # how many these are
         self.spans: Sequence[Span] = ()  # of the piece
