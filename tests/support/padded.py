@@ -155,8 +155,7 @@ def attention(dtype: mx.Dtype, T: int, length: int, paddings: tuple[int, ...], b
     together = {
         "q": normal(rng, B, Hq, T, D, dtype=dtype),
         "projection": normal(rng, B, T, (2 * Hq + 2 * Hkv) * D, dtype=dtype),
-        "keys": cached(normal(rng, B, Hkv, length, D, dtype=dtype), bits),
-        "values": cached(normal(rng, B, Hkv, length, D, dtype=dtype), bits),
+        **cached(rng, (B, Hkv, length, D), dtype, bits),
         "length": length,
         "scale": D**-0.5,
         "start": mx.array(paddings),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import mlx.core as mx
 import numpy as np
@@ -38,8 +38,7 @@ def attention_prepare_cases(text: TextConfig) -> Iterator[Case]:
                 "projection": normal(rng, B, T, (2 * Hq + 2 * Hkv) * D, dtype=dtype),
                 "q_norm": 1 + normal(rng, D, scale=0.1),
                 "k_norm": 1 + normal(rng, D, scale=0.1),
-                "keys": cached(normal(rng, B, Hkv, S, D, dtype=dtype), bits),
-                "values": cached(normal(rng, B, Hkv, S, D, dtype=dtype), bits),
+                **cached(rng, (B, Hkv, S, D), dtype, bits),
                 "offset": offset,
                 "rope_theta": 1e7,
                 "rope_dim": 2 * half,
@@ -66,9 +65,10 @@ def attention_prepare_cases(text: TextConfig) -> Iterator[Case]:
         yield case(1, 1, heads, keys, text.head_dim, 2048, 2000, real=True, bits=bits)
 
 
-def cached(x: mx.array, bits: int | None) -> mx.array:
-    """x [.., D] as a cache holds it."""
-    return x if bits is None else quantize_kv(x)
+def cached(rng: np.random.Generator, shape: Sequence[int], dtype: mx.Dtype, bits: int | None) -> Arguments:
+    """keys and values [B, Hkv, S, D] = ``shape``, as a cache holds them."""
+    drawn = {name: normal(rng, *shape, dtype=dtype) for name in ("keys", "values")}
+    return drawn if bits is None else {name: quantize_kv(x) for name, x in drawn.items()}
 
 
 def attention_cases(text: TextConfig) -> Iterator[Case]:
@@ -88,8 +88,7 @@ def attention_cases(text: TextConfig) -> Iterator[Case]:
             return {
                 "q": normal(rng, B, Hq, T, D, dtype=dtype),
                 "projection": normal(rng, B, T, (2 * Hq + 2 * Hkv) * D, dtype=dtype),
-                "keys": cached(normal(rng, B, Hkv, S, D, dtype=dtype), bits),
-                "values": cached(normal(rng, B, Hkv, S, D, dtype=dtype), bits),
+                **cached(rng, (B, Hkv, S, D), dtype, bits),
                 "length": length,
                 "scale": D**-0.5,
                 "start": mx.array(rng.integers(0, length, size=B)) if padded else None,
