@@ -9,6 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlx_delta.arch.checkpoint import Checkpoint, open_checkpoint
+from mlx_delta.arch.head import head_beside, with_head
 from mlx_delta.checkpoint.finite import read_finite
 from mlx_delta.checkpoint.tensors import Tensor, base_name, check_tensors
 from mlx_delta.distributed.loading import load_shared
@@ -39,6 +40,7 @@ def load_model(
     prefix_cache_bytes: int | None = None,
     memory_bytes: int | None = None,
     kv_bits: int | None = None,
+    mtp: str | Path | None = None,
     ranks: Ranks | None = None,
 ) -> LanguageModel:
     """Load an official, converted or mlx-community Qwen3.5 checkpoint.
@@ -52,15 +54,18 @@ def load_model(
     weights, sequences under way and what is kept: a request waits until it fits, or is refused where it never would;
     None: what the system recommends for a GPU, or nine tenths of the machine's. kv_bits: 8 keeps keys and values in 8
     bits, which is half the memory a token of context takes, and half of what attention reads; None: in ``dtype``.
-    ranks: the processes that share the
-    weights among them, each of which must then do the same; ``distributed.ranks.Ranks.launched()``.
+    mtp: an MTP head for ``speculate``, where the model's files lack one: a directory of ``model_type`` "qwen3_5_mtp",
+    or the original checkpoint, named as ``path`` is. None: what lies in ``mtp/`` beside the model. ranks: the processes
+    that share the weights among them, each of which must then do the same; ``distributed.ranks.Ranks.launched()``.
     Raises: ConfigError, CheckpointError, TokenizerError naming the file and the tensor; HubError, a
     CheckpointError.
     """
     check_dtype(dtype)
     check_kv_bits(kv_bits)
+    checkpoint = open_checkpoint(model_path(path), gguf=False)
+    head = head_beside(checkpoint) if mtp is None else model_path(mtp)
     return load_checkpoint(
-        open_checkpoint(model_path(path), gguf=False),
+        checkpoint if head is None else with_head(checkpoint, head),
         dtype,
         prefix_cache_bytes=prefix_cache_bytes,
         memory_bytes=memory_bytes,

@@ -17,6 +17,7 @@ from mlx_delta.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
 HEAD_FILES = "mtp/*.safetensors"  # of an MTP head beside a model that lacks it
+HEAD_CONFIG = "mtp/config.json"  # what it may have of its own
 SIDE_FILES = (
     "tokenizer*.json",
     "vocab.json",

@@ -11,7 +11,7 @@ import typer
 
 from mlx_delta.cli.console import stderr
 from mlx_delta.cli.errors import UsageError
-from mlx_delta.cli.options import KvBits, Model, System, option_flags
+from mlx_delta.cli.options import KvBits, Model, Mtp, System, option_flags
 from mlx_delta.cli.pictures import Pictures, picture_part
 from mlx_delta.cli.process import read_stdin
 from mlx_delta.cli.ranks import joined, led, together
@@ -40,6 +40,7 @@ def chat(
         typer.Option(help="Activations: float32, float16 or bfloat16.", show_default="the checkpoint's"),
     ] = None,
     kv_bits: KvBits = None,
+    mtp: Mtp = None,
     **options: Any,
 ) -> None:
     """Chat with a model: markdown as it streams, thoughts dimmed, tool calls shown. /help tells the commands.
@@ -80,7 +81,7 @@ def chat(
     directory = model_path(model)
     with together(ranks):
         with nullcontext() if ranks is not None and ranks.rank else stderr().status(f"loading {model}"):
-            loaded = load_model(directory, dtype, ranks=ranks, kv_bits=kv_bits)
+            loaded = load_model(directory, dtype, ranks=ranks, kv_bits=kv_bits, mtp=mtp)
         with led(loaded, ranks) as leads:
             if not leads:
                 return

@@ -22,6 +22,16 @@ KvBits = Annotated[
         "--kv-bits", help="8: keep keys and values in 8 bits, half the memory of a context.", show_default="off"
     ),
 ]
+Mtp = Annotated[
+    str | None,
+    typer.Option(
+        "--mtp",
+        "--draft-model",
+        help="MTP head to draft with, where the model's files have none: a qwen3_5_mtp directory or the original.",
+        metavar="MODEL",
+        show_default="the model's own",
+    ),
+]
 Model = Annotated[str, typer.Option("--model", "-m", help=f"Model, official, converted or quantized: {NAMES}.")]
 
 # Where a flag is not simply "--" and the name.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlx_delta.cli.console import stderr, warn
-from mlx_delta.cli.options import KvBits, Model, option_flags
+from mlx_delta.cli.options import KvBits, Model, Mtp, option_flags
 from mlx_delta.cli.ranks import joined, led, together
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ def serve(
         typer.Option(help="Activations: float32, float16 or bfloat16.", show_default="the checkpoint's"),
     ] = None,
     kv_bits: KvBits = None,
+    mtp: Mtp = None,
     **options: Any,
 ) -> None:
     """Serve a model to clients of OpenAI's and Anthropic's APIs. One line tells the address when it is ready.
@@ -122,7 +123,7 @@ def serve(
     keys = [*(api_key or ()), *(read_keys(api_key_file) if api_key_file else ())]
     ranks = joined()
     if ranks is not None and ranks.rank:
-        with together(ranks), led(_loaded(model, dtype, prefix_cache_bytes, memory_bytes, kv_bits, ranks), ranks):
+        with together(ranks), led(_loaded(model, dtype, prefix_cache_bytes, memory_bytes, kv_bits, mtp, ranks), ranks):
             return
     with together(ranks), bind(host, port) as listener:
         access = Access(keys, [host, *(allow_host or ())], cors_origin or ())
@@ -131,7 +132,7 @@ def serve(
         directory = model_path(model)
         name = model.partition("@")[0] if is_named(model) else directory.resolve().name
         with stderr().status(f"loading {model}"):
-            loaded = _loaded(model, dtype, prefix_cache_bytes, memory_bytes, kv_bits, ranks)
+            loaded = _loaded(model, dtype, prefix_cache_bytes, memory_bytes, kv_bits, mtp, ranks)
         with led(loaded, ranks):
             app = create_app(loaded, name=name, limits=limits, access=access, log_prompts=log_prompts, **options)
             log_to_stderr()
@@ -144,6 +145,7 @@ def _loaded(
     prefix_cache_bytes: int | None,
     memory_bytes: int | None,
     kv_bits: int | None,
+    mtp: str | None,
     ranks: Ranks | None,
 ) -> LanguageModel:
     from mlx_delta.hub.path import model_path
@@ -155,6 +157,7 @@ def _loaded(
         prefix_cache_bytes=prefix_cache_bytes,
         memory_bytes=memory_bytes,
         kv_bits=kv_bits,
+        mtp=mtp,
         ranks=ranks,
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from mlx_delta.checkpoint.source import HEAD_FILES, INDEX, SIDE_FILES, convert_first, is_model
+from mlx_delta.checkpoint.source import HEAD_CONFIG, HEAD_FILES, INDEX, SIDE_FILES, convert_first, is_model
 from mlx_delta.errors import HubError
 from mlx_delta.hub.names import HubName
 from mlx_delta.json_files import read_json
@@ -68,7 +68,7 @@ def wanted_files(name: HubName, files: Collection[str], gguf: bool, index: Calla
     if _CONFIG in files and (INDEX in files or shards):
         if INDEX in files:
             shards = _shards(name, index())
-        beside = [file for file in files if any(_fits(file, each) for each in (*SIDE_FILES, HEAD_FILES))]
+        beside = [file for file in files if any(_fits(file, each) for each in (*SIDE_FILES, HEAD_FILES, HEAD_CONFIG))]
         return [_CONFIG, *([INDEX] if INDEX in files else []), *beside, *shards]
     models = _models(files)
     if not models:

@@ -188,6 +188,7 @@ def test_demo(tmp_path: Path) -> None:
             "error: --dtype: expected float32, float16 or bfloat16",
         ),
         (["generate", "-m", "TINY", "-p", "x", "--kv-bits", "4"], "error: --kv-bits: expected 8"),
+        (["generate", "-m", "TINY", "-p", "x", "--mtp", "nowhere"], "error: nowhere: expected a model directory"),
         (["generate", "-m", "nowhere", "-p", "x", "--max-tokens", "0"], "error: --max-new-tokens: expected at least 1"),
         (["generate", "-m", "nowhere", "-p", "x", "--min-p", "2"], "error: --min-p: expected >= 0 and <= 1, found 2"),
         (["generate", "-m", "nowhere", "-p", "x", "--raw", "--think"], "error: --think: expected the chat template"),

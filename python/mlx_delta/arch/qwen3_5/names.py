@@ -12,7 +12,8 @@ Whether a norm still lacks its 1 is settled by each key's own prefix: Hugging Fa
 ``language_model.`` says final. The layout of the convolutions under the same prefix overrules the names, for it cannot
 lie: a save that renamed without converting still has [C, 1, 4], and one that converted without renaming has [C, 4, 1].
 The two are never ambiguous, as the kernel is 4 and the other axis 1 whatever C is. ``mtp.`` has no convolutions and
-no name of its own in MLX, so it follows the text model. The values are not looked at: means of trained zero-centred
+no name of its own in MLX, so it follows the text model; in a source without one, ``mtp.`` is Hugging Face's, and
+``language_model.mtp.`` MLX's. The values are not looked at: means of trained zero-centred
 k_norm weights lie where those of final weights do, so no threshold tells them apart.
 """
 
@@ -112,7 +113,7 @@ def _needs_shift(source: Source, config: ModelConfig) -> dict[str, bool]:
         shift[family] = next(iter(layouts), shift[family])
     for prefix, canonical in _PREFIXES:
         if canonical == "mtp.":
-            shift[prefix] = any(shift[family] for family in text)
+            shift[prefix] = any(shift[family] for family in text) if text else prefix == canonical
     return shift
 
 
