@@ -39,12 +39,10 @@ class MessageReply(GrownReply):
 
     async def frames(self, answers: Answers) -> AsyncIterator[bytes]:
         yield frame({"type": "message_start", "message": {**self.grown, "content": []}}, "message_start")
-        async for _, event in answers:
-            if event is None:
-                yield _PING
-                continue
-            for data in self._push(event, answers):
-                yield frame(data, data["type"])
+        async for piece in answers.frames(
+            lambda _, event: (frame(data, data["type"]) for data in self._push(event, answers)), _PING
+        ):
+            yield piece
 
     def _grow(self, kind: str, text: str) -> list[Json]:
         blocks: list[Json] = self.grown["content"]

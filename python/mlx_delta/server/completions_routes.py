@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -123,14 +123,15 @@ class _Reply:
 
     async def chunks(self, answers: Answers) -> AsyncIterator[bytes]:
         offsets = [0] * answers.count
-        async for i, event in answers:
-            if event is None:
-                yield KEEP_ALIVE
-                continue
-            reason = event.result.finish_reason if event.done else None
+
+        def frames_of(i: int, event: CompletionEvent) -> Iterator[bytes]:
+            reason = event.result.finish_reason if event.result is not None else None
             choice = self._choice(i, event.text, [event], offsets[i], reason)
             offsets[i] += len(event.text)
             yield frame({**self._head, "choices": [choice], **({"usage": None} if self._include_usage else {})})
+
+        async for piece in answers.frames(frames_of, KEEP_ALIVE):
+            yield piece
         if self._include_usage:
             yield frame({**self._head, "choices": [], "usage": self._usage(answers)})
         yield DONE
@@ -138,8 +139,7 @@ class _Reply:
     async def whole(self, answers: Answers) -> Json:
         events: list[list[CompletionEvent]] = [[] for _ in range(answers.count)]
         async for i, event in answers:
-            if event is not None:
-                events[i].append(event)
+            events[i].append(event)
         choices = []
         for i, each in enumerate(events):
             result = each[-1].result

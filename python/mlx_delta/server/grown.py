@@ -27,8 +27,7 @@ class GrownReply(ABC):
 
     async def whole(self, answers: Answers) -> Json:
         async for _, event in answers:
-            if event is not None:
-                self._push(event, answers)
+            self._push(event, answers)
         return self.grown
 
     def _push(self, event: ChatEvent, answers: Answers) -> list[Json]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from mlx_delta.server.openai_chat_models import ChatMessage, ChatRequest, ChatTo
 from mlx_delta.server.parts import parts_of
 from mlx_delta.server.question import Question, effort_options, sampling_options
 from mlx_delta.server.runner import Answers
-from mlx_delta.server.sse import DONE, KEEP_ALIVE, frame
+from mlx_delta.server.sse import DONE, KEEP_ALIVE, Framed, frame
 from mlx_delta.text.tokenizer import Tokenizer
 
 
@@ -128,18 +128,19 @@ class ChatReply:
         """Frames, from the roles to ``[DONE]``."""
         count = answers.count
         calls, usages = [0] * count, [Usage()] * count
-        for i in range(count):
-            yield self._chunk(i, {"role": "assistant", "content": ""})
-        async for i, event in answers:
-            if event is None:
-                yield KEEP_ALIVE
-                continue
-            if event.done:
+        yield b"".join([self._chunk(i, {"role": "assistant", "content": ""}) for i in range(count)])
+        thought = {"reasoning_content": Framed.TEXT, "reasoning": Framed.TEXT}
+        texts, thinking = (
+            [Framed(self._data(i, delta)) for i in range(count)] for delta in ({"content": Framed.TEXT}, thought)
+        )
+
+        def frames_of(i: int, event: ChatEvent) -> Iterator[bytes]:
+            if event.result is not None:
                 usages[i] = event.result.usage
                 if event.logprobs and self.logprobs:
                     yield self._chunk(i, {}, event)
                 yield self._chunk(i, {}, reason=self._reason(event.result, calls[i]))
-                continue
+                return
             call = event.tool_call
             if call is not None and not (self.single_call and calls[i]):
                 head = {"index": calls[i], "id": call_id(), "type": "function"}
@@ -151,10 +152,16 @@ class ChatReply:
                 calls[i] += 1
                 if self.single_call:
                     answers.end(i)
+            elif self.logprobs and event.logprobs:
+                thoughts = {"reasoning_content": event.thinking, "reasoning": event.thinking}
+                yield self._chunk(i, thoughts if event.thinking else {"content": event.text}, event)
             elif event.thinking:
-                yield self._chunk(i, {"reasoning_content": event.thinking, "reasoning": event.thinking}, event)
-            elif event.text or (event.logprobs and self.logprobs):
-                yield self._chunk(i, {"content": event.text}, event)
+                yield thinking[i](event.thinking)
+            elif event.text:
+                yield texts[i](event.text)
+
+        async for piece in answers.frames(frames_of, KEEP_ALIVE):
+            yield piece
         if self.include_usage:
             yield frame({**self._head("chat.completion.chunk"), "choices": [], "usage": usage_of(usages)})
         yield DONE
@@ -162,9 +169,9 @@ class ChatReply:
     async def whole(self, answers: Answers) -> Json:
         results: dict[int, ChatResult] = {}
         async for i, event in answers:
-            if event is not None and event.done:
+            if event.done:
                 results[i] = event.result
-            elif event is not None and event.tool_call is not None and self.single_call:
+            elif event.tool_call is not None and self.single_call:
                 answers.end(i)
         ordered = [results[i] for i in range(answers.count)]
         choices = [self._choice(i, result) for i, result in enumerate(ordered)]
@@ -206,6 +213,11 @@ class ChatReply:
         logprobs = None
         if self.logprobs and event is not None and event.logprobs:
             logprobs = logprobs_of(event.logprobs, self.tokenizer)
+        return frame(self._data(index, delta, logprobs, reason))
+
+    def _data(
+        self, index: int, delta: Mapping[str, Any], logprobs: Json | None = None, reason: str | None = None
+    ) -> Json:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         usage = {"usage": None} if self.include_usage else {}
-        return frame({**self._head("chat.completion.chunk"), "choices": [choice], **usage})
+        return {**self._head("chat.completion.chunk"), "choices": [choice], **usage}

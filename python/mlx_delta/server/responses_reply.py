@@ -66,12 +66,10 @@ class ResponseReply(GrownReply):
         for name in ("response.created", "response.in_progress"):
             yield self._frame({"type": name, "response": {**self.grown, "output": []}})
         try:
-            async for _, event in answers:
-                if event is None:
-                    yield KEEP_ALIVE
-                    continue
-                for data in self._push(event, answers):
-                    yield self._frame(data)
+            async for piece in answers.frames(
+                lambda _, event: map(self._frame, self._push(event, answers)), KEEP_ALIVE
+            ):
+                yield piece
         except Exception as error:
             told = refusal(error)
             self.grown |= {"status": "failed", "error": {"code": "server_error", "message": str(told)}}

@@ -10,7 +10,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol
@@ -144,8 +144,9 @@ class Runner:
 
 
 class Answers:
-    """Accepted answers that belong together. ``async for index, event in answers``: once; None is the event where
-    nothing has come for a while. They end with the iteration, and ``close`` ends what was never iterated over.
+    """Accepted answers that belong together. Once, ``frames`` for a stream, or ``async for index, event in answers``
+    for who wants the whole: it is not woken for every token. They end with the iteration, and ``close`` ends what was
+    never iterated over.
 
     count: how many. prompt_tokens: of the first one's prompt. usages: of those that have ended, by their indices.
     """
@@ -160,51 +161,107 @@ class Answers:
         self._runner = runner
         self._keep_alive_seconds = keep_alive_seconds
         self._events: deque[tuple[int, Any]] = deque()
+        self._streamed = False  # else only ends, errors and calls of tools are worth waking up for
         self._loop = asyncio.get_running_loop()
         self._more: asyncio.Future[None] | None = None  # who waits for an event
+        self._wanted = False  # there is such an event
+        self._woken = False  # the loop will hear of it
+        self._waits_since = 0.0
+        self._silent = False  # nothing came until the timer did
+        self._timer: asyncio.TimerHandle | None = None
+        self._first_at: float | None = None
         self._futures = [runner.submit(stream, partial(self._tell, i)) for i, stream in enumerate(self._streams)]
 
     def _tell(self, index: int, event: Any) -> None:
-        """From an answer's thread."""
+        """From an answer's thread. Each wake is a call of the system, and who is woken runs Python beside the model's
+        threads."""
+        if self._first_at is None:
+            self._first_at = time.monotonic()
         self._events.append((index, event))
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._wake)
+        if self._streamed or isinstance(event, Exception) or event.done or getattr(event, "tool_call", None):
+            self._wanted = True
+            if not self._woken and not self._loop.is_closed():
+                self._woken = True
+                self._loop.call_soon_threadsafe(self._wake)
 
     def _wake(self) -> None:
+        self._woken = False
         if self._more is not None and not self._more.done():
             self._more.set_result(None)
+
+    def _time_out(self) -> None:
+        """One timer for all waits: it begins anew for the rest of the one that is under way."""
+        left = self._waits_since + self._keep_alive_seconds - self._loop.time()
+        self._timer = None
+        if self._more is not None:
+            if left <= 0:
+                self._silent = True
+                self._wake()
+            else:
+                self._timer = self._loop.call_later(left, self._time_out)
 
     async def _wait(self) -> None:
         """Until there is an event, or none has come for a while. (``asyncio.wait_for`` does not do: before Python 3.12
         it forgets that it was cancelled where an event comes at that moment, and the answer goes on for nobody.)
         """
-        if self._events:
+        self._silent = False
+        if self._wanted:
             await asyncio.sleep(0)  # others have their turn, and who iterates can be cancelled
             return
         self._more = self._loop.create_future()
-        timer = self._loop.call_later(self._keep_alive_seconds, self._wake)
+        self._waits_since = self._loop.time()
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._keep_alive_seconds, self._time_out)
         try:
             await self._more
         finally:
-            timer.cancel()
             self._more = None
 
-    async def __aiter__(self) -> AsyncIterator[tuple[int, Any]]:
+    async def _batches(self) -> AsyncIterator[list[tuple[int, Any]]]:
+        """All events that are there; none where nothing has come for a while."""
         left = self.count
         try:
             while left:
                 await self._wait()
-                if not self._events:
-                    yield 0, None
-                for _ in range(len(self._events)):
-                    index, event = self._events.popleft()
+                self._wanted = False
+                batch = [self._events.popleft() for _ in range(len(self._events))]
+                if not batch and not self._silent:
+                    continue
+                for at, (index, event) in enumerate(batch):
                     if isinstance(event, Exception):
+                        if at:
+                            yield batch[:at]
                         raise event
                     self._count(index, event)
                     left -= bool(event.done)
-                    yield index, event
+                yield batch
         finally:
+            if self._timer is not None:
+                self._timer.cancel()
             self.close()
+
+    async def frames(self, frames_of: Callable[[int, Any], Iterable[bytes]], silent: bytes) -> AsyncIterator[bytes]:
+        """What ``frames_of`` makes of each event, all that is there in one piece, for one write; ``silent`` where
+        nothing has come for a while."""
+        self._streamed = True
+        self._wanted = bool(self._events)
+        batches = self._batches()
+        try:
+            async for batch in batches:
+                piece = b"".join([each for index, event in batch for each in frames_of(index, event)])
+                if piece or not batch:
+                    yield piece or silent
+        finally:
+            await batches.aclose()  # type: ignore[attr-defined]  # it is a generator
+
+    async def __aiter__(self) -> AsyncIterator[tuple[int, Any]]:
+        batches = self._batches()
+        try:
+            async for batch in batches:
+                for each in batch:
+                    yield each
+        finally:
+            await batches.aclose()  # type: ignore[attr-defined]
 
     def figures(self) -> dict[str, Any]:
         """For a line in the log: tokens and seconds so far, and no text."""
@@ -220,8 +277,8 @@ class Answers:
 
     def _count(self, index: int, event: ChatEvent) -> None:
         metrics = self._runner.metrics
-        if self._first_seconds is None:
-            self._first_seconds = time.monotonic() - self._begin
+        if self._first_seconds is None and self._first_at is not None:
+            self._first_seconds = self._first_at - self._begin
             metrics.first_event(self._first_seconds)
         if event.result is not None:
             self.usages[index] = event.result.usage

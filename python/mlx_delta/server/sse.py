@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any, TypeVar
 
@@ -19,18 +20,35 @@ KEEP_ALIVE = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
 
 
+_UTF8 = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_ASCII = json.JSONEncoder(separators=(",", ":")).encode
+
+
 def to_json(value: Any) -> bytes:
     """UTF-8; with escapes where a text holds half of a surrogate pair, which has none."""
     try:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+        return _UTF8(value).encode()
     except UnicodeEncodeError:
-        return json.dumps(value, separators=(",", ":")).encode()
+        return _ASCII(value).encode()
 
 
 def frame(data: Any, event: str | None = None) -> bytes:
     """One event."""
     name = b"" if event is None else b"event: " + event.encode() + b"\n"
     return name + b"data: " + to_json(data) + b"\n\n"
+
+
+class Framed:
+    """Events that differ in one text: ``Framed(data)(text)`` is ``frame`` of ``data`` with the text in the places of
+    ``Framed.TEXT``."""
+
+    TEXT = secrets.token_hex(16)  # no client knows it
+
+    def __init__(self, data: Any) -> None:
+        self._parts = frame(data).split(to_json(self.TEXT))
+
+    def __call__(self, text: str) -> bytes:
+        return to_json(text).join(self._parts)
 
 
 class EventStream(StreamingResponse):

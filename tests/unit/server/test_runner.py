@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
@@ -72,8 +73,8 @@ def test_beyond_the_queue_is_refused_and_places_come_back() -> None:
         taken[1].close()  # it waits: nothing is to be closed
         await soon(lambda: runner.waiting == 1)
         assert not streams[1].closed
-        iteration = taken[0].__aiter__()
-        assert await iteration.__anext__() == (0, Event())
+        iteration = taken[0].frames(lambda index, event: [b"%d" % index], b"")
+        assert await iteration.__anext__() == b"0"
         await iteration.aclose()  # type: ignore[attr-defined]
         await soon(lambda: streams[0].closed)
         await soon(lambda: (runner.running, runner.waiting) == (1, 0))
@@ -105,10 +106,10 @@ def test_a_silent_answer_is_told_to_be_alive_and_an_error_is_raised() -> None:
 
     async def scenario(runner: Runner) -> None:
         answers: Answers = await runner.start([Failing])
-        iteration = answers.__aiter__()
-        assert await iteration.__anext__() == (0, None)
+        iteration = answers.frames(lambda _, event: [], b": alive")
+        assert await iteration.__anext__() == b": alive"
         with pytest.raises(ArgumentError):
-            [event async for event in iteration]
+            assert {piece async for piece in iteration} == {b": alive"}
 
     run(Limits(keep_alive_seconds=0.05), scenario)
 
@@ -121,7 +122,7 @@ def test_whoever_waits_can_be_cancelled_whenever_an_event_comes() -> None:
             yield Event(done=True)
 
     async def all_of(answers: Answers) -> None:
-        async for _ in answers:
+        async for _ in answers.frames(lambda _, event: [b"x"], b""):
             pass
 
     async def scenario(runner: Runner) -> None:
@@ -136,6 +137,34 @@ def test_whoever_waits_can_be_cancelled_whenever_an_event_comes() -> None:
             await soon(lambda stream=stream: stream.closed)
 
     run(Limits(concurrent=1), scenario)
+
+
+def test_what_is_there_is_one_piece_and_who_wants_the_whole_sleeps_until_it_ends() -> None:
+    class Bursts(Slow):
+        def __iter__(self) -> Iterator[Event]:
+            yield from [Event()] * 3
+            assert self.end.wait(10)
+            yield from [Event(), Event(done=True)]
+
+    async def scenario(runner: Runner) -> None:
+        loop, streams = asyncio.get_running_loop(), [Bursts(), Bursts(), Bursts()]
+        taken = [await runner.start([lambda one=one: one]) for one in streams]
+        await soon(lambda: runner.running == 3)
+        time.sleep(0.1)  # the loop has its turn when all three are there
+        iteration = taken[0].frames(lambda _, event: [b"ab"[event.done : event.done + 1]], b"")
+        assert await iteration.__anext__() == b"aaa"
+        turns, schedule = list[str](), loop.call_soon_threadsafe
+        loop.call_soon_threadsafe = lambda *given: turns.append("woken") or schedule(*given)  # type: ignore[assignment]
+        events = asyncio.ensure_future(anext(taken[1].__aiter__()))
+        await asyncio.sleep(0.05)
+        assert not turns
+        for stream in streams:
+            stream.end.set()
+        assert await events == (0, Event())
+        assert b"".join([piece async for piece in iteration]) == b"ab"
+        assert [event async for _, event in taken[2]] == [*[Event()] * 4, Event(done=True)]
+
+    run(Limits(concurrent=3), scenario)
 
 
 def test_limits_are_checked() -> None:
