@@ -132,10 +132,10 @@ const Binding binding([](nb::module_& m) {
   m.def("qmm", &qmm, "x"_a, "segments"_a, nb::kw_only(), "norm"_a = nb::none(), "eps"_a = 1e-6,
         "residual"_a = nb::none(), "activation"_a = nb::none(), "stream"_a = nb::none());
   m.def(
-      "set_qmm_variant", [](int rows, int simdgroups) { gpu::qmm_variant = {rows, simdgroups}; }, "rows"_a,
+      "set_qmm_variant", [](int rows, int simdgroups) { gpu::set_qmm_variant({rows, simdgroups}); }, "rows"_a,
       "simdgroups"_a,
-      "For comparing: what qmm's plan chooses for a Metal kernel where it is 0: rows of weights of a simdgroup, and\n"
-      "simdgroups of a threadgroup.");
+      "For comparing: in place of what qmm's plan chooses for a Metal kernel, rows of weights of a simdgroup and\n"
+      "simdgroups of a threadgroup; 0: as it chooses. A plan that the kernel cannot follow raises ValueError.");
   m.def(
       "qmm_mlx",
       [](const mx::array& x, const std::vector<Matrix>& segments, const std::optional<mx::array>& norm, float eps,

@@ -250,8 +250,8 @@ def qmm(
 ) -> mlx.core.array: ...
 def set_qmm_variant(rows: int, simdgroups: int) -> None:
     """
-    For comparing: what qmm's plan chooses for a Metal kernel where it is 0: rows of weights of a simdgroup, and
-    simdgroups of a threadgroup.
+    For comparing: in place of what qmm's plan chooses for a Metal kernel, rows of weights of a simdgroup and
+    simdgroups of a threadgroup; 0: as it chooses. A plan that the kernel cannot follow raises ValueError.
     """
 
 def qmm_mlx(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -91,3 +93,26 @@ def test_more_weights_than_an_index_counts_are_refused() -> None:
         ValueError, match=r"qmm: a matrix on a GPU: expected fewer than 2\^32 weights, found 65536 x 65536"
     ):
         _core.plan(ops.qmm(mx.zeros((1, 1 << 16), mx.bfloat16), [huge]))
+
+
+@pytest.fixture
+def as_planned() -> Iterator[None]:
+    yield
+    _core.set_qmm_variant(0, 0)
+
+
+def test_a_variant_that_the_kernel_cannot_follow_is_refused(as_planned: None) -> None:
+    rng = np.random.default_rng(8)
+    x, packed, whole = normal(rng, 16, 64), quantized(rng, 64, 64, 3), plain(rng, 64, 64, mx.float32)
+    _core.set_qmm_variant(0, 2)
+    with pytest.raises(ValueError, match="qmm: a variant's simdgroups with 4 rows of x: expected at least 4, found 2"):
+        _core.plan(ops.qmm(x, [packed]))
+    found, plan = run_plan([ops.qmm(x[:2], [packed])], check=True)
+    assert plan.launches[0].threads == [64, 1, 1]
+    assert relative_rms(found[0], ops.qmm_reference(x[:2], [packed])) <= 1e-5
+    _core.set_qmm_variant(8, 0)
+    with pytest.raises(ValueError, match="qmm: a variant's rows with 8 rows of x: expected at most 4, found 8"):
+        _core.plan(ops.qmm(x, [whole]))
+    for rows, simdgroups, wrong in ((3, 0, "rows: .*found 3"), (0, 16, "simdgroups: .*found 16"), (-1, 0, "found -1")):
+        with pytest.raises(ValueError, match=wrong):
+            _core.set_qmm_variant(rows, simdgroups)

@@ -5,6 +5,7 @@
 #include <bit>
 #include <optional>
 #include <stdexcept>
+#include <utility>
 
 #include "decode_tokens.h"
 #include "gpu/launch.h"
@@ -51,10 +52,18 @@ inline bool any_packed(const QmmShape& shape) {
 
 // In place of what plan() chooses, where selfcheck compares choices, in a process of its own; 0: as it chooses.
 struct QmmVariant {
-  int rows = 0;  // of weights of a simdgroup
-  int simdgroups = 0;
+  int rows = 0;        // of weights of a simdgroup
+  int simdgroups = 0;  // more than 8 stage more than a threadgroup's memory
 };
 inline QmmVariant qmm_variant;
+
+inline void set_qmm_variant(QmmVariant variant) {
+  for (const auto& [name, value] : {std::pair{"rows", variant.rows}, {"simdgroups", variant.simdgroups}})
+    if (value < 0 || value > 8 || (value & (value - 1)) != 0)
+      throw std::invalid_argument(std::string("set_qmm_variant: ") + name + ": expected 0, 1, 2, 4 or 8, found " +
+                                  std::to_string(value));
+  qmm_variant = variant;
+}
 
 // Rows of x that go together, as many as registers hold without spilling: more are threadgroups of their own.
 inline int rows_of_x(const QmmShape& shape) {
@@ -95,6 +104,18 @@ inline void push_segment(std::vector<Buffer>& buffers, const QmmSegment& segment
   for (int i = 0; i < 3; ++i) buffers.push_back(optional_input(i == 0 || segment.bits ? segment.input + i : -1));
 }
 
+// What the kernel takes for granted, which plan()'s own choices keep. A lane has the sum of one row of x and one of
+// weights at least; staged x has a block for each of a simdgroup's lanes only if there are as many simdgroups as rows.
+inline void check_variant(const QmmShape& shape, int M, int R, int simdgroups_each) {
+  const auto refused = [M](const std::string& what, const std::string& wanted, int found) {
+    return std::invalid_argument("qmm: a variant's " + what + " with " + std::to_string(M) + " rows of x: expected " +
+                                 wanted + ", found " + std::to_string(found));
+  };
+  if (M * R > 32) throw refused("rows", "at most " + std::to_string(32 / M), R);
+  if (any_packed(shape) && simdgroups_each < M)
+    throw refused("simdgroups", "at least " + std::to_string(M), simdgroups_each);
+}
+
 inline Plan plan(const QmmShape& shape) {
   const int count = int(shape.segments.size());
   if (shape.M < 1 || shape.M > kDecodeTokens || count < 1 || count > kMaxQmmSegments)
@@ -105,6 +126,7 @@ inline Plan plan(const QmmShape& shape) {
                                   std::to_string(segment.rows) + " x " + std::to_string(shape.K));
   const int M = rows_of_x(shape), R = rows_of_weights(shape);
   const int simdgroups_each = simdgroups(shape, M, R), turns_each = turns(shape, simdgroups_each, R);
+  check_variant(shape, M, R, simdgroups_each);
   const int rows_each = simdgroups_each * turns_each * R / (shape.swiglu ? 2 : 1);  // of a threadgroup
   QmmParams params{shape.M, shape.N, shape.eps, {}, {}, {}};
   std::vector<std::string> types{shape.type,

@@ -15,7 +15,7 @@ from mlx_delta.errors import RedTests
 from mlx_delta.selfcheck.speed import evaluated
 from mlx_delta.selfcheck.way import Way
 
-# Fewer simdgroups than rows of x, here 4 at most, would stage less than the 32 blocks that their lanes take.
+# plan() refuses fewer simdgroups than rows of x, here 4 at most.
 _VARIANTS = [(rows, simdgroups) for rows in (2, 4, 8) for simdgroups in (4, 8)]
 _PLANNED = (0, 0)
 
