@@ -35,19 +35,29 @@ class MtpDrafter:
         self._state = KeyValues()
         self._slots = 0
         self._unread = deque[mx.array]()  # [1, n, hidden] of the last tokens of the text, as the last layer gave them
+        self._waiting = 0  # tokens of these
         self._end = 0  # of these, in the text
+        self._fresh: list[mx.array] = []  # what nobody has evaluated yet
         self._among: Shortlist | None = network.shortlist
         self._rare: dict[int, None] = {}  # tokens of the text that the network's own list lacks
         self._read = self._listed = 0  # tokens of the text that were looked through; and how many of those it had then
 
     def see(self, x: mx.array, end: int) -> None:
         """x [1, n, hidden] of the tokens before place ``end`` of the text, as the last layer gave it."""
-        if end - x.shape[1] != self._end:
-            self._unread.clear()
+        count: int = x.shape[1]
+        if end - count != self._end:
+            self._drop_unread()
         self._end = end
         self._unread.append(x)
-        while sum(each.shape[1] for each in self._unread) - self._unread[0].shape[1] >= _CONTEXT:
+        self._fresh.append(x)
+        self._waiting += count
+        while self._waiting - (first := self._unread[0].shape[1]) >= _CONTEXT:
             self._unread.popleft()
+            self._waiting -= first
+
+    def _drop_unread(self) -> None:
+        self._unread.clear()
+        self._waiting = 0
 
     def draft(self, token: mx.array, count: int, *, timed: bool = False) -> tuple[mx.array | None, float | None]:
         """``count`` tokens, int [count], that may follow ``token``, int [1], which follows the text; lazily. None where
@@ -59,7 +69,7 @@ class MtpDrafter:
         if not self._unread or self._end != len(self._text) or mtp is None:
             return None, None
         hidden = self._network.hidden(_joined(self._unread))
-        self._unread.clear()
+        self._drop_unread()
         following = self._text[self._end - hidden.shape[1] + 1 :]
         tokens = mx.concatenate([mx.array(following, dtype=token.dtype), token]) if following else token
         x = self._network.draft(tokens[None], hidden, self._state, self._slots)[:, -1:]
@@ -92,8 +102,9 @@ class MtpDrafter:
         return self._among
 
     def arrays(self) -> list[mx.array]:
-        """What it goes on with; evaluated, any thread can."""
-        return [*self._state.arrays(), *self._unread]
+        """What it goes on with, besides what was told before; evaluated, any thread can."""
+        fresh, self._fresh = self._fresh, []
+        return [*self._state.arrays(), *fresh]
 
 
 def _joined(parts: Sequence[mx.array]) -> mx.array:

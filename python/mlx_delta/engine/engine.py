@@ -327,8 +327,12 @@ class Engine:
         """Set off the pass over the weights in which each row's next token becomes the one after it."""
         if not rows:
             return
+        drafts = self._drafts(rows)
+        if len(rows) == 1 and drafts[0] is None:
+            self._decode_alone(rows[0])
+            return
         with Restored(rows):
-            tokens, spans, drafts = list[mx.array](), list[Span](), self._drafts(rows)
+            tokens, spans = list[mx.array](), list[Span]()
             for row, drafted in zip(rows, drafts, strict=True):
                 tokens += [row.next] if drafted is None else [row.next, drafted]
                 count = 1 if drafted is None else 1 + drafted.shape[0]

@@ -157,8 +157,9 @@ class TokenSequence:
         self.error: Exception | None = None
         self.cuts: Cuts
         self._logits: mx.array
-        self._next: mx.array  # the token sampled last, int [1]; not known yet, perhaps
-        self._unread: mx.array | None = None  # the one before, which the cache covers
+        self._next: mx.array  # the token sampled last, int [1]
+        self._known: int | None = None  # its value, where it was waited for
+        self._unread: mx.array | int | None = None  # the one before, which the cache covers
         self._unread_logits: mx.array
         self.speculation = speculation
         self._check: _Check | None = None  # drafts that are being checked
@@ -192,7 +193,7 @@ class TokenSequence:
     def sample(self, logits: mx.array) -> None:
         """Choose the next token out of logits [1, V]."""
         self._logits = logits
-        self._next = self.sampler.sample(logits)
+        self._next, self._known = self.sampler.sample(logits), None
 
     def steer(self) -> None:
         """See that the next token, chosen already but not used, may come: else it is chosen again."""
@@ -202,11 +203,12 @@ class TokenSequence:
         allowed = self.reader.allowed()
         if allowed is not None:
             self.sampler.forget()
-            self._next = self.sampler.sample(self._logits, allowed)
+            self._next, self._known = self.sampler.sample(self._logits, allowed), None
 
     def use(self) -> None:
         """The next token is computed on, or needs no more than to be read."""
-        self._unread, self._unread_logits = self._next, self._logits
+        self._unread = self._next if self._known is None else self._known
+        self._unread_logits = self._logits
         self._steered = False
 
     def drafts_now(self, rests: bool) -> bool:
@@ -241,24 +243,25 @@ class TokenSequence:
             self._accept(check)
 
     def _accept(self, check: _Check) -> None:
-        """Go on as far as the drafts are what is chosen anyway, as if each had come alone."""
-        drafts, tokens = np.array(check.drafts).tolist(), np.array(check.tokens).tolist()
+        """Go on as far as the drafts are what is chosen anyway, as if each had come alone.
+
+        The pass is waited for once: its tokens are of one graph with the drafts, and read by their values from then on.
+        """
+        tokens, drafts = np.array(check.tokens).tolist(), np.array(check.drafts).tolist()
         count = used = len(tokens)
         for row in range(count):
             used, self._logits = row + 1, check.logits[row : row + 1]
-            chosen: int | None = tokens[row]
             if self.sampler.bans == check.bans:
-                self._next = check.tokens[row : row + 1]
+                self._next, self._known = mx.array(tokens[row : row + 1], dtype=mx.int32), tokens[row]
                 self.sampler.take(self._next)
             else:
-                self._next, chosen = self.sampler.sample(self._logits), None
+                self.sample(self._logits)
             if self.ended or used == count:
                 break
-            before = self._next
             self.steer()
-            if self._next is not before or chosen is None:
-                (chosen,) = np.array(self._next).tolist()
-            if chosen != drafts[row]:
+            if self._known is None:
+                (self._known,) = np.array(self._next).tolist()
+            if self._known != drafts[row]:
                 break
             self.use()
             self._read_one()
@@ -271,7 +274,7 @@ class TokenSequence:
     def _read_one(self) -> None:
         if self._unread is None:
             return
-        token = cast(int, self._unread.item())
+        token = self._unread if isinstance(self._unread, int) else cast(int, self._unread.item())
         if token < 0:
             raise NotFiniteError(_not_finite(self._unread_logits.dtype))
         likelihood = None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -14,7 +16,7 @@ import pytest
 from mlx_delta import load_model
 from mlx_delta.chat.settings import ChatSettings
 from mlx_delta.engine.depth import LOOKUP, MTP, Acceptance, Costs, Depths, Wish
-from mlx_delta.engine.draft import LookupDrafter
+from mlx_delta.engine.draft import LookupDrafter, MtpDrafter
 from mlx_delta.engine.engine import Engine
 from mlx_delta.engine.likelihood import Likelihood
 from mlx_delta.engine.sample import Allowed, Sampler, SamplingParams
@@ -131,6 +133,42 @@ def test_tokens_and_likelihoods_are_those_without_drafts(
             engine.submit(each)
         assert [list(engine.run(each)) for each in together] == expected
     assert accepted > 10
+
+
+@pytest.mark.parametrize("name", SAMPLING)
+def test_a_step_with_drafts_is_waited_for_once(
+    models: dict[str, LanguageModel], prompts: list[list[int]], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drafts, rows and choices are one graph: after its tokens were read, no other array is waited for."""
+    engine = Engine(models["bfloat16"].network)
+    one = sequence(engine, prompts[3], SAMPLING[name], 3, most=80)
+    waits, passes = list[str](), list[int]()
+    decode, counted = engine._decode, SimpleNamespace(array=lambda a: (waits.append("array"), np.array(a))[1])
+    events = engine.run(one)
+    next(events)
+    monkeypatch.setattr(engine, "_decode", lambda rows: (decode(rows), passes.append(len(one.tokens)))[0])
+    monkeypatch.setattr("mlx_delta.engine.sequence.np", counted)
+    for place, called in ((mx.array, "item"), (mx.array, "tolist"), (mx, "eval"), (mx, "synchronize")):
+        found = getattr(place, called)
+        monkeypatch.setattr(
+            place, called, lambda *of, found=found, called=called: (waits.append(called), found(*of))[1]
+        )
+    list(islice(events, 30))
+    assert one.drafted[1] > 3
+    assert waits == ["array", "array"] * len(passes)  # the tokens, and the drafts that they were computed from
+
+
+def test_drafts_that_are_not_made_cost_nothing(models: dict[str, LanguageModel]) -> None:
+    """However many tokens the head might read, a step touches the last alone."""
+    network = models["bfloat16"].network
+    head, x = MtpDrafter(network, [1] * 2000), mx.zeros((1, 1, network.config.hidden_size), network.dtype)
+    for end in range(1000, 2000):
+        head.see(x, end + 1)
+        assert len(head.arrays()) == 1
+    found, _ = head.draft(mx.array([1]), 1)
+    assert found is not None
+    mx.eval(found)
+    assert 512 <= head._slots < 520  # of which it reads no more than these
 
 
 def test_a_cache_covers_what_it_would_without_drafts(
