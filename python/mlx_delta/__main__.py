@@ -9,8 +9,10 @@ def main() -> None:
     """Run the command line and exit with its status: 130 after Ctrl-C, whatever was being imported."""
     try:
         from mlx_delta.cli.process import orderly
+        from mlx_delta.distributed.meeting import begin
 
         with orderly():
+            begin()  # that other ranks hear of this one's end, whatever was being imported
             from mlx_delta.cli.main import run
 
             run()

@@ -19,12 +19,11 @@ if TYPE_CHECKING:
     from mlx_delta.language_model import LanguageModel
 
 _LAST_WORDS = 1.0  # seconds for clients to hear of an error
-_CONNECT = 60  # seconds from this rank's start to the last one's: each has modules to import
 
 
 def check_alone(command: str) -> None:
     """Raises: UsageError where mlx.launch has started several of a command that they do not run together."""
-    from mlx_delta.distributed.ranks import launched
+    from mlx_delta.distributed.meeting import launched
 
     if launched():
         those = "generate, chat, serve, bench decode, bench prefill"
@@ -33,14 +32,13 @@ def check_alone(command: str) -> None:
 
 def joined() -> Ranks | None:
     """The ranks that mlx.launch has started, connected; None where this process is alone."""
-    from mlx_delta.distributed.ranks import Ranks, launched
-    from mlx_delta.distributed.watch import ended_after
+    from mlx_delta.distributed.meeting import launched
 
     if not launched():
         return None
-    message = f"error: mlx.launch: expected all ranks to connect within {_CONNECT} seconds, found that they did not"
-    with ended_after(_CONNECT, message):
-        return Ranks.launched()
+    from mlx_delta.distributed.ranks import Ranks
+
+    return Ranks.launched()
 
 
 @contextmanager

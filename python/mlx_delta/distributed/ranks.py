@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import secrets
 from collections.abc import Mapping, Sequence, Set
 
 import mlx.core as mx
 import numpy as np
 
+from mlx_delta.distributed.meeting import begin
 from mlx_delta.distributed.watch import connections
 from mlx_delta.errors import RankError
-
-# What mlx.launch sets for its backends (ring, jaccl, nccl), and what MPI's programs set.
-_LAUNCHED = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
-
-
-def launched() -> bool:
-    """Whether a launcher has started this process as one of several, or of one."""
-    return any(name in os.environ for name in _LAUNCHED)
 
 
 class Ranks:
@@ -46,13 +38,15 @@ class Ranks:
 
         Raises: RankError when they cannot be reached.
         """
-        if not launched():
+        meeting = begin()
+        if meeting is None:
             return None
         before = connections()
         try:
             group = mx.distributed.init()
         except RuntimeError as error:
             raise RankError(f"mx.distributed: expected to reach the other ranks, found {error}") from error
+        meeting.connected()
         return cls(group, connections() - before) if group.size() > 1 else None
 
     def sum(self, x: mx.array) -> mx.array:

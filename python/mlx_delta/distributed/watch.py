@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Set
@@ -18,16 +17,6 @@ from pathlib import Path
 
 _EVERY = 0.5  # seconds between two looks
 _GRACE = 3.0  # seconds for this rank to end by itself, or to raise MLX's error
-
-_WATCHER = """
-import os, signal, sys, time
-parent, end = int(sys.argv[1]), time.monotonic() + float(sys.argv[2])
-while os.getppid() == parent:
-    if time.monotonic() > end:
-        print(sys.argv[3], file=sys.stderr, flush=True)
-        os.kill(parent, signal.SIGKILL)
-    time.sleep(0.1)
-"""
 
 
 def connections() -> frozenset[int]:
@@ -61,20 +50,6 @@ def ended_when_lost(watched: Set[int], message: str) -> Iterator[None]:
 
     with _beside(watch):
         yield
-
-
-@contextmanager
-def ended_after(seconds: float, message: str) -> Iterator[None]:
-    """A block whose process is killed, with ``message`` on stderr, where it takes longer.
-
-    By a process beside: MLX keeps Python's lock while it connects, so that no thread of this one would run.
-    """
-    watcher = subprocess.Popen([sys.executable, "-ISc", _WATCHER, str(os.getpid()), str(seconds), message])
-    try:
-        yield
-    finally:
-        watcher.kill()
-        watcher.wait()
 
 
 @contextmanager
