@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import select
 import signal
@@ -27,9 +28,9 @@ from pathlib import Path
 
 # What mlx.launch sets for its backends (ring, jaccl, nccl), and what MPI's programs set.
 _LAUNCHED = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
-_WITHIN = 60.0  # seconds from a rank's start to the last one's
+_WITHIN = 60.0  # seconds from where a rank begins to connect to where the last one does
 _AGAIN = 0.1  # seconds to the next try
-_CONNECTED, _OVER, _LOST = "connected", "over", "lost"  # what is said, a line each
+_CONNECTING, _CONNECTED, _OVER, _LOST = "connecting", "connected", "over", "lost"  # what is said, a line each
 
 
 def launched() -> bool:
@@ -78,11 +79,18 @@ class Meeting:
             [sys.executable, "-IS", __file__, arguments], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
         )
 
+    def connecting(self) -> None:
+        """This rank waits for the others from now on."""
+        self._tell(_CONNECTING)
+
     def connected(self) -> None:
         """This rank is connected to all that it will be."""
+        self._tell(_CONNECTED)
+
+    def _tell(self, line: str) -> None:
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # where it has ended
-            self._process.stdin.write(f"{_CONNECTED}\n".encode())
+            self._process.stdin.write(f"{line}\n".encode())
             self._process.stdin.flush()
 
 
@@ -123,7 +131,7 @@ class _Beside:
 
     def __init__(self, place: Place, within: float, parent: int) -> None:
         self.place, self.parent = place, parent
-        self.end = time.monotonic() + within
+        self.end = math.inf
         self.within = within
         self.connected: set[int] = set()
         self.lines: list[_Line] = []
@@ -143,9 +151,13 @@ class _Beside:
             if self.door in ready and self.door is not None:
                 self.lines.append(_Line(self.door.accept()[0]))
             if sys.stdin.buffer in ready:
-                if not os.read(sys.stdin.fileno(), 64):
+                told = os.read(sys.stdin.fileno(), 64).decode().split()
+                if not told:
                     return  # the rank has ended, and now its connections do
-                self._is_connected(self.place.rank)
+                if _CONNECTING in told:
+                    self.end = time.monotonic() + self.within
+                if _CONNECTED in told:
+                    self._is_connected(self.place.rank)
         for line in self.lines:
             line.say(_OVER)
         if self.place.rank not in self.connected:

@@ -41,6 +41,7 @@ class Ranks:
         meeting = begin()
         if meeting is None:
             return None
+        meeting.connecting()
         before = connections()
         try:
             group = mx.distributed.init()

@@ -21,6 +21,7 @@ _RANK = """
 import ctypes, sys
 from mlx_delta.distributed.meeting import Meeting, Place
 meeting = Meeting(Place(int(sys.argv[1]), int(sys.argv[2]), "127.0.0.1", int(sys.argv[3]), "token"), float(sys.argv[4]))
+meeting.connecting()
 if sys.argv[5] == "connects":
     meeting.connected()
     print(meeting._process.wait(), flush=True)
