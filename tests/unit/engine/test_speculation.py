@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -169,6 +170,50 @@ def test_drafts_that_are_not_made_cost_nothing(models: dict[str, LanguageModel])
     assert found is not None
     mx.eval(found)
     assert 512 <= head._slots < 520  # of which it reads no more than these
+
+
+def test_with_experts_too(experts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain answers, whoever drafts; as many drafts are right as the head's logits over the whole text say. Then drafts
+    that are right up to any place, which those of random experts are not."""
+    model = load_model(experts, "bfloat16")
+    prompts, most = [[1, 2, 3] * 10, list(range(100, 130))], 24
+    for params in SAMPLING.values():
+        plain, engine = Engine(model.network), Engine(model.network)
+        answers = [list(plain.run(sequence(plain, ids, params, 0, most=most, logprobs=2))) for ids in prompts]
+        drafting = [
+            sequence(engine, ids, params, k, most=most, logprobs=2) for ids, k in zip(prompts, (1, 3), strict=True)
+        ]
+        for each in drafting:
+            engine.submit(each)
+        assert [list(engine.run(each)) for each in drafting] == answers
+
+        ids, tokens = prompts[0], drafting[0].tokens
+        chosen = np.array(mx.argmax(model.mtp_logits([ids + tokens]), axis=-1))[0, len(ids) - 1 :]
+        drafted = accepted = place = 0
+        while place <= most - 3:
+            right = chosen[place] == tokens[place + 1]
+            drafted, accepted, place = drafted + 1, accepted + right, place + 1 + right
+        assert drafting[0].drafted == (drafted, accepted)
+
+        ids, expected = prompts[1], answers[1]
+        for right in (1, 2, 3):
+            with monkeypatch.context() as patch:
+                patch.setattr(MtpDrafter, "draft", right_drafts(len(ids), [token for token, _ in expected], right))
+                one = sequence(engine, ids, params, 3, most=most, logprobs=2)
+                assert list(engine.run(one)) == expected
+            assert one.drafted[1] >= right * most // (right + 2)
+
+
+def right_drafts(start: int, answer: list[int], right: int) -> Callable[..., tuple[mx.array, None]]:
+    """In place of ``MtpDrafter.draft``: the first ``right`` tokens of an answer to a prompt of length ``start``, as it
+    goes on; then others."""
+
+    def draft(self: MtpDrafter, token: mx.array, count: int, **timed: bool) -> tuple[mx.array, None]:
+        place = len(self._text) - start + 1
+        known = answer[place : place + min(count, right)]
+        return mx.array([*known, *[5] * (count - len(known))], dtype=mx.int32), None
+
+    return draft
 
 
 def test_a_cache_covers_what_it_would_without_drafts(
