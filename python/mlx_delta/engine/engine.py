@@ -69,7 +69,9 @@ class Engine:
         self.lead: Lead | None = None  # of ranks of which the first alone hears what is asked
         self._prompts = Prompts(network, self.prefix, turns)
         self._depths = Depths()
-        self._change = threading.Condition()  # guards what follows; notified after every step
+        self._lock = threading.RLock()  # guards what follows
+        self._change = threading.Condition(self._lock)  # notified after every step, if anybody waits for it
+        self._waiters = 0
         self._driver: int | None = None  # the thread that takes a step: it alone touches the sequences that go on
         self._waiting: deque[TokenSequence] = deque()
         self._going: list[TokenSequence] = []
@@ -113,7 +115,7 @@ class Engine:
                 f"prompt: expected one that needs at most {self._memory} bytes with its answer (memory_bytes, less the "
                 f"weights), found {len(sequence.ids)} tokens and max_new_tokens={sequence.most}, which need {need}"
             )
-        with self._change:
+        with self._lock:
             if sequence not in self._waiting and sequence not in self._going and not sequence.ended:
                 if len(self._waiting) >= self._most_waiting:
                     raise QueueFullError(
@@ -127,13 +129,13 @@ class Engine:
 
     def accept(self, sequence: TokenSequence) -> None:
         """``submit`` where several ranks do it."""
-        with self._change:
+        with self._lock:
             if not sequence.ended:
                 self._waiting.append(sequence)
 
     def drop(self, sequence: TokenSequence) -> None:
         """``cancel`` where several ranks do it."""
-        with self._change:
+        with self._lock:
             if sequence in self._waiting:
                 self._waiting.remove(sequence)
                 sequence.ended = True
@@ -143,7 +145,7 @@ class Engine:
 
     def end_all(self, error: Exception) -> None:
         """All that is under way ends with the error."""
-        with self._change:
+        with self._lock:
             for each in (*self._waiting, *self._going):
                 each.error, each.ended = each.error or error, True
             self._waiting.clear()
@@ -170,7 +172,7 @@ class Engine:
         if self.lead is not None and sequence.number:
             self._cancel_led(self.lead, sequence)
             return
-        with self._change:
+        with self._lock:
             if sequence in self._waiting:
                 self._waiting.remove(sequence)
             if sequence not in self._going:
@@ -181,63 +183,85 @@ class Engine:
             if self._driver == threading.get_ident():
                 return
             while self._driver is not None and sequence in self._going:
-                self._change.wait()
+                self._wait_for_change()
             self._drop_cancelled()
             self._change.notify_all()
 
     def _cancel_led(self, lead: Lead, sequence: TokenSequence) -> None:
-        with self._change:
+        with self._lock:
             if sequence.ended:
                 return
             lead.cancel(sequence)
             while self._driver != threading.get_ident() and not sequence.ended and not lead.over:
-                self._change.wait()
+                self._wait_for_change()
 
-    def _events(self, sequence: TokenSequence) -> list[Any]:
+    def _events(self, sequence: TokenSequence) -> Sequence[Any]:
         """Those that are there, or the next to come; none when it has ended."""
+        me = threading.get_ident()
         while True:
-            with self._change:
-                while (self._driver or self.lead) is not None and not sequence.events and not sequence.ended:
-                    self._change.wait()
-                if sequence.events:
-                    return sequence.take_events()
-                if sequence.error is not None:
-                    raise sequence.error
-                if sequence.ended:
-                    return []
-                self._driver = threading.get_ident()
-                self._admit()
-                alone = len(self._going) == 1
-            self._driven(alone)
+            try:
+                with self._lock:
+                    while (self._driver or self.lead) is not None and not sequence.events and not sequence.ended:
+                        self._wait_for_change()
+                    if sequence.events:
+                        return sequence.take_events()
+                    if sequence.error is not None:
+                        raise sequence.error
+                    if sequence.ended:
+                        return ()
+                    self._driver = me
+                    self._admit()
+                self._drive(alone=len(self._going) == 1)
+            finally:
+                if self._driver == me:
+                    self._leave()
             if sequence.events:  # nobody else takes them
                 return sequence.take_events()
 
+    def _wait_for_change(self) -> None:
+        self._waiters += 1
+        try:
+            self._change.wait()
+        finally:
+            self._waiters -= 1
+
     def take_step(self) -> None:
         """Where one thread takes them all."""
-        with self._change:
-            self._driver = threading.get_ident()
-            self._admit()
-        self._driven(alone=False)
-
-    def _driven(self, alone: bool) -> None:
         try:
-            if alone:
+            with self._lock:
+                self._driver = threading.get_ident()
+                self._admit()
+            self._drive(alone=False)
+        finally:
+            self._leave()
+
+    def _drive(self, alone: bool) -> None:
+        """A step, in the thread that is the driver. alone: for one sequence, of this thread."""
+        if alone:
+            self._step()
+        else:
+            with later_interrupt():
                 self._step()
-            else:
-                with later_interrupt():
-                    self._step()
+        for each in self._going:
+            if each.ended:
+                self._prompts.keep(each)
+
+    def _leave(self) -> None:
+        """Whoever waits may be the driver."""
+        with self._lock:
+            self._driver = None
+            if self._cancelled:
+                self._drop_cancelled()
             for each in self._going:
                 if each.ended:
-                    self._prompts.keep(each)
-        finally:
-            with self._change:
-                self._driver = None
-                self._drop_cancelled()
-                self._going = [each for each in self._going if not each.ended]
+                    self._going = [each for each in self._going if not each.ended]
+                    break
+            if self._waiters:
                 self._change.notify_all()
 
     def _admit(self) -> None:
-        self._drop_cancelled()
+        if self._cancelled:
+            self._drop_cancelled()
         if not self._waiting:
             return
         taken = sum(self._need(each) for each in self._going)
@@ -254,17 +278,18 @@ class Engine:
         return Cache.bytes_of(network.cached, network.dtype, tokens, network.kv_bits)
 
     def _drop_cancelled(self) -> None:
-        if self._cancelled:
-            for each in self._cancelled:
-                each.ended = True
-                self._prompts.keep(each)
-            self._going = [each for each in self._going if each not in self._cancelled]
-            self._cancelled.clear()
+        for each in self._cancelled:
+            each.ended = True
+            self._prompts.keep(each)
+        self._going = [each for each in self._going if each not in self._cancelled]
+        self._cancelled.clear()
 
     def _step(self) -> None:
-        if len(self._going) == 1 and self._going[0].decoding and not self._going[0].drafts_now(self._depths.rests):
-            self._step_alone(self._going[0])
-            return
+        if len(self._going) == 1:
+            (row,) = self._going
+            if row.decoding and (row.speculation is None or not row.drafts_now(self._depths.rests)):
+                self._step_alone(row)
+                return
         rows = [each for each in self._going if each.decoding]
         self._read(rows)  # what a step before, cut short, has left
         prompt = next((each for each in self._going if not each.decoding), None)
@@ -297,31 +322,39 @@ class Engine:
             self._depths.took(seconds, len(rows), sum(len(row.tokens) for row in rows) - tokens)
 
     def _step_alone(self, row: TokenSequence) -> None:
-        """One sequence, decoding, that nobody drafts for in this step: there is nobody to keep it apart from."""
-        with ErrorsOf([row]):
+        """One sequence, decoding, that nobody drafts for in this step: there is nobody to keep it apart from.
+
+        Written out, since what Python does between two tokens shows on a small model, and all the more the more
+        functions it goes through: after each pass over the weights none of them is in the processor's caches.
+        """
+        begin, cache, speculation = time.perf_counter(), row.cache, row.speculation
+        try:
             row.read()  # what a step before, cut short, has left
             if row.ended:
                 return
-            begin = time.perf_counter()
             row.steer()
             if row.last:
                 row.use()
             else:
-                if row.speculation is not None:
+                if speculation is not None:
                     self._depths.began(1, 0, drafting=False)
-                self._decode_alone(row)
+                held = cache.held()
+                try:
+                    x = self.network.step(row.next, cache)
+                    row.advance(x, self.network.logits(x)[:, 0], None)
+                except BaseException:
+                    cache.restore(held)
+                    raise
+                del held  # a held state is not updated in place
+                mx.async_eval(*row.arrays())
             row.read()
-            seconds = time.perf_counter() - begin
-            self._prompts.pace.decoded(seconds, beside=False)
-            if row.speculation is not None and not row.ended:
-                self._depths.took(seconds, 1, 1)
-
-    def _decode_alone(self, row: TokenSequence) -> None:
-        """``_decode`` of one row: there, what Python does between two tokens shows."""
-        with Restored([row]):
-            x = self.network.step(row.next, row.cache)
-            row.advance(x, self.network.logits(x)[:, 0], None)
-        mx.async_eval(*row.arrays())
+        except Exception as error:
+            row.error, row.ended = error, True
+            return
+        seconds = time.perf_counter() - begin
+        self._prompts.pace.decoded(seconds, beside=False)
+        if speculation is not None and not row.ended:
+            self._depths.took(seconds, 1, 1)
 
     def _decode(self, rows: Sequence[TokenSequence]) -> None:
         """Set off the pass over the weights in which each row's next token becomes the one after it."""

@@ -180,10 +180,9 @@ class TokenSequence:
         return len(self.tokens) + 1 == self.most
 
     def take_events(self) -> list[Any]:
-        """Those that nobody has taken yet."""
-        events = list(self.events)
-        self.events.clear()
-        return events
+        """Those that nobody has taken yet; more may come meanwhile, in another thread."""
+        events = self.events
+        return [events.popleft() for _ in range(len(events))]
 
     @property
     def next(self) -> mx.array:
@@ -237,6 +236,8 @@ class TokenSequence:
 
     def read(self) -> None:
         """Wait for the token in use, and those of its drafts that are right, and give them to the reader."""
+        if self._unread is None and self._check is None:
+            return
         check, self._check = self._check, None
         self._read_one()
         if check is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import cast
 
 import mlx.core as mx
 
@@ -57,7 +56,7 @@ def qmm(
     Returns: [.., N] of x's dtype. A row has the same bits whatever the number of rows.
     Raises: ValueError naming the argument, what was expected and what was found.
     """
-    matrices = cast(Sequence[Matrix], segments)
+    matrices: Sequence[Matrix] = segments  # type: ignore[assignment]
     for each in segments:
         if not isinstance(each, Matrix):
             matrices = [s if isinstance(s, Matrix) else Matrix.plain(s) for s in segments]
