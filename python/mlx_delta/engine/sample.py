@@ -11,6 +11,7 @@ import math
 import secrets
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import mlx.core as mx
 import numpy as np
@@ -88,6 +89,16 @@ class Sampler:
             self._prompt = _membership(prompt, vocab_size)
             self._generated = self._before = mx.array(np.zeros((1, vocab_size), dtype=np.bool_))
         self._words = None if params.greedy else _Words(params.seed)
+        self._choose = partial(
+            ops.sample,
+            temperature=1.0 if params.greedy else params.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            min_p=params.min_p,
+            presence_penalty=params.presence_penalty,
+            repetition_penalty=params.repetition_penalty,
+            vocab_size=vocab_size,
+        )
         self.bans = 0  # how often what is banned has changed
 
     def sample(self, logits: mx.array, allowed: Allowed | None = None) -> mx.array:
@@ -98,7 +109,8 @@ class Sampler:
         if logits.ndim != 2 or logits.shape[1] < self.vocab_size:
             raise ArgumentError(f"logits: expected shape [B, >= {self.vocab_size}], found {list(logits.shape)}")
         tokens = self._draw(logits, allowed, self._generated)
-        self._count(tokens)
+        if self._words is not None or self._generated is not None:
+            self._count(tokens)
         return tokens
 
     def ahead(self, logits: mx.array, drafts: mx.array) -> mx.array:
@@ -117,20 +129,12 @@ class Sampler:
         self._count(token)
 
     def _draw(self, logits: mx.array, allowed: Allowed | None, generated: mx.array | None) -> mx.array:
-        params = self.params
-        return ops.sample(
+        return self._choose(
             logits,
             None if self._words is None else mx.array(self._words.next(logits.shape[0])),
-            temperature=1.0 if params.greedy else params.temperature,
-            top_k=params.top_k,
-            top_p=params.top_p,
-            min_p=params.min_p,
             allowed=self._allowed if allowed is None else _allowed_mask(allowed, self.vocab_size),
             prompt=self._prompt,
             generated=generated,
-            presence_penalty=params.presence_penalty,
-            repetition_penalty=params.repetition_penalty,
-            vocab_size=self.vocab_size,
         )
 
     def _count(self, tokens: mx.array) -> None:

@@ -23,6 +23,8 @@ class StopStrings:
 
     def push(self, text: str) -> str:
         """The text that can be shown now."""
+        if not self._stops:
+            return text
         self._held += text
         found = [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:

@@ -80,6 +80,7 @@ class Tokenizer:
         )
         self.special_tokens = dict(special_tokens or {})
         self.generation_defaults = generation_defaults or GenerationDefaults()
+        self._token_bytes: dict[int, bytes] = {}  # of those that were asked for
 
     @property
     def chat_template(self) -> str | None:
@@ -145,13 +146,19 @@ class Tokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         """The UTF-8 bytes, perhaps part of a character, that a token stands for; b"" for an unknown id (padding)."""
-        token = self._backend.id_to_token(token_id)
-        if token is None:
-            return b""
-        try:
-            return bytes([_BYTES[char] for char in token])
-        except KeyError:  # an added token with a character outside the alphabet (a space, say) stands for itself
-            return token.encode()
+        found = self._token_bytes.get(token_id)
+        if found is None:
+            found = self._token_bytes[token_id] = _bytes_of(self._backend.id_to_token(token_id))
+        return found
+
+
+def _bytes_of(token: str | None) -> bytes:
+    if token is None:
+        return b""
+    try:
+        return bytes([_BYTES[char] for char in token])
+    except KeyError:  # an added token with a character outside the alphabet (a space, say) stands for itself
+        return token.encode()
 
 
 def _backend(file: Path) -> tokenizers.Tokenizer:
