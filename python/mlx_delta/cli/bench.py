@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mlx_delta.bench.whole_model import Decode, Prefill
     from mlx_delta.model.network import Network
 
-Shape = Annotated[str, typer.Option("--shape", help="Published size whose shapes to use: 0.8b, 2b, 4b, 9b or 27b.")]
+Shape = Annotated[str, typer.Option("--shape", help="Published size whose shapes to use: such as 9b or 35b-a3b.")]
 Layers = Annotated[int | None, typer.Option(help="Only the first so many layers of it.", show_default="all")]
 ModelDir = Annotated[
     str | None,
