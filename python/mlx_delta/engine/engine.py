@@ -362,7 +362,11 @@ class Engine:
             return
         drafts = self._drafts(rows)
         if len(rows) == 1 and drafts[0] is None:
-            self._decode_alone(rows[0])
+            (row,) = rows
+            with Restored(rows):
+                hidden = self.network.step(row.next, row.cache)
+                row.advance(hidden, self.network.logits(hidden)[:, 0], None)
+            mx.async_eval(*row.arrays())
             return
         with Restored(rows):
             tokens, spans = list[mx.array](), list[Span]()
