@@ -125,6 +125,11 @@ class ChatStream:
         with self._exclusive:
             self._engine.submit(self.begun())
 
+    def rest(self) -> None:
+        """For one that has to wait: hold pictures as they were given, which are decoded again when it begins."""
+        if self._prompt.pictures is not None:
+            self._prompt.pictures.release()
+
     @property
     def keys(self) -> list[int]:
         """The ids of the prompt and of what is written so far, as a cache knows them: see ``Prompt.keys``."""

@@ -89,6 +89,9 @@ class CompletionStream:
             yield CompletionEvent(piece.text, likelihoods)
         yield CompletionEvent(tokens=self._likelihoods(told), done=True, result=self.result())
 
+    def rest(self) -> None:
+        """Token ids are all that it holds."""
+
     def close(self) -> None:
         """End it within a step, from any thread."""
         if self._generation is not None:

@@ -36,7 +36,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request = _Request(scope, receive, send, self._limits)
+        request = _Request(scope, receive, send, self._limits, keep=self._log_prompts)
         try:
             try:
                 headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
@@ -73,15 +73,19 @@ class Guard:
 
 
 class _Request:
-    """One request's body as it comes in, and its status as it goes out. status 499: the client went away before."""
+    """One request's body as it comes in, and its status as it goes out. status 499: the client went away before.
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits) -> None:
+    keep: its bytes, in ``body``.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits, *, keep: bool) -> None:
         self.begin = time.monotonic()
         self.id = f"req_{secrets.token_hex(12)}"
         self.status = 499
         self.body: list[bytes] = []
         self._receive, self._send = receive, send
         self._limits = limits
+        self._keep = keep
         self._size = 0
         self._whole = False
         scope.setdefault("state", {})
@@ -105,7 +109,8 @@ class _Request:
         self._size += len(part)
         if self._size > self._limits.body_bytes:
             self._refuse(f"at least {self._size}")
-        self.body.append(part)
+        if self._keep:
+            self.body.append(part)
         return message
 
     async def send(self, message: Message) -> None:

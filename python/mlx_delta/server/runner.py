@@ -31,6 +31,9 @@ class Stream(Protocol):
 
     def __iter__(self) -> Iterator[Any]: ...
 
+    def rest(self) -> None:
+        """It has to wait before it is iterated over: hold little until then."""
+
     def close(self) -> None:
         """End it; returns when it has ended."""
 
@@ -76,6 +79,8 @@ class Runner:
         try:
             for make in makes:
                 streams.append(await self.call(make))
+                if self._places > self._limits.concurrent:
+                    streams[-1].rest()
         except BaseException:
             self._leave_places(len(makes))
             raise

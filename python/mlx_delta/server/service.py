@@ -45,6 +45,8 @@ class Service:
 
     async def answers(self, request: Request, makes: Sequence[Make]) -> Answers:
         """Accepted answers, unless the client goes away before; they are told in the log with the request."""
+        for name in ("_body", "_json"):  # Starlette's, which live as long as the request: megabytes, with images
+            vars(request).pop(name, None)
         answers = await until_gone(request, self.runner.start(makes))
         request.state.answers = answers
         return answers

@@ -59,7 +59,7 @@ class Medium:
         return self._patches
 
     def release(self) -> None:
-        """Its patches have been looked at."""
+        """Let its patches go: they have been looked at, or will not be soon."""
         self._patches = None
 
 

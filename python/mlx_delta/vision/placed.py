@@ -123,6 +123,11 @@ class PicturesInPlace:
         """See that all that is shown from token ``start`` on has been looked at, in one pass."""
         look_at([(self, start)], self._look)
 
+    def release(self) -> None:
+        """Hold no patches: who looks decodes again."""
+        for medium in self.media:
+            medium.release()
+
     def add(self, number: int, features: mx.array) -> None:
         self._features[number] = features
         self.media[number].release()

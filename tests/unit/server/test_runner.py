@@ -29,12 +29,15 @@ class Slow:
 
     def __init__(self) -> None:
         self.end = threading.Event()
-        self.closed = False
+        self.closed = self.rested = False
 
     def __iter__(self) -> Iterator[Event]:
         yield Event()
         assert self.end.wait(10)
         yield Event(done=True)
+
+    def rest(self) -> None:
+        self.rested = True
 
     def close(self) -> None:
         self.closed = True
@@ -67,6 +70,7 @@ def test_beyond_the_queue_is_refused_and_places_come_back() -> None:
         streams = [Slow() for _ in range(3)]
         taken = [await runner.start([lambda one=one: one]) for one in streams]
         await soon(lambda: (runner.running, runner.waiting) == (1, 2))
+        assert [stream.rested for stream in streams] == [False, True, True]
         with pytest.raises(RequestError) as refused:
             await runner.start([Slow])
         assert (refused.value.status, (refused.value.retry_after or 0) >= 1) == (429, True)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import base64
+import gc
+import io
 import struct
+import tracemalloc
 import zlib
 from typing import Any
 
 import pytest
+from PIL import Image
 from starlette.testclient import TestClient
 
+from mlx_delta.chat.stream import ChatStream
 from mlx_delta.language_model import LanguageModel
 from mlx_delta.server.app import create_app
 from mlx_delta.server.limits import Limits
@@ -78,3 +83,27 @@ def test_images_are_counted_before_any_is_decoded(model: LanguageModel) -> None:
     with TestClient(create_app(model, name="tiny"), base_url="http://[::1]") as client:
         refused = client.post("/v1/chat/completions", json={"messages": [message]})
     assert "whole picture" in refused.json()["error"]["message"]
+
+
+def test_who_waits_holds_files_and_no_pixels(model: LanguageModel) -> None:
+    """A picture of one colour is a kilobyte of PNG, and 900 KB of patches."""
+    file = io.BytesIO()
+    Image.new("RGB", (384, 384), "teal").save(file, "PNG")
+    message = {"role": "user", "content": [TEXT, {"type": "image", "image": file.getvalue()}]}
+
+    def held(rest: bool) -> tuple[int, ChatStream]:
+        gc.collect()
+        before = tracemalloc.get_traced_memory()[0]
+        stream = model.chat_stream([message], temperature=0, max_new_tokens=4)
+        if rest:
+            stream.rest()
+        return tracemalloc.get_traced_memory()[0] - before, stream
+
+    tracemalloc.start()
+    try:
+        (whole, one), (little, other) = held(False), held(True)
+    finally:
+        tracemalloc.stop()
+    assert whole > 8e5
+    assert little < 2e5
+    assert other.result().text == one.result().text
