@@ -76,7 +76,7 @@ def create_tool_definition(
 def parameter_schemas(tools: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """Name -> JSON schema of the parameters ({} without one), of tools in OpenAI's form or its bare "function" part.
 
-    Raises: ArgumentError when a tool has no name, or another's: a call could not say which of them it means.
+    Raises: ArgumentError when a tool has no name, one that no call could say, or another's.
     """
     schemas: dict[str, Mapping[str, Any]] = {}
     for i, tool in enumerate(tools):
@@ -84,6 +84,8 @@ def parameter_schemas(tools: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[s
         name = function.get("name") if isinstance(function, Mapping) else None
         if not isinstance(name, str) or not name:
             raise ArgumentError(f"tools[{i}]: expected a function with a name, found {tool!r:.80}")
+        if any(sign in name for sign in "<>\r\n"):  # it stands between such in a call
+            raise ArgumentError(f"tools[{i}]: expected a name without <, > and line breaks, found {name!r:.80}")
         if name in schemas:
             raise ArgumentError(f"tools[{i}]: expected a name of its own, found {name!r} a second time")
         schemas[name] = function.get("parameters") or {}

@@ -61,10 +61,12 @@ def bind(host: str, port: int) -> socket.socket:
         listener.bind(address)
     except OSError as error:
         listener.close()
-        raise UsageError(
-            f"--port: expected a free one at {host}, found {port}: {os.strerror(error.errno or 0)}"
-        ) from error
+        raise _taken(host, port, error) from error
     return listener
+
+
+def _taken(host: str, port: int, error: OSError) -> UsageError:
+    return UsageError(f"--port: expected a free one at {host}, found {port}: {os.strerror(error.errno or 0)}")
 
 
 def run(app: FastAPI, listener: socket.socket, ready: str) -> None:
@@ -85,7 +87,11 @@ def run(app: FastAPI, listener: socket.socket, ready: str) -> None:
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
+            try:
+                await super().startup(sockets)
+            except OSError as error:  # Linux lets several have an address, and one of them listen
+                host, port = listener.getsockname()[:2]
+                raise _taken(host, port, error) from error
             if self.started:
                 typer.echo(ready + address(listener))
 

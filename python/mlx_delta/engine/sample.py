@@ -92,7 +92,7 @@ class Sampler:
         self._choose = partial(
             ops.sample,
             temperature=1.0 if params.greedy else params.temperature,
-            top_k=params.top_k,
+            top_k=min(params.top_k, vocab_size),
             top_p=params.top_p,
             min_p=params.min_p,
             presence_penalty=params.presence_penalty,

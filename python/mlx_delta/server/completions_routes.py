@@ -86,9 +86,11 @@ def _makes(body: CompletionRequest, service: Service) -> list[Make]:
     prompts: Sequence[Any] = [body.prompt]
     if isinstance(body.prompt, list) and (not body.prompt or not isinstance(body.prompt[0], int)):
         prompts = body.prompt
+    if not prompts:
+        raise RequestError(400, "prompt: expected at least one, found none", param="prompt")
     limits, options = service.limits, {**sampling_options(body), "speculate": service.speculate}
     most = limits.concurrent + limits.queue
-    if not prompts or not 1 <= count <= most or len(prompts) * count > most:
+    if not 1 <= count <= most or len(prompts) * count > most:
         found = f"expected 1 to {most} answers, found n = {count} for {len(prompts)} prompts"
         raise RequestError(400, f"n: {found}", param="n")
     seed = options.get("seed")
@@ -97,7 +99,7 @@ def _makes(body: CompletionRequest, service: Service) -> list[Make]:
             CompletionStream,
             service.model,
             prompt,
-            options if seed is None else {**options, "seed": seed + i},
+            options if seed is None else {**options, "seed": (seed + i) % 2**64},
             limits,
             max_tokens=_TOKENS if body.max_tokens is None else body.max_tokens,
             echo=bool(body.echo),

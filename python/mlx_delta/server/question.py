@@ -56,7 +56,7 @@ class Question:
         if not 1 <= count <= most:
             raise RequestError(400, f"n: expected 1 to {most}, found {count}", param="n")
         seed = self.options.get("seed")
-        each = [self.options if seed is None else {**self.options, "seed": seed + i} for i in range(count)]
+        each = [self.options if seed is None else {**self.options, "seed": (seed + i) % 2**64} for i in range(count)]
         return [partial(begin, service.model, self.messages, options, limits) for options in each]
 
 

@@ -23,6 +23,8 @@ def question(body: ResponsesRequest, earlier: Sequence[Json]) -> Question:
             raise RequestError(400, f"{name}: expected nothing (it is not supported), found a value", param=name)
     system = [{"role": "system", "content": body.instructions}] if body.instructions else []
     new = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else messages_of(body.input)
+    if not earlier and not new:
+        raise RequestError(400, "input: expected at least one item, found none", param="input")
     return Question([*system, *earlier, *new], _options(body))
 
 

@@ -346,6 +346,7 @@ def test_render_chat(model: LanguageModel) -> None:
         ({"tool_choice": "required"}, "tool_choice: expected tools to choose from, found none"),
         ({"tool_choice": "search"}, "tool_choice: expected one of none, auto, required, found 'search'"),
         ({"tools": [{}]}, r"tools\[0\]: expected a function with a name"),
+        ({"tools": [{"name": "f>\n"}]}, r"tools\[0\]: expected a name without <, > and line breaks, found 'f>\\n'"),
         ({"tools": [{"name": "f"}] * 2}, r"tools\[1\]: expected a name of its own, found 'f' a second time"),
         ({"top_p": 0}, "top_p: expected > 0 and <= 1, found 0"),
     ],

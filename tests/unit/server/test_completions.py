@@ -73,7 +73,7 @@ def test_echo_and_likelihoods(client: TestClient, model: LanguageModel) -> None:
     [
         ({"prompt": None}, "prompt"),
         ({"prompt": ""}, "prompt"),
-        ({"prompt": []}, "n"),
+        ({"prompt": []}, "prompt"),
         ({"prompt": [10**9]}, "prompt"),
         ({"prompt": [-1]}, "prompt"),
         ({"prompt": ["a", 1]}, "prompt"),

@@ -196,6 +196,15 @@ def test_what_is_wrong_is_named(client: TestClient, wrong: dict[str, Any], param
         assert error["message"].startswith(param)
 
 
+def test_numbers_may_be_as_large_as_their_types(client: TestClient) -> None:
+    usual, huge = ask(client), ask(client, top_k=10**18, max_tokens=10**30, thinking_budget=10**30)
+    assert huge["choices"] == usual["choices"]
+    seeds = [2**64 - 1, 0]  # the second choice's comes after the last that there is
+    two = ask(client, temperature=2, n=2, seed=seeds[0])["choices"]
+    alone = [ask(client, temperature=2, seed=seed)["choices"][0]["message"] for seed in seeds]
+    assert [each["message"] for each in two] == alone
+
+
 def test_what_is_no_request(client: TestClient) -> None:
     for content in (b"", b"{", b"[" * 100_000, b'{"messages": ' + b"9" * 5000 + b"}", b"\xff\xfe", b"null", b"[]"):
         response = client.post(PATH, content=content, headers={"content-type": "application/json"})

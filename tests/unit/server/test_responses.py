@@ -136,9 +136,9 @@ def test_items_of_one_turn_are_one_message() -> None:
     ("wrong", "param"),
     [
         ({"input": 3}, "input"),
-        ({"input": []}, "messages"),
         ({"input": [{"role": "user"}]}, "input[0].content"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
+        ({"input": []}, "input"),
         ({"input": [{"type": "function_call", "call_id": "1", "name": "f"}]}, "input[0].arguments"),
         ({"tools": [{"type": "function"}]}, "tools[0].name"),
         ({"background": True}, "background"),

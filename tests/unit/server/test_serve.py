@@ -15,7 +15,9 @@ from urllib.request import urlopen
 import pytest
 
 from mlx_delta.cli.errors import UsageError
-from mlx_delta.cli.serve_process import bind
+from mlx_delta.cli.serve_process import bind, run
+from mlx_delta.language_model import LanguageModel
+from mlx_delta.server.app import create_app
 from support.serving import serving
 
 LONG = {"type": "array", "items": {"type": "integer"}, "minItems": 5000}
@@ -75,6 +77,22 @@ def test_its_life(tiny: Path) -> None:
         assert process.stderr is not None
         lines = [json.loads(line) for line in process.stderr if line.startswith("{")]
     assert [line["status"] for line in lines[8:10]] == [200, 499]
+
+
+def test_a_port_that_is_taken_while_a_model_loads(model: LanguageModel) -> None:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def second(port: int) -> None:  # where the system refuses the address at once, this ends at once
+        with bind("127.0.0.1", port) as other:
+            one.listen()
+            run(create_app(model, name="tiny"), other, "")
+
+    with bind("127.0.0.1", 0) as one:
+        port = one.getsockname()[1]
+        with pytest.raises(UsageError, match=rf"--port: expected a free one at 127\.0\.0\.1, found {port}: Address"):
+            second(port)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def test_a_port_that_is_taken() -> None:
