@@ -19,6 +19,7 @@ import numpy as np
 from mlx_delta import ops
 from mlx_delta.errors import ArgumentError
 
+_LEAST, _MOST = 1.2e-38, 3.4e38  # what float32 has: kernels take penalties so
 _GREEDY_BELOW = 1e-5  # logits / temperature would leave float32's range; the draw is all but certain anyway
 Allowed = Collection[int] | np.ndarray  # ids, or a mask: bool [>= vocab_size]
 
@@ -46,8 +47,8 @@ class SamplingParams:
         _check("top_k", self.top_k, isinstance(self.top_k, int) and self.top_k >= 0, "an integer >= 0")
         _check("top_p", self.top_p, 0 < self.top_p <= 1, "> 0 and <= 1")
         _check("min_p", self.min_p, 0 <= self.min_p <= 1, ">= 0 and <= 1")
-        _check("presence_penalty", self.presence_penalty, math.isfinite(self.presence_penalty), "a finite number")
-        _check("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty < math.inf, "> 0")
+        _check("presence_penalty", self.presence_penalty, abs(self.presence_penalty) <= _MOST, "a finite number")
+        _check("repetition_penalty", self.repetition_penalty, _LEAST <= self.repetition_penalty <= _MOST, "> 0")
         seed_ok = self.seed is None or (isinstance(self.seed, int) and 0 <= self.seed < 2**64)
         _check("seed", self.seed, seed_ok, "an integer >= 0 and < 2**64")
 
