@@ -34,8 +34,8 @@ class MtpDrafter:
         self._text = text
         self._state = KeyValues()
         self._slots = 0
-        self._unread = deque[mx.array]()  # [1, n, hidden] of the last tokens of the text, as the last layer gave them
-        self._waiting = 0  # tokens of these
+        self._unread = _Recent()  # the last tokens of the text, as the last layer gave them
+        self._before = _Recent()  # those before them, which the head has read
         self._end = 0  # of these, in the text
         self._fresh: list[mx.array] = []  # what nobody has evaluated yet
         self._among: Shortlist | None = network.shortlist
@@ -44,20 +44,18 @@ class MtpDrafter:
 
     def see(self, x: mx.array, end: int) -> None:
         """x [1, n, hidden] of the tokens before place ``end`` of the text, as the last layer gave it."""
-        count: int = x.shape[1]
-        if end - count != self._end:
-            self._drop_unread()
+        if end - x.shape[1] != self._end:
+            self._unread.clear()
+            self._before.clear()
         self._end = end
         self._unread.append(x)
         self._fresh.append(x)
-        self._waiting += count
-        while self._waiting - (first := self._unread[0].shape[1]) >= _CONTEXT:
-            self._unread.popleft()
-            self._waiting -= first
 
-    def _drop_unread(self) -> None:
-        self._unread.clear()
-        self._waiting = 0
+    def recent(self, end: int) -> mx.array | None:
+        """What it was shown before place ``end`` of the text, [1, n, hidden], as much as one that begins there would
+        read; lazily. None where it was not shown the last token."""
+        shown = [*self._before.parts, *self._unread.parts]
+        return _joined(shown)[:, -_CONTEXT:] if shown and end == self._end else None
 
     def draft(self, token: mx.array, count: int, *, timed: bool = False) -> tuple[mx.array | None, float | None]:
         """``count`` tokens, int [count], that may follow ``token``, int [1], which follows the text; lazily. None where
@@ -66,10 +64,12 @@ class MtpDrafter:
         timed: wait for them, and tell the seconds that one takes.
         """
         mtp = self._network.mtp
-        if not self._unread or self._end != len(self._text) or mtp is None:
+        if not self._unread.tokens or self._end != len(self._text) or mtp is None:
             return None, None
-        hidden = self._network.hidden(_joined(self._unread))
-        self._drop_unread()
+        hidden = self._network.hidden(_joined(self._unread.parts))
+        for part in self._unread.parts:
+            self._before.append(part)
+        self._unread.clear()
         following = self._text[self._end - hidden.shape[1] + 1 :]
         tokens = mx.concatenate([mx.array(following, dtype=token.dtype), token]) if following else token
         x = self._network.draft(tokens[None], hidden, self._state, self._slots)[:, -1:]
@@ -105,6 +105,25 @@ class MtpDrafter:
         """What it goes on with, besides what was told before; evaluated, any thread can."""
         fresh, self._fresh = self._fresh, []
         return [*self._state.arrays(), *fresh]
+
+
+class _Recent:
+    """Hidden states [1, n, hidden] of the tokens up to a place, of about the last ``_CONTEXT`` of them."""
+
+    def __init__(self) -> None:
+        self.parts = deque[mx.array]()
+        self.tokens = 0
+
+    def append(self, x: mx.array) -> None:
+        self.parts.append(x)
+        self.tokens += x.shape[1]
+        while self.tokens - (first := self.parts[0].shape[1]) >= _CONTEXT:
+            self.parts.popleft()
+            self.tokens -= first
+
+    def clear(self) -> None:
+        self.parts.clear()
+        self.tokens = 0
 
 
 def _joined(parts: Sequence[mx.array]) -> mx.array:

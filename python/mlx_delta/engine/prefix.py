@@ -30,13 +30,16 @@ _PICTURE = (1 << 62) - 1  # of what tells pictures apart, as much as a key takes
 @dataclass(eq=False)
 class _Node:
     """key: the ids since the parent, int64. end: how many there are from the root. rows: keys and values of the ids,
-    of each attention layer. states: after them, None where nothing goes on. used: when it was, last."""
+    of each attention layer. states: after them, None where nothing goes on. hidden [1, n, hidden]: what the last layer
+    gave of the last ones, for drafts of what goes on; None where nobody drafted. used: when it was, last.
+    """
 
     parent: _Node | None
     key: bytes
     end: int
     rows: list[KeyValues]
     states: list[DeltaState] | None = None
+    hidden: mx.array | None = None
     used: int = 0
     children: list[_Node] = field(default_factory=list)
 
@@ -50,7 +53,8 @@ class _Node:
 
     @property
     def state_bytes(self) -> int:
-        return sum(a.nbytes for state in self.states or () for a in state.arrays())
+        hidden = 0 if self.hidden is None else self.hidden.nbytes
+        return hidden + sum(a.nbytes for state in self.states or () for a in state.arrays())
 
     def child(self, key: bytes) -> _Node | None:
         """The one whose ids begin as those from this node's end on in ``key``, all of the ids from the root."""
@@ -114,6 +118,12 @@ class PrefixCache:
             mx.eval(cache.arrays())  # a prompt may be computed a layer a step, each in another thread
             return cache
 
+    def hidden(self, ids: Sequence[int], cuts: Cuts, end: int) -> mx.array | None:
+        """What the last layer gave of the last of the first ``end`` ids, where ``resume`` has gone on from."""
+        with self._lock:
+            path = self._known(ids, cuts)
+            return path[-1].hidden if path and path[-1].end == end else None
+
     def known(self, ids: Sequence[int], cuts: Cuts) -> int:
         """From where ``resume`` would go on now."""
         with self._lock:
@@ -126,8 +136,9 @@ class PrefixCache:
             path.pop()
         return path
 
-    def keep(self, ids: Sequence[int], cache: Cache) -> None:
-        """Let other sequences go on from here: the cache covers exactly ``ids``, of a place that cuts may have."""
+    def keep(self, ids: Sequence[int], cache: Cache, hidden: mx.array | None = None) -> None:
+        """Let other sequences go on from here: the cache covers exactly ``ids``, of a place that cuts may have. hidden:
+        what the last layer gave of the last of them."""
         if len(ids) != cache.offset:
             raise ValueError(f"ids: expected the {cache.offset} that the cache covers, found {len(ids)}")
         if not ids or not self.limit:
@@ -144,9 +155,13 @@ class PrefixCache:
                 for longer in [each for each in parent.children if each.key.startswith(rest)]:
                     self._cut(longer, node)
                 parent.children.append(node)
+            self._bytes -= node.state_bytes
             if node.states is None:
                 node.states = [replace(layer) for layer in cache.layers if isinstance(layer, DeltaState)]
-                self._bytes += node.state_bytes
+            if node.hidden is None and hidden is not None:
+                node.hidden = mx.contiguous(hidden)
+                mx.eval(node.hidden)
+            self._bytes += node.state_bytes
             self._touch(node)
             # Now: a slice that is not computed yet holds the keys and values, which the next token would have to copy.
             mx.eval([a for rows in node.rows for a in rows.arrays()])
@@ -204,7 +219,7 @@ class PrefixCache:
             node = min(self._droppable(self._root), key=lambda each: each.used)
             if node.children:
                 self._bytes -= node.state_bytes
-                node.states = None
+                node.states = node.hidden = None
             else:
                 self._drop(node)
 

@@ -36,6 +36,10 @@ class Prompts:
             cuts = Cuts(sequence.ids, self._turns)
             cache = sequence.cache if sequence.own_cache else self._prefix.resume(sequence.keys, cuts)
             sequence.begin(cuts, cache)
+            if sequence.speculation is not None and not sequence.own_cache:
+                hidden = self._prefix.hidden(sequence.keys, cuts, cache.offset)
+                if hidden is not None:
+                    sequence.speculation.see(hidden, cache.offset)
         if sequence.passing is None:
             if not beside:
                 with Restored([sequence]):
@@ -96,7 +100,8 @@ class Prompts:
     def keep(self, sequence: TokenSequence) -> None:
         """For others to go on from where it is."""
         if not sequence.own_cache and sequence.error is None and (covered := sequence.covered):
-            self._prefix.keep(covered, sequence.cache)
+            recent = None if sequence.speculation is None else sequence.speculation.recent(sequence.cache.offset)
+            self._prefix.keep(covered, sequence.cache, recent)
 
     def _show(self, sequence: TokenSequence, rows: mx.array | None, tiles: mx.array | None) -> None:
         """What drafts for the sequence sees what the last layer gave of a piece."""

@@ -32,6 +32,10 @@ class Speculation:
         if self._head is not None:
             self._head.see(x, end)
 
+    def recent(self, end: int) -> mx.array | None:
+        """What ``see`` was told of the tokens before ``end``, for a sequence that goes on from there; None: nothing."""
+        return None if self._head is None else self._head.recent(end)
+
     def wish(self, most: int) -> Wish:
         """What it can draft in the pass to come, of at most ``most`` drafts."""
         most = max(0, min(most, MOST_DRAFTS))

@@ -159,6 +159,41 @@ def test_a_step_with_drafts_is_waited_for_once(
     assert waits == ["array", "array"] * len(passes)  # the tokens, and the drafts that they were computed from
 
 
+def test_a_sequence_that_goes_on_drafts_as_if_it_had_begun(
+    models: dict[str, LanguageModel], prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what the head reads of the tokens that are kept of another, and counted among them."""
+    model, read = models["bfloat16"], list[int]()
+    draft = Network.draft
+    monkeypatch.setattr(Network, "draft", lambda *of: (read.append(of[1].shape[1]), draft(*of))[1])
+
+    def second(engine: Engine) -> tuple[int, int, int, int]:
+        """How long the conversation is, how much is known of it, what the head reads of it, and how much comes true."""
+        begun = sequence(engine, prompts[9], SamplingParams(), 2, most=12)
+        list(engine.run(begun))
+        ids = begun.ids + begun.tokens + prompts[3]
+        known = engine.known(ids, ids)
+        read.clear()
+        again = sequence(engine, ids, SamplingParams(), 2, most=20)
+        list(engine.run(again))
+        return len(ids), known, read[0], again.drafted[1]
+
+    turns = model.engine.turns
+    fresh, kept = Engine(model.network, turns), Engine(model.network, turns, prefix_bytes=64 << 20)
+    length, known, reads, accepted = second(fresh)
+    assert (known, reads) == (0, length)
+    length, known, *found = second(kept)
+    assert known > 0
+    assert found == [reads, accepted]
+
+    plain = Engine(model.network, turns, prefix_bytes=64 << 20)
+    list(plain.run(sequence(plain, prompts[9], SamplingParams(), 0, most=12)))
+    assert second(plain)[2] < length  # for nothing was drafted there, the first time
+    for limit in (kept.prefix.nbytes // 2, 0):
+        kept.prefix.shrink(limit)
+        assert 0 <= kept.prefix.nbytes <= limit
+
+
 def test_drafts_that_are_not_made_cost_nothing(models: dict[str, LanguageModel]) -> None:
     """However many tokens the head might read, a step touches the last alone."""
     network = models["bfloat16"].network
