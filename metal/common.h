@@ -114,14 +114,15 @@ inline void store_at(device float* to, uint i, const thread float* from) {
   }
 }
 
-// Sums over lanes of `count` values at once, a power of two up to 32: value i ends on the 32 / count lanes from i 32 /
-// count on. Lanes 16 apart are added first, then those 8 apart, and so on: the order of a sum of one value, which takes
-// a GPU five exchanges, or twenty and more slots in one instruction, where a value of 16 takes five in all.
-template <int count>
+// Sums over lanes of `count` values at once, a power of two up to `lanes`: value i ends on the lanes / count lanes from i
+// lanes / count on, and so in each group of so many lanes. Lanes 16 apart are added first, then those 8 apart, and so on:
+// the order of a sum of one value, which takes a GPU five exchanges, or twenty and more slots in one instruction, where a
+// value of 16 takes five in all.
+template <int lanes = 32, int count>
 inline float sum_over_lanes(thread float (&value)[count], uint lane) {
   UNROLL
-  for (int step = 0; step < 5; step++) {
-    const int apart = 16 >> step;
+  for (int step = 0; lanes >> step > 1; step++) {
+    const int apart = lanes / 2 >> step;
     const int left = count >> step;  // values that a lane still has
     if (left > 1) {
       const bool upper = (lane & uint(apart)) != 0;

@@ -48,7 +48,8 @@ inline float gated_rows(const thread Chosen& chosen, const thread Work<T>& work,
   return silu(value) * simd_shuffle_xor(value, ushort(16));
 }
 
-// inner [M, k + 1, stride]: of each token what its experts, and then the shared one, have between their products.
+// inner [M, stride]: of each token what its experts, and then the shared one, have between their products, one behind
+// the other from multiples of 8 on.
 //
 // Bytes: gate and up of every chosen expert once. x and norm come from the cache, once a threadgroup. Threads: 32 for
 // two rows of either matrix.
@@ -106,13 +107,33 @@ template <typename T, int K, int SIMDGROUPS, typename F, typename G, typename SF
   }
   const uint at = row + lane_ / 8;  // that this lane has, if it has one
   if (!work.idle && lane_ % 8 == 0 && lane_ < 16 && int(at) >= first) {
-    inner[(token * uint(p.k + 1) + slot) * uint(p.stride) + at] = value;
+    inner[token * uint(p.stride) + slot * uint((p.rows + 7) / 8 * 8) + at] = value;
   }
 }
 
-// Four rows of one expert's down against what one token has for it.
-template <typename F, int K, int SIMDGROUPS, typename T>
-inline float down_rows(const thread Chosen& chosen, const thread Work<T>& work) {
+// Four rows of down, and a token's experts: those at `first` and after it, whose weights are at `first_weight`.
+struct Down {
+  Segment matrix;
+  uint row;
+  uint rows;  // of an expert
+  uint last_expert;
+  device const uint* experts;
+  device const float* weights;
+  uint first;
+  uint first_weight;
+
+  uint row_of(uint place) const thread { return min(experts[first + place], last_expert) * rows + row; }
+
+  // A wrong expert must show.
+  float weight_of(uint place) const thread {
+    const float weight = weights[first_weight + place];
+    return experts[first + place] <= last_expert ? weight : NAN;
+  }
+};
+
+// Four rows of one matrix against what one token has for it.
+template <typename F, int K, int SIMDGROUPS>
+inline float down_rows(const thread Chosen& chosen, const thread Work<float>& work) {
   float total[4];
   float squares[1];
   float none[1];
@@ -120,10 +141,95 @@ inline float down_rows(const thread Chosen& chosen, const thread Work<T>& work) 
   return sum_over_lanes(total, work.lane);
 }
 
+// Experts of I columns whose blocks fill a simdgroup's lanes, or do so two side by side.
+template <typename F, int I, int CHOSEN>
+struct FillLanes {
+  enum {
+    value = AffineRows<F, 0, 4>::present && CHOSEN * I % 1024 == 0 && (I % 1024 == 0 || I == 512)
+  };
+};
+
+// sum + the weighted sum over a token's experts, in their order, for row lane / 8: one expert after the other.
+template <typename F, int I, int CHOSEN, int SIMDGROUPS, bool FILL_LANES>
+struct ExpertsSum {
+  static float of(float sum, const thread Down& down, const thread Work<float>& of_token) {
+    Work<float> work = of_token;
+    Chosen chosen;
+    chosen.first = down.matrix;
+    chosen.second = down.matrix;
+    KEEP_LOOP
+    for (uint i = 0; i < uint(CHOSEN); i++) {
+      chosen.row = down.row_of(i);
+      work.x = of_token.x + i * uint((I + 7) / 8 * 8);
+      sum = fma(down.weight_of(i), down_rows<F, I, SIMDGROUPS>(chosen, work), sum);
+      threadgroup_barrier(mem_flags::mem_threadgroup);  // before x of the next takes its place
+    }
+    return sum;
+  }
+};
+
+// The same sums, of lanes that are all busy: the experts' x is one row of CHOSEN I columns, staged as such.
+template <typename F, int I, int CHOSEN, int SIMDGROUPS>
+struct ExpertsSum<F, I, CHOSEN, SIMDGROUPS, true> {
+  static float of(float from, const thread Down& down, const thread Work<float>& work) {
+    typedef AffineRows<F, 0, 4> Rows;
+    typedef Tiling<CHOSEN * I, 1, SIMDGROUPS> Tiles;
+    const uint blocks = I / 32;  // of an expert
+    const int lanes = I == 512 ? 16 : 32;
+    const uint turns_each = I == 512 ? 1 : I / 1024;
+    const uint turns_of_tile = uint(Tiles::blocks) / 32;
+    Chosen chosen;
+    chosen.first = down.matrix;
+    chosen.second = down.matrix;
+    Sums sums;
+    float total[4] = {};
+    // Of two side by side a lane has row lane % 16 / 4.
+    float sum = lanes == 16 ? simd_shuffle(from, ushort(work.lane % 16 / 4 * 8)) : from;
+    KEEP_LOOP
+    for (uint turn = 0; turn < uint(CHOSEN * I / 1024); turn++) {
+      const uint tile = turn / turns_of_tile;
+      const uint block = turn * 32 + work.lane;
+      const uint of_tile = block - tile * uint(Tiles::blocks);
+      typename Rows::Held held;
+      chosen.row = down.row_of(block / blocks);
+      Rows::template load<4, I>(held, chosen, block % blocks);
+      if (turn % turns_of_tile == 0) {
+        if (int(Tiles::count) > 1) {
+          threadgroup_barrier(mem_flags::mem_threadgroup);
+        }
+        stage<F, 1, CHOSEN * I, false, SIMDGROUPS>(work, tile, 0, sums);
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+      }
+      float partial[4] = {};
+      Rows::template multiply<F, Tiles, 1, 4>(partial, held, work, of_tile, 0);
+      const float of_block[1] = {work.sums[of_tile]};
+      Rows::template finish<1, 4>(total, partial, held, of_block);
+      if ((turn + 1) % turns_each == 0) {
+        const uint place = (turn + 1 - turns_each) * 32 / blocks;
+        const float own = sum_over_lanes<lanes>(total, work.lane);
+        if (lanes == 16) {
+          const float other = simd_shuffle_xor(own, ushort(16));
+          const bool first = work.lane < 16;
+          sum = fma(down.weight_of(place), first ? own : other, sum);
+          sum = fma(down.weight_of(place + 1), first ? other : own, sum);
+        } else {
+          sum = fma(down.weight_of(place), own, sum);
+        }
+        UNROLL
+        for (int r = 0; r < 4; r++) {
+          total[r] = 0.0f;
+        }
+      }
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);  // before x of the shared one takes its place
+    return lanes == 16 ? simd_shuffle(sum, ushort(work.lane / 8 * 4)) : sum;
+  }
+};
+
 // y = x + the weighted sum over a token's experts, in their order, and the shared one.
 //
 // Bytes: down of every chosen expert once; inner comes from the cache. Threads: 32 for four rows.
-template <typename T, int I, int SHARED_I, int SIMDGROUPS, typename F, typename SF>
+template <typename T, int I, int CHOSEN, int SHARED_I, int SIMDGROUPS, typename F, typename SF>
 [[kernel, max_total_threads_per_threadgroup(32 * SIMDGROUPS)]] void experts_down(
     device const T* x [[buffer(0)]], device const uint* experts [[buffer(1)]],
     device const float* weights [[buffer(2)]], device const float* inner [[buffer(3)]],
@@ -132,7 +238,8 @@ template <typename T, int I, int SHARED_I, int SIMDGROUPS, typename F, typename 
     device T* y [[buffer(10)]], constant ExpertsParams& p [[buffer(11)]],
     uint2 threadgroup_ [[threadgroup_position_in_grid]], uint simdgroup_ [[simdgroup_index_in_threadgroup]],
     uint lane_ [[thread_index_in_simdgroup]]) {
-  typedef Tiling<I, 1, SIMDGROUPS> Tiles;
+  const bool fill_lanes = FillLanes<F, I, CHOSEN>::value;
+  typedef Tiling<fill_lanes ? CHOSEN * I : I, 1, SIMDGROUPS> Tiles;
   typedef Tiling<SHARED_I, 1, SIMDGROUPS> SharedTiles;
   const bool present = AffineRows<F, 0, 4>::present;
   const bool shared_present = AffineRows<SF, 0, 4>::present;
@@ -147,8 +254,8 @@ template <typename T, int I, int SHARED_I, int SIMDGROUPS, typename F, typename 
   const uint token = threadgroup_.x;
   const int first = int(threadgroup_.y * uint(SIMDGROUPS) + simdgroup_) * 4;
   const uint row = uint(min(first, p.rows - 4));
-  device const float* from = inner + token * uint(p.k + 1) * uint(p.stride);
   Work<float> work;
+  work.x = inner + token * uint(p.stride);
   work.norm = weights;
   work.staged = staged;
   work.sums = sums;
@@ -158,27 +265,23 @@ template <typename T, int I, int SHARED_I, int SIMDGROUPS, typename F, typename 
   work.thread_index = simdgroup_ * 32 + lane_;
   work.lane = lane_;
   work.idle = first >= p.rows;
-  Chosen chosen;
-  chosen.first = segment_of(w0, s0, b0);
-  chosen.second = chosen.first;
+  Down down;
+  down.matrix = segment_of(w0, s0, b0);
+  down.row = row;
+  down.rows = uint(p.rows);
+  down.last_expert = uint(p.E) - 1;
+  down.experts = experts;
+  down.weights = weights;
+  down.first = token * uint(CHOSEN);
+  down.first_weight = token * uint(CHOSEN + 1);
   const uint at = token * uint(p.rows) + row + lane_ / 8;
-  float sum = float(x[at]);
-  KEEP_LOOP
-  for (uint i = 0; i < uint(p.k); i++) {
-    const uint expert = experts[token * uint(p.k) + i];
-    chosen.row = min(expert, uint(p.E - 1)) * uint(p.rows) + row;
-    work.x = from + i * uint(p.stride);
-    const float value = down_rows<F, I, SIMDGROUPS>(chosen, work);
-    // A wrong expert must show.
-    sum = fma(expert < uint(p.E) ? weights[token * uint(p.k + 1) + i] : NAN, value, sum);
-    threadgroup_barrier(mem_flags::mem_threadgroup);  // before x of the next takes its place
-  }
+  float sum = ExpertsSum<F, I, CHOSEN, SIMDGROUPS, fill_lanes>::of(float(x[at]), down, work);
+  Chosen chosen;
   chosen.first = segment_of(w1, s1, b1);
   chosen.second = chosen.first;
   chosen.row = row;
-  work.x = from + uint(p.k) * uint(p.stride);
-  const float value = down_rows<SF, SHARED_I, SIMDGROUPS>(chosen, work);
-  sum = fma(weights[token * uint(p.k + 1) + uint(p.k)], value, sum);
+  work.x += CHOSEN * ((I + 7) / 8 * 8);
+  sum = fma(weights[down.first_weight + CHOSEN], down_rows<SF, SHARED_I, SIMDGROUPS>(chosen, work), sum);
   if (!work.idle && lane_ % 8 == 0 && int(row + lane_ / 8) >= first) {
     y[at] = T(sum);
   }

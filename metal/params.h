@@ -34,7 +34,7 @@ struct ExpertsParams {
   int E;
   int rows;         // of an expert's matrix: gate and up, or down
   int shared_rows;  // likewise of the shared one
-  int stride;       // from one pair's values between the products to the next one's
+  int stride;       // from the values of one token between the products to those of the next
   float eps;
 };
 

@@ -10,14 +10,16 @@ import numpy as np
 
 from bench.agx.machine import Program, Region, Trips
 from mlx_delta import _core, ops
-from mlx_delta.bench.cases import CASES
+from mlx_delta.bench.cases import CASES, Case
 from mlx_delta.bench.cases.draws import Zeros, quantized
+from mlx_delta.bench.cases.experts import experts_case, route_case
 from mlx_delta.bench.cases.launches import specialisations
 from support.launches import threads_of
 from support.mlx_kernels import QUANTIZED, mlx_source
 
 WIDTHS = (2, 3, 4, 5, 6, 8)
 HIDDEN, INNER, VOCABULARY = 4096, 12288, 248320  # the 9B's
+EXPERTS_HIDDEN, EXPERTS_INNER, EXPERTS, CHOSEN = 2048, 512, 256, 8  # the 35B-A3B's
 QMV_ROWS, QMV_SIMDGROUPS = 4, 2  # of MLX's affine_qmv_fast: rows a simdgroup, simdgroups a threadgroup
 
 
@@ -53,12 +55,12 @@ def entries() -> Iterator[Entry]:
         yield replace(qmm(f"in_proj 5 bits and bfloat16, norm, {M}", M, HIDDEN, in_proj, norm=True), trips=None)
         mixed = [(INNER, 3), (INNER, 4)]
         yield replace(qmm(f"gate 3 and up 4 bits, norm, {M}", M, HIDDEN, mixed, norm=True, swiglu=True), trips=None)
+    yield from experts_entries()
     for bits in WIDTHS:
         yield peer(bits)
     for label, case, moved, trips in OTHERS:
         found = next(c for c in CASES if c.id == case)
-        launches = _core.plan(found.run(found.make(mx.bfloat16, Zeros()))[0])[0].launches
-        for number, launch in enumerate(launches):
+        for number, launch in enumerate(launches_of(found)):
             name = label if number == 0 else f"{label}: its {number + 1}. launch"
             known = trips if number == 0 else None
             yield entry(name, launch, moved, known and known(threads_of(launch) // 32))
@@ -106,6 +108,29 @@ def qmm(
     return entry(label, launch, sum(m.nbytes for m in matrices), trips)
 
 
+def experts_entries() -> Iterator[Entry]:
+    """route and experts of one row, and qmm's products of as many columns. 1 to 16 rows have the same kernels."""
+    K, inner = EXPERTS_HIDDEN, EXPERTS_INNER
+    for bits in (3, 4, 6):
+        width = bits / 8 + 4 / 64  # bytes of a weight
+        case = experts_case("", 1, K, inner, EXPERTS, CHOSEN, ((bits, 64),) * 3, (bits, 64))
+        gate_up, down = launches_of(case)
+        of_one = (CHOSEN + 1) * inner * K * width
+        yield entry(f"experts {bits} bits, gate and up", gate_up, 2 * of_one, experts_trips(K / 1024, 1))
+        yield qmm(f"the same by qmm, N = {inner}", 1, K, [(inner, bits)] * 2, norm=True, swiglu=True)
+        columns = CHOSEN * inner
+        trips = experts_trips(columns / 1024, columns / 2048)
+        yield entry(f"experts {bits} bits, down", down, of_one, trips)
+        yield qmm(f"the same by qmm, K = {columns}, N = {K}", 1, columns, [(K, bits)], residual=True)
+    route = launches_of(route_case("", 1, K, EXPERTS, CHOSEN, mx.bfloat16, mx.bfloat16))
+    yield entry("route, router bfloat16", route[0], 0, None)
+    yield entry("route, router bfloat16: its 2. launch", route[1], 0, None)
+
+
+def launches_of(case: Case) -> list[_core.Launch]:
+    return _core.plan(case.run(case.make(mx.bfloat16, Zeros()))[0])[0].launches
+
+
 def qmm_trips(M: int, K: int, simdgroups: int, turns: int, packed: bool) -> Trips:
     """Regions of metal/qmm.metal by what is in them: groups of rows, a lane's blocks of columns, the staging of x."""
     staged = 16 * 32 * simdgroups / M  # columns of x at a time
@@ -124,6 +149,39 @@ def qmm_trips(M: int, K: int, simdgroups: int, turns: int, packed: bool) -> Trip
             return turns * (K / 1024 if packed else K / 256)
         if "barrier" in names and not region.loop and region.first > 0:
             return stagings
+        return None
+
+    return trips
+
+
+def experts_trips(turns: float, stagings: float) -> Trips:
+    """Regions of metal/experts.metal, of one row. turns: of 1024 columns of the chosen experts, in which x is staged so
+    often. The chosen and the shared one are two branches, of which a simdgroup takes one, or one behind the other."""
+
+    def trips(program: Program, region: Region) -> float | None:
+        def names(of: Region) -> set[str]:
+            return {i.name for i in program.instructions[of.first : of.last + 1]}
+
+        def takes_turns(of: Region) -> bool:
+            return of.loop and {"ffma", "lload"} <= names(of)
+
+        in_turns = any(takes_turns(other) and region in other for other in program.regions)
+        branches = [
+            other
+            for other in program.regions
+            if not other.loop and other.first > 0 and any(takes_turns(loop) and loop in other for loop in program.loops)
+        ]
+        share = 1 / max(1, len(branches))
+        if region in branches:
+            return share
+        if takes_turns(region):
+            return share * turns
+        if not region.loop and "barrier" in names(region) and in_turns:
+            return share * stagings
+        if region.loop and "lstore" in names(region) and not any(other in region for other in program.loops):
+            return 2 * (share * stagings if in_turns else 1)
+        if "lstore" in names(region) and "ffma" not in names(region) and not in_turns and not region.loop:
+            return 0  # of several rows: which pair comes next
         return None
 
     return trips

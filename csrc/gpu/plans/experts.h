@@ -24,7 +24,7 @@ inline bool has_kernel(const ExpertsShape& shape) {
 inline Plan plan(const ExpertsShape& shape) {
   constexpr int kSimdgroups = 4;
   const int I = shape.matrices[0].rows / shape.E, shared_I = shape.shared[0].rows, M = shape.M, k = shape.k;
-  const int stride = ceil_div(std::max(I, shared_I), 8) * 8;
+  const int stride = k * ceil_div(I, 8) * 8 + ceil_div(shared_I, 8) * 8;  // of what a token has between its products
   const ExpertsParams gate_up{M, k, shape.E, I, shared_I, stride, shape.eps};
   const ExpertsParams down{M, k, shape.E, shape.K, shape.K, stride, shape.eps};
   const Buffer x{Buffer::input, 0}, chosen{Buffer::input, 1}, weights{Buffer::input, 2}, norm{Buffer::input, 3};
@@ -47,13 +47,13 @@ inline Plan plan(const ExpertsShape& shape) {
             {32 * kSimdgroups, 1, 1}},
            {"experts",
             "experts_down",
-            {shape.type, std::to_string(I), std::to_string(shared_I), std::to_string(kSimdgroups),
+            {shape.type, std::to_string(I), std::to_string(k), std::to_string(shared_I), std::to_string(kSimdgroups),
              format(shape.matrices[2], I), format(shape.shared[2], shared_I)},
             second,
             bytes_of(down),
             {M, ceil_div(shape.K, 4 * kSimdgroups), 1},
             {32 * kSimdgroups, 1, 1}}},
-          {int64_t(M) * (k + 1) * stride * 4},
+          {int64_t(M) * stride * 4},
           {}};
 }
 

@@ -83,9 +83,11 @@ def small_cases() -> Iterator[Case]:
     yield route_case("b8", 2, 192, 65, 1, (8, 64), (8, 64))
     yield route_case("prompt", 37, 128, 256, 8, (8, 64), half)
     yield experts_case("b34", 3, 192, 64, 5, 2, ((3, 64), (3, 64), (4, 64)), (6, 64))
-    yield experts_case("b45-one", 1, 192, 64, 5, 2, ((4, 64), (4, 64), (5, 64)), (8, 64))
-    yield experts_case("b56-one-each", 7, 192, 64, 4, 1, ((5, 64), (5, 64), (6, 64)), (8, 64), sequences=7)
-    yield experts_case("mixed", 16, 128, 128, 9, 4, ((8, 64), (4, 128), (8, 32)), half, shared_size=64)
+    yield experts_case("b45-one", 1, 192, 512, 5, 2, ((4, 64), (4, 64), (5, 64)), (8, 64))
+    yield experts_case(
+        "b56-one-each", 3, 128, 2048, 4, 1, ((5, 64), (5, 64), (6, 64)), (8, 64), shared_size=64, sequences=3
+    )
+    yield experts_case("mixed", 16, 128, 128, 9, 8, ((8, 64), (4, 128), (8, 32)), half, shared_size=64)
     yield experts_case("plain", 5, 72, 40, 6, 2, (half, half, half), half, shared_size=24)
     yield experts_case("float32", 2, 64, 27, 3, 3, (single, single, half), single)
     yield experts_case("prompt", 70, 128, 64, 6, 2, ((4, 64), (4, 64), (5, 64)), (8, 64), sequences=2)
