@@ -23,6 +23,7 @@ from mlx_delta.arch.registry import architecture_of, parse_config
 from mlx_delta.bench.random_model import recipe_plans
 from mlx_delta.bench.sizes import CONFIGS
 from mlx_delta.checkpoint.finite import read_finite
+from mlx_delta.checkpoint.safetensors import SafetensorsSource
 from mlx_delta.checkpoint.tensors import Tensor
 from mlx_delta.conversion.pipeline import convert
 from mlx_delta.distributed.loading import load_shared
@@ -100,6 +101,31 @@ def test_a_rank_reads_its_part_alone(quantized: Path) -> None:
         for axis, ranges in ((0, ((1, 3), (7, 8))), (-1, ((0, 2), (3, 4))), (0, ((5, 5), (6, 9)))):
             expected = np.concatenate([whole.take(range(*part), axis) for part in ranges], axis)
             assert np.array_equal(np.array(tensor.load_part(axis, ranges).astype(mx.float32)), expected)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_a_rank_reads_what_it_holds(size: int, quantized: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {"whole": 0, "part": 0, "calls": 0}
+
+    def counted(kind: str, of: Callable[..., Any], nbytes: Callable[[Any], int]) -> Callable[..., Any]:
+        def count(*arguments: Any) -> Any:
+            found = of(*arguments)
+            asked[kind] += nbytes(found)
+            return found
+
+        return count
+
+    monkeypatch.setattr(SafetensorsSource, "load", counted("whole", SafetensorsSource.load, lambda x: x.nbytes))
+    monkeypatch.setattr(
+        SafetensorsSource, "load_part", counted("part", SafetensorsSource.load_part, lambda x: x.nbytes)
+    )
+    monkeypatch.setattr(os, "preadv", counted("calls", os.preadv, int))
+    checkpoint = open_checkpoint(quantized)
+    total = sum(tensor.nbytes for tensor in {**checkpoint.text_tensors(), **checkpoint.mtp_tensors()}.values())
+    held = together(quantized, size, lambda network: network.weight_bytes)[0]
+    assert sum(held) <= asked["whole"] + asked["part"] < 1.02 * sum(held)  # convolutions are read whole
+    assert asked["whole"] + asked["part"] < size * (total / size + 0.05 * total)
+    assert 0.5 * asked["part"] < asked["calls"] <= asked["part"]  # pieces of a page are mapped
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5, 8])
