@@ -133,12 +133,15 @@ class Part:
 class Share:
     """One rank's share of a model. text: its heads and columns, perhaps none of a kind. vocabulary: its rows.
 
-    part: of a tensor's canonical name; None where all ranks hold it whole.
+    part: of a tensor's canonical name; None where the rank holds it whole.
+    layers: [first, end) of those that are this rank's alone, the MTP head's being the one after the model's; None where
+    ranks share every layer. text then has no others.
     """
 
     text: TextConfig
     vocabulary: int
     part: Callable[[str], Part | None]
+    layers: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,7 @@ class Architecture:
     presets: sampling as the model cards recommend it. gguf: None where no GGUF file is read. source: a checkpoint's
     tensors cut and put together such that each is one canonical tensor; as they are by default. vision: the tower that
     config.json describes, if it does. shares: of so many ranks, from the bytes of each tensor; None where the family is
-    not divided.
+    not divided. stages: the same, by layers.
     """
 
     model_types: tuple[str, ...]
@@ -174,3 +177,4 @@ class Architecture:
     source: Callable[[Source, ModelConfig], Source] = lambda source, config: source
     vision: Callable[[ModelConfig], VisionConfig | None] = lambda config: None
     shares: Callable[[ModelConfig, int, Mapping[str, int]], tuple[Share, ...]] | None = None
+    stages: Callable[[ModelConfig, int, Mapping[str, int]], tuple[Share, ...]] | None = None

@@ -23,7 +23,7 @@ from mlx_delta.cli.bench_view import (
 )
 from mlx_delta.cli.command import register
 from mlx_delta.cli.errors import UsageError
-from mlx_delta.cli.options import NAMES, KvBits
+from mlx_delta.cli.options import NAMES, ByLayers, KvBits
 from mlx_delta.cli.ranks import joined, silent, together
 from mlx_delta.errors import ArgumentError, RedTests
 from mlx_delta.progress import Bars, megabytes
@@ -106,6 +106,7 @@ def decode(
     tokens: Annotated[int, typer.Option(min=1, help="Tokens of a round.")] = 16,
     repeats: Annotated[int, typer.Option(min=1, help="Timed rounds; the median counts.")] = 7,
     kv_bits: KvBits = None,
+    by_layers: ByLayers = False,
     as_json: Json = False,
     plot: Plot = None,
 ) -> None:
@@ -130,7 +131,7 @@ def decode(
                 Point(f"after {row.context}", flops, nbytes, 1 / row.tokens_per_second),
             )
 
-    _whole_model("Decode", run, shape, layers, model, kv_bits, as_json, plot)
+    _whole_model("Decode", run, shape, layers, model, kv_bits, by_layers, as_json, plot)
 
 
 def prefill(
@@ -141,6 +142,7 @@ def prefill(
     tokens: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 512,
     repeats: Annotated[int, typer.Option(min=1, help="Timed prompts; the median counts.")] = 5,
     kv_bits: KvBits = None,
+    by_layers: ByLayers = False,
     as_json: Json = False,
     plot: Plot = None,
 ) -> None:
@@ -161,7 +163,7 @@ def prefill(
         seconds = tokens / row.tokens_per_second
         yield row, prefill_lines(row), Point("prefill", 2 * _weights_used(network) * tokens, nbytes, seconds)
 
-    _whole_model("Prefill", run, shape, layers, model, kv_bits, as_json, plot)
+    _whole_model("Prefill", run, shape, layers, model, kv_bits, by_layers, as_json, plot)
 
 
 def throughput(
@@ -283,6 +285,7 @@ def _whole_model(
     layers: int | None,
     directory: str | None,
     kv_bits: int | None,
+    by_layers: bool,
     as_json: bool,
     plot: Path | None,
 ) -> None:
@@ -291,7 +294,7 @@ def _whole_model(
     from mlx_delta.plot import check_plot
 
     check_plot(plot)
-    ranks = None if directory is None else joined()
+    ranks = None if directory is None else joined(by_layers)
     with together(ranks), silent(ranks):
         machine = _machine()
         network, facts = open_network(shape, layers, directory, ranks, kv_bits)

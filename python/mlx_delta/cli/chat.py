@@ -11,7 +11,7 @@ import typer
 
 from mlx_delta.cli.console import stderr
 from mlx_delta.cli.errors import UsageError
-from mlx_delta.cli.options import KvBits, Model, Mtp, System, option_flags
+from mlx_delta.cli.options import ByLayers, KvBits, Model, Mtp, System, option_flags
 from mlx_delta.cli.pictures import Pictures, picture_part
 from mlx_delta.cli.process import read_stdin
 from mlx_delta.cli.ranks import joined, led, together
@@ -40,6 +40,7 @@ def chat(
         typer.Option(help="Activations: float32, float16 or bfloat16.", show_default="the checkpoint's"),
     ] = None,
     kv_bits: KvBits = None,
+    by_layers: ByLayers = False,
     mtp: Mtp = None,
     **options: Any,
 ) -> None:
@@ -75,7 +76,7 @@ def chat(
         picture_part(file)
     if not is_named(model):
         read_config(model_path(model))
-    ranks = joined()
+    ranks = joined(by_layers)
     piped = not sys.stdin.isatty() and ranks is None
     question = _piped_question() if piped else ""
     directory = model_path(model)

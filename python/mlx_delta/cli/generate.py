@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlx_delta.cli.errors import UsageError
-from mlx_delta.cli.options import KvBits, Model, Mtp, System, option_flags
+from mlx_delta.cli.options import ByLayers, KvBits, Model, Mtp, System, option_flags
 from mlx_delta.cli.pictures import Pictures, picture_part, with_pictures
 from mlx_delta.cli.process import read_stdin
 from mlx_delta.errors import ArgumentError
@@ -40,6 +40,7 @@ def generate(
         typer.Option(help="Activations: float32, float16 or bfloat16.", show_default="the checkpoint's"),
     ] = None,
     kv_bits: KvBits = None,
+    by_layers: ByLayers = False,
     mtp: Mtp = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object at the end instead of streaming the text.")
@@ -74,7 +75,7 @@ def generate(
         options["preset"] = options["preset"] or "auto"
     GenerationSettings(**options)  # says what is wrong before anything is loaded
     parts = [picture_part(file) for file in image or ()]
-    ranks = joined()
+    ranks = joined(by_layers)
     leads = ranks is None or ranks.rank == 0
     with together(ranks):
         loaded = load_model(model, dtype, kv_bits=kv_bits, mtp=mtp, ranks=ranks)

@@ -22,6 +22,13 @@ KvBits = Annotated[
         "--kv-bits", help="8: keep keys and values in 8 bits, half the memory of a context.", show_default="off"
     ),
 ]
+ByLayers = Annotated[
+    bool,
+    typer.Option(
+        "--by-layers",
+        help="Started by mlx.launch: whole layers for each rank, a message each, instead of a part of every layer.",
+    ),
+]
 Mtp = Annotated[
     str | None,
     typer.Option(

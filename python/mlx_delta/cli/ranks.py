@@ -30,15 +30,20 @@ def check_alone(command: str) -> None:
         raise UsageError(f"mlx.launch: expected a command that ranks run together ({those}), found {command}")
 
 
-def joined() -> Ranks | None:
-    """The ranks that mlx.launch has started, connected; None where this process is alone."""
+def joined(by_layers: bool) -> Ranks | None:
+    """The ranks that mlx.launch has started, connected; None where this process is alone.
+
+    Raises: UsageError where by_layers is asked of one alone; RankError.
+    """
     from mlx_delta.distributed.meeting import launched
 
     if not launched():
+        if by_layers:
+            raise UsageError("--by-layers: expected ranks, started by mlx.launch, found one process")
         return None
     from mlx_delta.distributed.ranks import Ranks
 
-    return Ranks.launched()
+    return Ranks.launched(by_layers)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlx_delta.cli.console import stderr, warn
-from mlx_delta.cli.options import KvBits, Model, Mtp, option_flags
+from mlx_delta.cli.options import ByLayers, KvBits, Model, Mtp, option_flags
 from mlx_delta.cli.ranks import joined, led, together
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ def serve(
         typer.Option(help="Activations: float32, float16 or bfloat16.", show_default="the checkpoint's"),
     ] = None,
     kv_bits: KvBits = None,
+    by_layers: ByLayers = False,
     mtp: Mtp = None,
     **options: Any,
 ) -> None:
@@ -121,7 +122,7 @@ def serve(
         body_bytes=body_bytes,
     )
     keys = [*(api_key or ()), *(read_keys(api_key_file) if api_key_file else ())]
-    ranks = joined()
+    ranks = joined(by_layers)
     if ranks is not None and ranks.rank:
         with together(ranks), led(_loaded(model, dtype, prefix_cache_bytes, memory_bytes, kv_bits, mtp, ranks), ranks):
             return

@@ -27,13 +27,15 @@ def load_shared(checkpoint: Checkpoint, dtype: mx.Dtype, ranks: Ranks, read: Rea
     architecture is not divided, or not among so many; CheckpointError.
     """
     ranks.check_same({"mlx": version("mlx"), "mlx-delta": version("mlx-delta"), "the checkpoint": _facts(checkpoint)})
+    ranks.check_same({"the division": "by layers" if ranks.by_layers else "of layers"})
     architecture, held = checkpoint.architecture, {**checkpoint.text_tensors(), **checkpoint.mtp_tensors()}
-    if architecture.shares is None:
+    divided = architecture.stages if ranks.by_layers else architecture.shares
+    if divided is None:
         raise ArgumentError(f"model: expected one that is divided among ranks, found {checkpoint.config.model_type}")
     sizes: dict[str, int] = {}
     for name, tensor in held.items():
         sizes[base_name(name)] = sizes.get(base_name(name), 0) + tensor.nbytes
-    shares = architecture.shares(checkpoint.config, ranks.size, sizes)
+    shares = divided(checkpoint.config, ranks.size, sizes)
     share = shares[ranks.rank]
     mine = {name: part for name, tensor in held.items() if (part := _part(checkpoint, share, tensor)) is not None}
     return shared_network(architecture, checkpoint.config, shares, read(mine), dtype, ranks)

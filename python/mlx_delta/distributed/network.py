@@ -109,6 +109,30 @@ class NoHeads:
 
 
 @dataclass(frozen=True)
+class StageEnd:
+    """The feed-forward of a rank's last layer: from here on all ranks have what that layer gives, the same bits."""
+
+    feed_forward: FeedForward
+    ranks: Ranks
+
+    def __call__(self, x: mx.array, eps: float) -> mx.array:
+        return self.ranks.sum(self.feed_forward(x, eps))
+
+    def stages(self, eps: float) -> list[Stage]:
+        return self.feed_forward.stages(eps)
+
+
+@dataclass(frozen=True)
+class Elsewhere(NoHeads):
+    """A layer of another rank. ends: whether that rank's last, or the model's."""
+
+    ends: bool = False
+
+    def finish(self, mixed: mx.array, x: mx.array) -> mx.array:
+        return self.join.ranks.sum(mx.zeros_like(x)) if self.ends else x
+
+
+@dataclass(frozen=True)
 class SharedNetwork(Network):
     """heads: the share with the most of them. rows: how many of the vocabulary each rank has, one after another.
     weight_bytes: what each holds."""
@@ -159,7 +183,9 @@ def shared_network(
 ) -> SharedNetwork:
     """This rank's, from its parts of the canonical tensors."""
     share, join = shares[ranks.rank], Summed(ranks)
-    local = replace(config, text=share.text)
+    local = config if share.layers is not None else replace(config, text=share.text)
+    last = {config.text.num_layers - 1, config.text.num_layers}  # of the model, and of its MTP head
+    last |= {each.layers[1] - 1 for each in shares if each.layers is not None}
 
     def feed_forward(w: Weights) -> FeedForward:
         experts = share.text.experts
@@ -171,6 +197,15 @@ def shared_network(
         assert isinstance(made, Mlp)
         return replace(made, join=join)
 
+    def whole(w: Weights, number: int, mine: tuple[int, int]) -> Layer:
+        if number not in range(*mine):
+            return Elsewhere(config.text, NoColumns(join), join, number in last)  # type: ignore[return-value]
+        made = architecture.feed_forward(w)
+        follows = StageEnd(made, ranks) if number in last else made
+        if number < config.text.num_layers and config.text.layer_types[number] != "full_attention":
+            return DeltaLayer.from_weights(w, follows)
+        return AttentionLayer.from_weights(w, follows)
+
     def attention(w: Weights) -> AttentionLayer:
         if share.text.num_attention_heads:
             return replace(AttentionLayer.from_weights(w, feed_forward(w)), join=join)
@@ -178,6 +213,8 @@ def shared_network(
 
     def layer(layers: Weights, index: int) -> Layer:
         w = layers.under(str(index))
+        if share.layers is not None:
+            return whole(w, index, share.layers)
         if share.text.layer_types[index] == "full_attention":
             return attention(w)
         if share.text.linear_num_value_heads:
@@ -188,7 +225,9 @@ def shared_network(
     mine: dict[str, Any] = {each.name: getattr(part, each.name) for each in fields(part)}
     if f"{MTP}.fc.weight" in weights:
         w = Weights(local, weights).under(MTP)
-        mine["mtp"] = MtpHead.of(w, attention(w.under("layers.0")))
+        w_layer, number = w.under("layers.0"), config.text.num_layers
+        layer_of = attention(w_layer) if share.layers is None else whole(w_layer, number, share.layers)
+        mine["mtp"] = MtpHead.of(w, layer_of)  # type: ignore[arg-type]
         mx.eval(*arrays_of(mine["mtp"]))  # as Network does the rest
     return SharedNetwork(
         **{**mine, "config": config.text},

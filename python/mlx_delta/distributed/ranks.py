@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import zlib
 from collections.abc import Mapping, Sequence, Set
 
 import mlx.core as mx
@@ -15,12 +16,19 @@ from mlx_delta.errors import RankError
 
 
 class Ranks:
-    """A group of at least two processes, as one of them sees it. rank: this one's, from 0. size: how many there are."""
+    """A group of at least two processes, as one of them sees it. rank: this one's, from 0. size: how many there are.
+    by_layers: whether each is to have whole layers, one after another, instead of a part of every layer."""
 
-    def __init__(self, group: mx.distributed.Group, connections: Set[int] = frozenset()) -> None:
+    by_layers = False
+
+    def __init__(
+        self, group: mx.distributed.Group, connections: Set[int] = frozenset(), by_layers: bool = False
+    ) -> None:
+        self.by_layers = by_layers
         self.rank, self.size = group.rank(), group.size()
         self.connections = connections  # to other ranks, as file descriptors
         self._group = group
+        self._calls = 0
         self.restart()
 
     def restart(self) -> None:
@@ -32,8 +40,14 @@ class Ranks:
         them."""
         return x if self._last is None else mx.depends([x], [self._last])[0]
 
+    def _call(self) -> int:
+        """A number that goes with what is gathered, and tells it from what lay there before: where a connection is
+        lost, MLX's ring computes on without a word (0.32.4), with whatever is in the places of the others."""
+        self._calls = (self._calls + 1) % 128  # exact in bfloat16
+        return self._calls
+
     @classmethod
-    def launched(cls) -> Ranks | None:
+    def launched(cls, by_layers: bool = False) -> Ranks | None:
         """Those that ``mlx.launch`` or ``mpirun`` has started; None where this process is alone.
 
         Raises: RankError when they cannot be reached.
@@ -48,7 +62,7 @@ class Ranks:
         except RuntimeError as error:
             raise RankError(f"mx.distributed: expected to reach the other ranks, found {error}") from error
         meeting.connected()
-        return cls(group, connections() - before) if group.size() > 1 else None
+        return cls(group, connections() - before, by_layers) if group.size() > 1 else None
 
     def sum(self, x: mx.array) -> mx.array:
         """The sum of every rank's x, the same bits on all of them."""
@@ -56,11 +70,13 @@ class Ranks:
         return self._last
 
     def columns(self, x: mx.array, counts: Sequence[int]) -> mx.array:
-        """Every rank's x [.., counts[rank]], side by side: [.., sum(counts)]."""
-        missing = max(counts) - x.shape[-1]
-        padded = mx.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)]) if missing else x
+        """Every rank's x [.., counts[rank]], side by side: [.., sum(counts)]; NaN where a connection was lost."""
+        call = self._call()
+        padded = mx.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, max(counts) + 1 - x.shape[-1])], constant_values=call)
         parts = self.gather(padded)
-        return mx.concatenate([parts[r, ..., :count] for r, count in enumerate(counts)], axis=-1)
+        came = mx.all(parts[..., -1:] == call, axis=0)
+        found = mx.concatenate([parts[r, ..., :count] for r, count in enumerate(counts)], axis=-1)
+        return mx.where(came, found, mx.array(mx.nan, x.dtype))
 
     def gather(self, x: mx.array) -> mx.array:
         """Every rank's x: [size, *shape]."""
@@ -68,15 +84,24 @@ class Ranks:
         return self._last
 
     def from_first(self, data: bytes, size: int) -> bytes:
-        """``data`` of rank 0, ``size`` bytes, which all know."""
-        mine = mx.array(np.frombuffer(data, np.uint8)) if self.rank == 0 else mx.zeros(size, mx.uint8)
-        return np.array(self.sum(mine)).tobytes()
+        """``data`` of rank 0, ``size`` bytes, which all know. Raises: RankError where a connection was lost."""
+        sent = data + zlib.crc32(data).to_bytes(4, "big") if self.rank == 0 else bytes(size + 4)
+        found = np.array(self.sum(mx.array(np.frombuffer(sent, np.uint8)))).tobytes()
+        if zlib.crc32(found[:-4]).to_bytes(4, "big") != found[-4:]:
+            raise RankError(self._lost())
+        return found[:-4]
 
     def numbers(self, number: int) -> list[int]:
-        """Every rank's number, 0 <= number < 2**62."""
-        halves = mx.array([number >> 31, number & (2**31 - 1)], dtype=mx.int32)
-        found = np.array(self.gather(halves)).astype(np.int64)
+        """Every rank's number, 0 <= number < 2**62. Raises: RankError where a connection was lost."""
+        call = self._call()
+        mine = mx.array([number >> 31, number & (2**31 - 1), call], dtype=mx.int32)
+        found = np.array(self.gather(mine)).astype(np.int64)
+        if (found[:, 2] != call).any():
+            raise RankError(self._lost())
         return [int(each) for each in (found[:, 0] << 31) + found[:, 1]]
+
+    def _lost(self) -> str:
+        return f"rank {self.rank} of {self.size}: expected all ranks to go on, found a connection lost"
 
     def seed(self, seed: int | None) -> int:
         """The seed that was given, or a fresh one, the same on all ranks."""

@@ -18,10 +18,16 @@ from support import TINY
 from support.ranks import Threads, on_ranks
 
 
-def led(use: Callable[[LanguageModel], Any], after: Callable[[LanguageModel], Any] = lambda model: None) -> list[Any]:
+def led(
+    use: Callable[[LanguageModel], Any],
+    after: Callable[[LanguageModel], Any] = lambda model: None,
+    *,
+    by_layers: bool = False,
+) -> list[Any]:
     """What ``use`` gives on rank 0, and ``after`` on the others when it is over."""
 
     def run(ranks: Threads) -> Any:
+        ranks.by_layers = by_layers
         model = load_model(TINY, "float32", ranks=ranks)
         with model.led(ranks) as leads:
             return use(model) if leads else after(model)
@@ -66,6 +72,21 @@ def test_answers_are_those_of_one_process() -> None:
     found, others = led(answers, lambda model: (model.engine.idle, model.engine.prefix.nbytes > 0))
     assert found == expected
     assert others == (True, True)
+
+
+def test_by_layers_too() -> None:
+    """Several at once, a long prompt, drafts, the prefix cache."""
+
+    def use(model: LanguageModel) -> Any:
+        batch = [asked(f"Number {i}, please. {'word ' * 150 * i}") for i in range(2)]
+        found = [each.text for each in model.chat_batch(batch, temperature=0.7, seed=3, max_new_tokens=5)]
+        again = model.chat(batch[1], temperature=0, max_new_tokens=5, speculate=2)
+        return found, again.text, again.usage.cached_tokens
+
+    expected = use(load_model(TINY, "float32"))
+    found, idle = led(use, lambda model: model.engine.idle, by_layers=True)
+    assert found == expected
+    assert idle
 
 
 def test_an_answer_is_ended_on_all() -> None:

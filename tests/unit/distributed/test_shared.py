@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from mlx_delta.arch.checkpoint import open_checkpoint
-from mlx_delta.arch.qwen3_5.shares import shares
-from mlx_delta.arch.registry import architecture_of, parse_config
+from mlx_delta.arch.qwen3_5.shares import shares, stages
+from mlx_delta.arch.registry import parse_config
 from mlx_delta.bench.random_model import recipe_plans
 from mlx_delta.bench.sizes import CONFIGS
 from mlx_delta.checkpoint.finite import read_finite
@@ -34,14 +34,19 @@ from mlx_delta.loading import load_model
 from mlx_delta.model.cache import Cache, KeyValues
 from support import TINY
 from support.experts import write_experts
-from support.ranks import on_ranks
+from support.ranks import Threads, on_ranks
 
 PROMPT, STEPS = list(range(40, 70)), 3
 
 
-def together(path: Path, size: int, use: Callable[[SharedNetwork], Any]) -> list[Any]:
+def together(path: Path, size: int, use: Callable[[SharedNetwork], Any], *, by_layers: bool = False) -> list[Any]:
     """What ``use`` gives on each rank."""
-    return on_ranks(size, lambda ranks: use(load_shared(open_checkpoint(path), mx.float32, ranks, read)))
+
+    def run(ranks: Threads) -> Any:
+        ranks.by_layers = by_layers
+        return use(load_shared(open_checkpoint(path), mx.float32, ranks, read))
+
+    return on_ranks(size, run)
 
 
 def read(tensors: dict[str, Tensor]) -> dict[str, mx.array]:
@@ -89,6 +94,17 @@ def test_together_they_are_the_model(kind: str, size: int, request: pytest.Fixtu
         assert max(held) <= total / size + 0.05 * total
         assert max(held) <= 1.1 * min(held)
         assert sum(held) < 1.15 * total  # key heads, keys and values that more than one rank reads; norms
+
+
+@pytest.mark.parametrize(("kind", "size"), [("plain", 4), ("quantized", 2), ("quantized_experts", 3)])
+def test_by_layers_they_give_the_bits_of_the_model(kind: str, size: int, request: pytest.FixtureRequest) -> None:
+    path = TINY if kind == "plain" else request.getfixturevalue(kind)
+    expected = logits(load_model(path, "float32").network)
+    checkpoint = open_checkpoint(path)
+    total = sum(tensor.nbytes for tensor in {**checkpoint.text_tensors(), **checkpoint.mtp_tensors()}.values())
+    for got, held in together(path, size, lambda network: (logits(network), network.weight_bytes), by_layers=True):
+        assert np.array_equal(got, expected)
+        assert max(held) <= total / size + 0.05 * total
 
 
 def test_a_rank_reads_its_part_alone(quantized: Path) -> None:
@@ -154,10 +170,8 @@ def test_shares_of_the_published_sizes_are_even(size: str, ranks: int) -> None:
     config, plans = recipe_plans(size, None, 4)
     config = parse_config({**config.raw, "quantization": {"bits": 4, "group_size": 64}})
     sizes = {plan.name: plan.nbytes for plan in plans}
-    parts = architecture_of(config).shares
-    assert parts is not None
     total = sum(sizes.values())
-    for share in parts(config, ranks, sizes):
+    for share in (*shares(config, ranks, sizes), *stages(config, ranks, sizes)):
         held = 0.0
         for plan in plans:
             part = share.part(plan.name)
@@ -176,6 +190,31 @@ def test_a_rank_reads_its_part_of_experts(one_by_one: bool, tmp_path: Path) -> N
         for axis in (-3, -2, -1):
             expected = np.concatenate([whole.take(range(1, 3), axis), whole.take(range(5, 8), axis)], axis)
             assert np.array_equal(np.array(tensor.load_part(axis, ((1, 3), (5, 8))).astype(mx.float32)), expected)
+
+
+class Lost(Ranks):
+    """Rank 0 of two, of whom the other's connection is lost: its place holds what was there before."""
+
+    def __init__(self) -> None:
+        self.rank, self.size, self._calls = 0, 2, 0
+
+    def gather(self, x: mx.array) -> mx.array:
+        return mx.stack([x, mx.zeros_like(x)])
+
+    def sum(self, x: mx.array) -> mx.array:
+        return x + 1
+
+
+def test_what_a_lost_connection_leaves_is_not_taken_for_an_answer() -> None:
+    """As MLX's ring leaves it, with no error."""
+    assert np.isnan(np.array(Lost().columns(mx.ones((3, 1, 4)), (4, 4)))).all()
+    lost = "rank 0 of 2: expected all ranks to go on, found a connection lost"
+    with pytest.raises(RankError, match=lost):
+        Lost().numbers(5)
+    with pytest.raises(RankError, match=lost):
+        Lost().from_first(b"abc", 3)
+    with pytest.raises(RankError, match=lost):
+        Lost().check_same({"mlx": "0.32.4"})
 
 
 def test_ranks_that_are_not_alike_are_told() -> None:

@@ -13,7 +13,7 @@ from mlx_delta.arch.qwen3_5.network import layer, network
 from mlx_delta.arch.qwen3_5.presets import presets
 from mlx_delta.arch.qwen3_5.recipe import RECIPES
 from mlx_delta.arch.qwen3_5.shapes import mtp_shapes, text_shapes
-from mlx_delta.arch.qwen3_5.shares import shares
+from mlx_delta.arch.qwen3_5.shares import shares, stages
 from mlx_delta.model.layers import Mlp
 from mlx_delta.vision.config import vision_config
 
@@ -35,4 +35,5 @@ QWEN3_5 = Architecture(
     gguf=GGUF,
     vision=lambda config: vision_config(config.raw, config.text.hidden_size),
     shares=shares,
+    stages=stages,
 )

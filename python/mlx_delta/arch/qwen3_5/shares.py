@@ -27,6 +27,7 @@ from mlx_delta.model.mtp import MTP
 from mlx_delta.model.network import EMBEDDING, HEAD, LAYERS
 
 _ROWS = 32  # of the vocabulary at a time
+_VOCABULARY = (f"{EMBEDDING}.weight", f"{HEAD}.weight")
 _SHARED = ".mlp.shared_expert."
 
 
@@ -43,7 +44,7 @@ def shares(config: ModelConfig, ranks: int, sizes: Mapping[str, int]) -> tuple[S
             shared_columns += nbytes
         elif ".mlp." in name:
             columns += nbytes
-        elif name in (f"{EMBEDDING}.weight", f"{HEAD}.weight"):
+        elif name in _VOCABULARY:
             rows += nbytes
         elif all(parts := [mixer(name) for mixer in mixers]):
             counts = [sum(map(_count, part.ranges)) for part in parts if part is not None]
@@ -53,8 +54,7 @@ def shares(config: ModelConfig, ranks: int, sizes: Mapping[str, int]) -> tuple[S
     inner = _dealt(held, text.intermediate_size // group, columns, group)
     shared_size = 0 if text.experts is None else text.experts.shared_size
     shared = _dealt(held, shared_size // group, shared_columns, group)
-    vocabulary = _dealt(held, -(-text.vocab_size // _ROWS), rows, _ROWS, least=1)
-    vocabulary[-1] = (vocabulary[-1][0], text.vocab_size)
+    vocabulary = _vocabulary(held, text, rows)
     return tuple(
         Share(
             replace(
@@ -71,6 +71,55 @@ def shares(config: ModelConfig, ranks: int, sizes: Mapping[str, int]) -> tuple[S
         )
         for r in range(ranks)
     )
+
+
+def stages(config: ModelConfig, ranks: int, sizes: Mapping[str, int]) -> tuple[Share, ...]:
+    """Whole layers, one after another, for each rank: as many bytes for each as borders of layers allow. Rows of the
+    vocabulary even that out. The MTP head's layer follows the model's; its ``fc`` is whole everywhere. sizes: as for
+    ``shares``."""
+    text = config.text
+    layers = [0.0] * (text.num_layers + 1)
+    rows = 0
+    for name, nbytes in sizes.items():
+        number = _layer(text, name)
+        if number is not None:
+            layers[number] += nbytes
+        elif name in _VOCABULARY:
+            rows += nbytes
+    ends, total = [0.0, *accumulate(layers)], sum(layers)
+    of = [min(ranks - 1, int((a + b) / 2 * ranks / total)) for a, b in pairwise(ends)]  # where a layer's middle falls
+    found = [(of.index(r), of.index(r) + of.count(r)) if r in of else (0, 0) for r in range(ranks)]
+    held = [sum(layers[first:end]) for first, end in found]
+    vocabulary = _vocabulary(held, text, rows)
+    return tuple(
+        Share(
+            replace(text, layer_types=text.layer_types[first:end]),
+            _count(part),
+            _Stage(text, (first, end), part),
+            (first, end),
+        )
+        for (first, end), part in zip(found, vocabulary, strict=True)
+    )
+
+
+@dataclass(frozen=True)
+class _Stage:
+    text: TextConfig
+    layers: Range
+    vocabulary: Range
+
+    def __call__(self, name: str) -> Part | None:
+        if name in _VOCABULARY:
+            return Part(-2, (self.vocabulary,))
+        number = _layer(self.text, name)
+        return None if number is None or number in range(*self.layers) else Part(0, ((0, 0),))
+
+
+def _layer(text: TextConfig, name: str) -> int | None:
+    """The number of the layer that a tensor is of."""
+    if name.startswith(f"{MTP}.layers."):
+        return text.num_layers
+    return int(name.removeprefix(f"{LAYERS}.").partition(".")[0]) if name.startswith(f"{LAYERS}.") else None
 
 
 Range = tuple[int, int]
@@ -94,7 +143,7 @@ class _Parts:
     vocabulary: Range
 
     def __call__(self, name: str) -> Part | None:
-        if name in (f"{EMBEDDING}.weight", f"{HEAD}.weight"):
+        if name in _VOCABULARY:
             return Part(-2, (self.vocabulary,))
         layers = next((each for each in (f"{LAYERS}.", f"{MTP}.layers.") if name.startswith(each)), None)
         if layers is None:
@@ -159,6 +208,12 @@ def _dealt(held: list[float], count: int, nbytes: int, unit: int, *, least: int 
         held[rank] += nbytes / count
         counts[rank] += 1
     return [(start * unit, stop * unit) for start, stop in pairwise(accumulate(counts, initial=0))]
+
+
+def _vocabulary(held: list[float], text: TextConfig, nbytes: int) -> list[Range]:
+    """The rows of each rank."""
+    found = _dealt(held, -(-text.vocab_size // _ROWS), nbytes, _ROWS, least=1)
+    return [*found[:-1], (found[-1][0], text.vocab_size)]
 
 
 def _group(config: ModelConfig) -> int:
