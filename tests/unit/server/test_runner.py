@@ -120,7 +120,10 @@ def test_a_silent_answer_is_told_to_be_alive_and_an_error_is_raised() -> None:
 
 def test_whoever_waits_can_be_cancelled_whenever_an_event_comes() -> None:
     class Talking(Slow):
+        begun = False
+
         def __iter__(self) -> Iterator[Event]:
+            self.begun = True
             while not self.end.wait(1e-4):
                 yield Event()
             yield Event(done=True)
@@ -132,7 +135,9 @@ def test_whoever_waits_can_be_cancelled_whenever_an_event_comes() -> None:
     async def scenario(runner: Runner) -> None:
         for _ in range(20):
             stream = Talking()
-            reading = asyncio.ensure_future(all_of(await runner.start([lambda one=stream: one])))
+            answers = await runner.start([lambda one=stream: one])
+            await soon(lambda stream=stream: stream.begun)  # else it leaves the queue, and there is nothing to close
+            reading = asyncio.ensure_future(all_of(answers))
             await asyncio.sleep(0.005)
             reading.cancel()
             done, _ = await asyncio.wait([reading], timeout=10)
