@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 from bench import requirements
+from typer.main import get_command
 
 import mlx_delta
 from mlx_delta import ops
+from mlx_delta.cli.main import app
 from support import ROOT, TINY
 
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
@@ -56,6 +58,16 @@ def test_every_environment_variable_is_documented() -> None:
     internal = {"MACOS_STUBS", "ZIG", "LD64_LLD", "PATH"}  # set by cross/macos/build.py for its tools; the shell's
     assert found >= {"MLX_DELTA_ISA", "MLX_DELTA_THREADS"}
     assert found - internal <= documented
+
+
+def test_every_option_of_serve_is_in_its_guide() -> None:
+    guide = read(ROOT / "docs" / "serving.md")
+    command = get_command(app).commands["serve"]  # type: ignore[attr-defined]
+    found = [[name for name in each.opts if name.startswith("--")] for each in command.params]
+    options = [names for names in found if names != ["--debug"]]  # which all commands have
+    assert ["--port"] in options
+    missing = [names for names in options if not any(f"`{name}" in guide or f" {name} " in guide for name in names)]
+    assert not missing, f"docs/serving.md: expected {missing}"
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/chat.md"])
