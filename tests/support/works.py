@@ -138,9 +138,8 @@ class RandomPace(Pace):
         super().__init__()
         self._rng = rng
 
-    @property
-    def seconds(self) -> float:
+    def seconds(self, rows: int) -> float:
         return self._rng.choice([0.0, 0.01, 1.0])
 
-    def tokens(self, prefix: int, least: int, most: int) -> int:
+    def tokens(self, prefix: int, least: int, most: int, rows: int) -> int:
         return self._rng.randrange(least, most + 1, least)

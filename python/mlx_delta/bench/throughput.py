@@ -91,7 +91,7 @@ def _sequence(network: Network, rng: np.random.Generator, prompt: int, tokens: i
     vocab_size = network.config.vocab_size
     ids = rng.integers(0, vocab_size, length).tolist()
     sampler = Sampler(SamplingParams(), vocab_size)
-    return TokenSequence(ids, network.empty_cache(), sampler, Tokens(), most=max(3, most))
+    return TokenSequence(ids, None, sampler, Tokens(), most=max(3, most))
 
 
 def _arrivals(engine: Engine, sequence: TokenSequence) -> list[float]:

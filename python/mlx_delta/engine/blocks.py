@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType, TracebackType
+
+import mlx.core as mx
 
 from mlx_delta.engine.sequence import TokenSequence
 
@@ -46,6 +49,23 @@ class Restored:
         if error is not None:
             for cache, held in before:
                 cache.restore(held)
+
+
+def wait(rows: Sequence[TokenSequence]) -> float:
+    """Seconds that the pass under way still took: else a prompt's parts would be timed with it, and it not at all."""
+    begin = time.perf_counter()
+    for row in rows:
+        with ErrorsOf([row]):
+            mx.eval(row.arrays())
+    return time.perf_counter() - begin
+
+
+def read(rows: Sequence[TokenSequence]) -> None:
+    """The tokens in use, to each row's reader."""
+    for row in rows:
+        if row.error is None:  # else what it waits for may never come
+            with ErrorsOf([row]):
+                row.read()
 
 
 @contextmanager

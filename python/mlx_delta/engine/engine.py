@@ -21,7 +21,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_delta.distributed.ranks import Ranks
-from mlx_delta.engine.blocks import ErrorsOf, Restored, later_interrupt
+from mlx_delta.engine.blocks import ErrorsOf, Restored, later_interrupt, read, wait
 from mlx_delta.engine.cuts import NO_TURNS, Cuts, Turns
 from mlx_delta.engine.depth import MTP, Depths
 from mlx_delta.engine.lead import Lead
@@ -244,7 +244,7 @@ class Engine:
                 self._step()
         for each in self._going:
             if each.ended:
-                self._prompts.keep(each)
+                self._prompts.leave(each)
 
     def _leave(self) -> None:
         """Whoever waits may be the driver."""
@@ -280,7 +280,7 @@ class Engine:
     def _drop_cancelled(self) -> None:
         for each in self._cancelled:
             each.ended = True
-            self._prompts.keep(each)
+            self._prompts.leave(each)
         self._going = [each for each in self._going if each not in self._cancelled]
         self._cancelled.clear()
 
@@ -291,33 +291,32 @@ class Engine:
                 self._step_alone(row)
                 return
         rows = [each for each in self._going if each.decoding]
-        self._read(rows)  # what a step before, cut short, has left
-        prompt = next((each for each in self._going if not each.decoding), None)
-        waited = 0.0
-        if prompt is not None:
-            waited = self._wait(rows)
+        read(rows)  # what a step before, cut short, has left
+        prompts = [each for each in self._going if not each.decoding]
+        waited, beside = 0.0, len(rows)
+        if prompts:
+            waited = wait(rows)
             rows = [each for each in rows if not each.ended]
-            with ErrorsOf([prompt]):
-                self._prompts.compute(prompt, beside=bool(rows))
-            if prompt.decoding and not prompt.ended:
-                rows.append(prompt)
+            beside = len(rows)
+            self._prompts.compute(prompts, beside=beside)
+            rows += [each for each in prompts if each.decoding]
         rows = [each for each in rows if not each.ended]
         begin = time.perf_counter()
         for row in rows:
             with ErrorsOf([row]):
                 row.steer()
         rows = [each for each in rows if not each.ended]
-        speculating = prompt is None and any(row.speculation is not None for row in rows)
+        speculating = not prompts and any(row.speculation is not None for row in rows)
         tokens = sum(len(row.tokens) for row in rows) if speculating else 0
         with ErrorsOf(rows):
             self._decode([row for row in rows if not row.last])
         for row in rows:
             if row.last and not row.ended:
                 row.use()
-        self._read(rows)
+        read(rows)
         seconds = time.perf_counter() - begin
         if rows:
-            self._prompts.pace.decoded(waited + seconds, beside=prompt is not None)
+            self._prompts.pace.decoded(waited + seconds, len(rows), beside=bool(prompts))
         if speculating and not any(row.ended for row in rows):
             self._depths.took(seconds, len(rows), sum(len(row.tokens) for row in rows) - tokens)
 
@@ -327,7 +326,7 @@ class Engine:
         Written out, since what Python does between two tokens shows on a small model, and all the more the more
         functions it goes through: after each pass over the weights none of them is in the processor's caches.
         """
-        begin, cache, speculation = time.perf_counter(), row.cache, row.speculation
+        begin, speculation = time.perf_counter(), row.speculation
         try:
             row.read()  # what a step before, cut short, has left
             if row.ended:
@@ -338,23 +337,27 @@ class Engine:
             else:
                 if speculation is not None:
                     self._depths.began(1, 0, drafting=False)
-                held = cache.held()
-                try:
-                    x = self.network.step(row.next, cache)
-                    row.advance(x, self.network.logits(x)[:, 0], None)
-                except BaseException:
-                    cache.restore(held)
-                    raise
-                del held  # a held state is not updated in place
-                mx.async_eval(*row.arrays())
+                self._decode_alone(row)
             row.read()
         except Exception as error:
             row.error, row.ended = error, True
             return
         seconds = time.perf_counter() - begin
-        self._prompts.pace.decoded(seconds, beside=False)
+        self._prompts.pace.decoded(seconds, 1, beside=False)
         if speculation is not None and not row.ended:
             self._depths.took(seconds, 1, 1)
+
+    def _decode_alone(self, row: TokenSequence) -> None:
+        """``_decode`` of one row without drafts."""
+        held = row.cache.held()
+        try:
+            x = self.network.step(row.next, row.cache)
+            row.advance(x, self.network.logits(x)[:, 0], None)
+        except BaseException:
+            row.cache.restore(held)
+            raise
+        del held  # a held state is not updated in place
+        mx.async_eval(*row.arrays())
 
     def _decode(self, rows: Sequence[TokenSequence]) -> None:
         """Set off the pass over the weights in which each row's next token becomes the one after it."""
@@ -362,11 +365,7 @@ class Engine:
             return
         drafts = self._drafts(rows)
         if len(rows) == 1 and drafts[0] is None:
-            (row,) = rows
-            with Restored(rows):
-                hidden = self.network.step(row.next, row.cache)
-                row.advance(hidden, self.network.logits(hidden)[:, 0], None)
-            mx.async_eval(*row.arrays())
+            self._decode_alone(rows[0])
             return
         with Restored(rows):
             tokens, spans = list[mx.array](), list[Span]()
@@ -398,18 +397,3 @@ class Engine:
         )
         self._depths.began(len(rows) + sum(counts), by_head, drafting=any(counts))
         return drafts
-
-    def _wait(self, rows: Sequence[TokenSequence]) -> float:
-        """Seconds that the pass under way still took: else a prompt's parts would be timed with it, and it not at
-        all."""
-        begin = time.perf_counter()
-        for row in rows:
-            with ErrorsOf([row]):
-                mx.eval(row.arrays())
-        return time.perf_counter() - begin
-
-    def _read(self, rows: Sequence[TokenSequence]) -> None:
-        for row in rows:
-            if row.error is None:  # else what it waits for may never come
-                with ErrorsOf([row]):
-                    row.read()

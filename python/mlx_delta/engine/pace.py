@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from statistics import median
 
 _MOST = 1.5  # of the time that a step of decoding takes: with itself 2.5, and 3 is what is promised
@@ -12,41 +12,50 @@ _STEPS = 32  # of which the median is taken
 class Pace:
     """Measured times. Half a layer of a piece is the least that a step computes; a piece may take many steps.
 
-    part: which half of which layer. prefix: the tokens before the piece, which attention reads.
+    part: which half of which layer. prefix: the tokens before the piece, which attention reads. rows: how many decode.
     """
 
     def __init__(self) -> None:
-        self._alone: deque[float] = deque(maxlen=_STEPS)  # steps of decoding, with no prompt beside them
-        self._beside: deque[float] = deque(maxlen=_STEPS)
-        self._parts: dict[int, tuple[float, int]] = {}  # seconds of a token when it was computed last, and the prefix
+        # Seconds of steps of decoding, by their rows and whether there was a prompt beside them.
+        self._steps: defaultdict[tuple[int, bool], deque[float]] = defaultdict(lambda: deque(maxlen=_STEPS))
+        self._parts: dict[int, tuple[float, int, int]] = {}  # its last time, of how many tokens, and where they ended
 
-    def decoded(self, seconds: float, *, beside: bool) -> None:
+    def decoded(self, seconds: float, rows: int, *, beside: bool) -> None:
         """A step of decoding took so long, after a part of a prompt or without one."""
-        (self._beside if beside else self._alone).append(seconds)
+        self._steps[rows, beside].append(seconds)
 
     def took(self, part: int, prefix: int, tokens: int, seconds: float) -> None:
         """A part of a piece of a prompt took so long."""
-        self._parts[part] = seconds / tokens, prefix + tokens
+        self._parts[part] = seconds, tokens, prefix + tokens
 
     def expected(self, part: int, prefix: int, tokens: int) -> float:
-        """Seconds that a part will take, at most: by its last time, and where it was behind a shorter prefix as if all
-        of it grew with that; 0 where there was none."""
+        """Seconds that a part will take, at most: by its last time, of fewer tokens as if half of it were for the
+        weights, and where it was behind a shorter prefix as if all of it grew with that; 0 where there was none."""
         if part not in self._parts:
             return 0.0
-        seconds, then = self._parts[part]
-        return seconds * tokens * max(1.0, (prefix + tokens) / then)
+        seconds, then, end = self._parts[part]
+        share = tokens / then if tokens >= then else 0.5 + 0.5 * tokens / then
+        return seconds * share * max(1.0, (prefix + tokens) / end)
 
-    @property
-    def seconds(self) -> float:
-        """How long a step may compute a prompt while others decode.
+    def seconds(self, rows: int) -> float:
+        """How long a step may compute a prompt while so many sequences decode.
 
-        By the steps without one, if they are faster: those beside a prompt are slower the more of it is computed.
+        By the steps without one, if they are faster: those beside a prompt are slower the more of it is computed. Of as
+        many rows, or of the next fewer that were measured, or their share of more.
         """
-        return _MOST * min((median(times) for times in (self._alone, self._beside) if times), default=0.0)
+        counts = {count for count, _ in self._steps}
+        if not counts:
+            return 0.0
+        nearest = max((count for count in counts if count <= rows), default=min(counts))
+        times = (self._steps.get((nearest, beside)) for beside in (False, True))
+        return _MOST * min(median(each) for each in times if each) * min(1.0, rows / nearest)
 
-    def tokens(self, prefix: int, least: int, most: int) -> int:
+    def tokens(self, prefix: int, least: int, most: int, rows: int) -> int:
         """How many at once, so that no part takes longer: a multiple of ``least``."""
-        longest = max((self.expected(part, prefix, least) for part in self._parts), default=0.0)
-        if not longest or not self.seconds:
+        seconds = self.seconds(rows)
+        if not self._parts or not seconds:
             return least
-        return max(least, min(most, int(self.seconds / longest) * least))
+        for count in range(most // least * least, least, -least):
+            if max(self.expected(part, prefix, count) for part in self._parts) <= seconds:
+                return count
+        return least

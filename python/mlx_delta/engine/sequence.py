@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -19,7 +19,6 @@ from mlx_delta.engine.speculation import Speculation
 from mlx_delta.errors import ArgumentError, NotFiniteError
 from mlx_delta.model.cache import Cache
 from mlx_delta.model.pictures import PicturePart
-from mlx_delta.model.rows import Span
 
 Told = tuple[dict[str, Any], dict[str, mx.array]]  # of a sequence, to other ranks: what JSON takes, and arrays
 Passed = tuple[mx.array | None, mx.array | None]  # what a layer gave of a pass, by rows and by tiles
@@ -145,12 +144,8 @@ class TokenSequence:
         self.logprobs = logprobs
         self.progress = progress or (lambda done, total: None)
         self.known = self.cache.offset
-        # A piece of its prompt, some halves of layers of which are computed.
-        self.passing: Iterator[Passed] | None = None
-        self.passed: Passed = (None, None)  # what the last of these gave
-        self.parts = 0  # how many these are
-        self.spans: Sequence[Span] = ()  # of the piece
-        self.border = 0  # what it is on the way to
+        self.computing = False  # a piece of its prompt is on its way through the network
+        self.by_itself = False  # its pieces are computed beside no other's
         self.tokens: list[int] = []
         self.events: deque[Any] = deque()  # that nobody has taken yet
         self.ended = False
@@ -169,10 +164,14 @@ class TokenSequence:
         """Its prompt is computed from now on, over ``cache``. cuts: the prompt's."""
         self.cuts, self.cache, self.known, self.begun = cuts, cache, cache.offset, True
 
+    def begin_again(self) -> None:
+        """What was computed of its prompt is lost."""
+        self.cache, self.begun, self.computing = Cache([]), False, False
+
     @property
     def decoding(self) -> bool:
         """Whether its prompt has been computed."""
-        return self.passing is None and self.cache.offset >= len(self.ids)
+        return not self.computing and self.cache.offset >= len(self.ids)
 
     @property
     def last(self) -> bool:
@@ -301,7 +300,7 @@ class TokenSequence:
         interrupted within a piece, or while a token that it covers was not known, or ends where a longer prompt would
         not be cut."""
         offset = self.cache.offset
-        if not self.begun or self.passing is not None or offset > len(self.ids) + len(self.tokens):
+        if not self.begun or self.computing or offset > len(self.ids) + len(self.tokens):
             return None
         generated = self.tokens[: max(0, offset - len(self.ids))]
         if generated and (not self.cuts.opened or self.cuts.start in generated):

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from mlx_delta import load_model
+from mlx_delta.engine.cuts import Turns
 from mlx_delta.engine.engine import Engine
 from mlx_delta.engine.likelihood import Likelihood
 from mlx_delta.engine.pace import Pace
@@ -55,7 +56,7 @@ def test_a_long_prompt_keeps_nobody_waiting(models: dict[str, LanguageModel], mo
     decoding = engine.run(short.sequence(network))
     next(decoding)
     monkeypatch.setattr(type(network), "layer_by_layer", counted)
-    monkeypatch.setattr(Pace, "seconds", 0.0)
+    monkeypatch.setattr(Pace, "seconds", lambda pace, rows: 0.0)
     sequence = long.sequence(network)
     engine.submit(sequence)
     steps = [len(computed)]
@@ -68,18 +69,59 @@ def test_a_long_prompt_keeps_nobody_waiting(models: dict[str, LanguageModel], mo
     assert sequence.tokens == [token for token, _ in long.alone(network)]
 
 
+@pytest.mark.parametrize("fails", [-1, 0, 3])
+def test_prompts_that_wait_go_together(
+    models: dict[str, LanguageModel], monkeypatch: pytest.MonkeyPatch, fails: int
+) -> None:
+    """But for one that goes on from what will be kept of another. Where a pass fails, each goes by itself."""
+    network = models["float32"].network
+    rng, turns = random.Random(1), Turns(0, (1,))
+    texts = [[0, *(rng.randrange(2, VOCABULARY) for _ in range(length - 1))] for length in (64, 40, 6, 70)]
+    asked = [texts[0] + texts[1], *texts[1:], texts[0] + texts[3]]
+    works = [Work((*ids,), SamplingParams(), 6, 99, False, None) for ids in asked]
+    expected = [work.alone(network, turns) for work in works]
+    passes: list[int] = []
+    whole = type(network).layer_by_layer
+
+    def counted(self: Network, *given: Any) -> Iterator[Any]:
+        if any(span.tiles for span in given[2]):
+            passes.append(len({id(span.cache) for span in given[2]}))
+        for part, passed in enumerate(whole(self, *given)):
+            if part == fails and passes[-1] > 1:
+                raise RuntimeError("a pass fails")
+            yield passed
+
+    engine = Engine(network, turns, prefix_bytes=1 << 30)
+    decoding = engine.run(Work((7,), SamplingParams(), 40, 99, False, None).sequence(network))
+    if fails == 3:
+        next(decoding)  # beside it, by halves of layers
+    monkeypatch.setattr(type(network), "layer_by_layer", counted)
+    monkeypatch.setattr(Pace, "tokens", lambda *_: 512)
+    sequences = [work.sequence(network) for work in works]
+    for sequence in sequences:
+        engine.submit(sequence)
+    assert [list(engine.run(sequence)) for sequence in sequences] == expected
+    assert passes[0] == 4  # the fifth waits for the first turn of the first, and then goes on from it
+    assert sequences[4].known == 64
+    assert fails >= 0 or passes == [4, 2]
+    decoding.close()
+    assert engine._prompts._pass is None
+
+
 def test_the_pace_of_a_prompt() -> None:
     pace = Pace()
-    assert (pace.seconds, pace.tokens(0, 64, 512)) == (0.0, 64)
+    assert (pace.seconds(1), pace.tokens(0, 64, 512, 1)) == (0.0, 64)
     for seconds in (1.0, 9.0, 1.0):
-        pace.decoded(seconds, beside=False)
-        pace.decoded(2 * seconds, beside=True)
-    assert pace.seconds == 1.5
+        pace.decoded(seconds, 4, beside=False)
+        pace.decoded(2 * seconds, 4, beside=True)
+    pace.decoded(1.5, 8, beside=True)
+    assert [pace.seconds(rows) for rows in (1, 4, 7, 8, 16)] == [0.375, 1.5, 1.5, 2.25, 2.25]
     for part, tokens in ((0.001, 512), (0.3, 256), (0.9, 64), (9.0, 64)):
         pace.took(7, 960, 64, part)
-        assert pace.tokens(0, 64, 512) in (tokens, tokens + 64)
+        assert pace.tokens(0, 64, 512, 4) in (tokens, tokens + 64)
     pace.took(7, 960, 64, 0.3)
-    assert pace.tokens(960, 64, 512) == pace.tokens(100, 64, 512) > pace.tokens(2000, 64, 512) > 64
+    assert [pace.tokens(prefix, 64, 512, 4) for prefix in (100, 960, 2000, 9000)] == [320, 256, 128, 64]
+    assert pace.expected(7, 0, 32) == pytest.approx(0.225)
     assert pace.expected(7, 960, 128) == pytest.approx(0.6 * 1088 / 1024)
     assert pace.expected(6, 960, 128) == 0
 
