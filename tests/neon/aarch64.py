@@ -1,7 +1,8 @@
 """Cross-compiles the CPU kernels and run_calls.cpp for aarch64 Linux with ziglang, as CMakeLists.txt does natively.
 
-Objects are kept in build/neon by the hash of what went into them. Only the C library is linked, which zig builds in
-seconds: the kernels need no other, and libc++ would take minutes.
+Objects are kept in build/neon by the hash of what went into them. Only the C library is linked: the kernels need no
+other. zig builds it for the first program, which takes longer than all the kernels, and keeps it where projects share
+what they need of zig (~/.cache/zig): a fresh clone finds it there.
 """
 
 from __future__ import annotations
@@ -45,8 +46,7 @@ def zig(command: str, *arguments: str) -> None:
     spec = importlib.util.find_spec("ziglang")
     assert spec is not None, "ziglang is in the dev group of pyproject.toml"
     assert spec.origin is not None
-    folder = str(CACHE / "zig")
-    environment = {"ZIG_LOCAL_CACHE_DIR": folder, "ZIG_GLOBAL_CACHE_DIR": folder, **os.environ}
+    environment = {"ZIG_LOCAL_CACHE_DIR": str(CACHE / "zig"), **os.environ}
     full = [str(Path(spec.origin).parent / "zig"), command, *TARGET, *arguments]
     done = subprocess.run(full, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, f"{' '.join(full)}:\n{done.stderr[-8000:]}"
@@ -70,11 +70,7 @@ def program() -> Path:
     jobs = [(HERE / "run_calls.cpp", ())]
     for isa, options in ISA_FLAGS.items():
         own = [f"-DMLX_DELTA_ISA={isa}", *([f"-DMLX_DELTA_BASE={BASE[isa]}"] if isa in BASE else []), *options]
-        names = (
-            ("experts.cpp", "qmm.cpp", "route.cpp", "table.cpp")
-            if isa in BASE
-            else sorted(path.name for path in CPU.glob("*.cpp"))
-        )
+        names = OWN if isa in BASE else sorted(path.name for path in CPU.glob("*.cpp"))
         jobs += [(CPU / name, tuple(own)) for name in names]
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(lambda job: compiled(job[0], *job[1]), jobs))
