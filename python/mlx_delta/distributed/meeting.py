@@ -34,8 +34,16 @@ _CONNECTING, _CONNECTED, _OVER, _LOST = "connecting", "connected", "over", "lost
 
 
 def launched() -> bool:
-    """Whether a launcher has started this process as one of several, or of one."""
-    return any(name in os.environ for name in _LAUNCHED)
+    """Whether a launcher has started this process as one of several, or of one by MPI."""
+    return any(name in os.environ for name in _LAUNCHED) and not _alone(os.environ)
+
+
+def _alone(environment: Mapping[str, str]) -> bool:
+    """Whether by ``mlx.launch -n 1``, which names a file of hosts with nothing in it."""
+    try:
+        return not Path(environment["MLX_HOSTFILE"]).read_text().strip()
+    except (KeyError, OSError, ValueError):
+        return False
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_delta.distributed.meeting import Place
+from mlx_delta.distributed.meeting import Place, launched
 
 # A rank in C++ that keeps Python's lock, as MLX's ring does while it connects, beside which stands a process.
 _RANK = """
@@ -106,6 +106,18 @@ def test_when_all_have_connected_it_is_over(start: Start) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "0\n"  # those beside them have ended, and they have not
     assert [process.poll() for process in processes] == [None] * 2
+
+
+def test_one_that_is_launched_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ``mlx.launch -n 1`` does it."""
+    hosts = tmp_path / "hosts"
+    hosts.write_text("\n")
+    monkeypatch.setenv("MLX_RANK", "0")
+    assert launched()
+    monkeypatch.setenv("MLX_HOSTFILE", str(hosts))
+    assert not launched()
+    hosts.write_text('[["127.0.0.1:5000"], ["127.0.0.1:5001"]]')
+    assert launched()
 
 
 def test_where_ranks_meet(tmp_path: Path) -> None:
