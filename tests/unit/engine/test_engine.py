@@ -115,12 +115,12 @@ def test_the_pace_of_a_prompt() -> None:
         pace.decoded(seconds, 4, beside=False)
         pace.decoded(2 * seconds, 4, beside=True)
     pace.decoded(1.5, 8, beside=True)
-    assert [pace.seconds(rows) for rows in (1, 4, 7, 8, 16)] == [0.375, 1.5, 1.5, 2.25, 2.25]
+    assert [pace.seconds(rows) for rows in (1, 4, 7, 8, 16)] == [0.325, 1.3, 1.3, 1.3 * 1.5, 1.3 * 1.5]
     for part, tokens in ((0.001, 512), (0.3, 256), (0.9, 64), (9.0, 64)):
         pace.took(7, 960, 64, part)
         assert pace.tokens(0, 64, 512, 4) in (tokens, tokens + 64)
     pace.took(7, 960, 64, 0.3)
-    assert [pace.tokens(prefix, 64, 512, 4) for prefix in (100, 960, 2000, 9000)] == [320, 256, 128, 64]
+    assert [pace.tokens(prefix, 64, 512, 4) for prefix in (100, 960, 2000, 9000)] == [256, 192, 128, 64]
     assert pace.expected(7, 0, 32) == pytest.approx(0.225)
     assert pace.expected(7, 960, 128) == pytest.approx(0.6 * 1088 / 1024)
     assert pace.expected(6, 960, 128) == 0
