@@ -30,6 +30,7 @@ from pathlib import Path
 _LAUNCHED = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 _WITHIN = 60.0  # seconds from where a rank begins to connect to where the last one does
 _AGAIN = 0.1  # seconds to the next try
+_LONGEST = 128  # bytes of a line
 _CONNECTING, _CONNECTED, _OVER, _LOST = "connecting", "connected", "over", "lost"  # what is said, a line each
 
 
@@ -193,6 +194,7 @@ class _Beside:
             self.again = self.end
             return
         line.socket.settimeout(None)
+        line.rank = 0
         self.lines.append(line)
         if self.place.rank in self.connected:
             line.say(_CONNECTED)
@@ -213,21 +215,23 @@ class _Beside:
         said = line.said()
         for each in said or ():
             first, _, rest = each.partition(" ")
-            if first == _OVER:
+            if line.rank < 0:  # to rank 0: a rank of this run begins with its token
+                if first != self.place.token or not rest.isdecimal():
+                    said = None
+                    break
+                line.rank = int(rest)
+                line.say(self.place.token)
+            elif first == _OVER:
                 sys.exit()
-            if first == _LOST:
+            elif first == _LOST:
                 self._lose(rest)
             elif first == _CONNECTED:
                 self._is_connected(line.rank)
-            elif first == self.place.token:
-                line.rank = int(rest)
-                line.say(self.place.token)
-        if said is None:
+        if said is None or len(line.held) > _LONGEST:
             self.lines.remove(line)
-            if not self.place.rank and line.rank >= 0:
+            line.socket.close()
+            if line.rank >= 0:
                 self._lose(str(line.rank))
-            elif self.place.rank:
-                self._lose("0")
 
     def _lose(self, rank: str) -> None:
         for line in self.lines if not self.place.rank else ():

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,6 +87,21 @@ def test_rank_0_hears_of_an_end_and_tells_the_others(start: Start, port: int) ->
         first.close()
         assert second.recv(7, socket.MSG_WAITALL) == b"lost 1\n"
     ended_with(process, "rank 0 of 3: expected all ranks to connect, found that rank 1 has ended")
+
+
+@pytest.mark.parametrize("said", [b"lost 1\n", b"connected\n", b"over\n", b"other 1\n", b"token one\n", b"x" * 4096])
+def test_a_stranger_is_not_heard(said: bytes, start: Start, port: int) -> None:
+    process = start(0, 2)
+    with joined(port, 1) as rank:
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as stranger:
+            stranger.sendall(said)
+            with suppress(ConnectionResetError):  # of a line that was not read to its end
+                assert stranger.recv(1) == b""
+        rank.sendall(b"connected\n")
+        rank.settimeout(0.3)
+        with pytest.raises(TimeoutError):  # it waits for its own rank, as before
+            rank.recv(1)
+        assert process.poll() is None
 
 
 @pytest.mark.parametrize(("said", "lost"), [(b"", 0), (b"lost 2\n", 2)])
