@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_delta import _core
 from mlx_delta.ops.matrix import Matrix, dense
@@ -87,19 +88,23 @@ def experts_reference(
     *,
     eps: float = 1e-6,
 ) -> mx.array:
-    """``experts`` in float32: every expert of every token, those that were not chosen with weight 0."""
+    """``experts`` in float32, one expert after the other: of the tokens that chose it."""
+    lead, x, chosen, weights = x.shape, *(a.reshape(-1, a.shape[-1]) for a in (x, chosen, weights))
     h = x.astype(mx.float32)
     h = h * mx.rsqrt(mx.mean(h * h, axis=-1, keepdims=True) + eps) * norm.astype(mx.float32)
     gate, up, down = (dense(matrix) for matrix in matrices)
     count, hidden = down.shape[0] // x.shape[-1], x.shape[-1]
     gate, up, down = gate.reshape(count, -1, hidden), up.reshape(count, -1, hidden), down.reshape(count, hidden, -1)
 
-    def mlp(gate: mx.array, up: mx.array, down: mx.array) -> mx.array:
+    def mlp(h: mx.array, gate: mx.array, up: mx.array, down: mx.array) -> mx.array:
         g = h @ gate.T
         return (g * mx.sigmoid(g) * (h @ up.T)) @ down.T
 
     y = x.astype(mx.float32)
     for e in range(count):
-        weight = mx.where(chosen == e, weights[..., :-1], 0).sum(axis=-1, keepdims=True)
-        y = y + weight * mlp(gate[e], up[e], down[e])
-    return y + weights[..., -1:] * mlp(*(dense(matrix) for matrix in shared))
+        of = np.flatnonzero((np.array(chosen) == e).any(axis=-1))
+        if of.size:
+            rows = mx.array(of)
+            weight = mx.where(chosen[rows] == e, weights[rows, :-1], 0).sum(axis=-1, keepdims=True)
+            y = y.at[rows].add(weight * mlp(h[rows], gate[e], up[e], down[e]))
+    return (y + weights[:, -1:] * mlp(h, *(dense(matrix) for matrix in shared))).reshape(lead)

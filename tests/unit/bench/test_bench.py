@@ -108,6 +108,16 @@ def test_ops_are_checked_in_small_and_at_any_shape() -> None:
             check(case, case.arguments(mx.bfloat16))
 
 
+@pytest.mark.parametrize("op", sorted({case.op for case in CASES}))
+def test_every_op_is_timed_by_steps(op: str) -> None:
+    case = next(case for case in CASES if case.op == op and not case.real)
+    arguments = case.arguments(mx.bfloat16)
+    before = {name: arguments[name] for name in case.states}
+    results = case.step(arguments)
+    assert len(results) > len(case.states)
+    assert all(arguments[name] is not old for name, old in before.items())
+
+
 @pytest.mark.parametrize("op", ["attention_prepare", "delta_mixer", "conv1d"])
 def test_timed_steps_update_their_states_in_place(op: str) -> None:
     """As in decoding: copying a cache would be timed instead of the op."""

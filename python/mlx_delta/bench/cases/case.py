@@ -62,7 +62,7 @@ class Case:
     def step(self, arguments: Arguments) -> list[mx.array]:
         """``run``, after which ``arguments`` hold the new states and nobody the old ones, as in a decode loop."""
         results = self.run(arguments)
-        arguments.update(zip(self.states, results[1:], strict=True))
+        arguments.update(zip(self.states, results[1 : 1 + len(self.states)], strict=True))
         return results
 
     def compare(self, arguments: Arguments) -> Iterator[tuple[mx.array, mx.array]]:
