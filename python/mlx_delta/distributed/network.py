@@ -7,7 +7,7 @@ logits    all_gather(product of a rank's rows)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
@@ -19,7 +19,7 @@ from mlx_delta.config import ModelConfig, TextConfig
 from mlx_delta.distributed.ranks import Ranks
 from mlx_delta.model.cache import Cache, KeyValues, LayerState
 from mlx_delta.model.experts import Experts, gated
-from mlx_delta.model.layers import AttentionLayer, DeltaLayer, FeedForward, Layer, Mlp, Stage, Window
+from mlx_delta.model.layers import AttentionLayer, DeltaLayer, FeedForward, Layer, Mlp, Stage, Window, hybrid_layer
 from mlx_delta.model.mtp import MTP, MtpHead
 from mlx_delta.model.network import Network, arrays_of
 from mlx_delta.model.weights import Weights
@@ -197,14 +197,11 @@ def shared_network(
         assert isinstance(made, Mlp)
         return replace(made, join=join)
 
-    def whole(w: Weights, number: int, mine: tuple[int, int]) -> Layer:
+    def whole(number: int, mine: tuple[int, int], make: Callable[[Callable[[Weights], FeedForward]], Layer]) -> Layer:
         if number not in range(*mine):
             return Elsewhere(config.text, NoColumns(join), join, number in last)  # type: ignore[return-value]
-        made = architecture.feed_forward(w)
-        follows = StageEnd(made, ranks) if number in last else made
-        if number < config.text.num_layers and config.text.layer_types[number] != "full_attention":
-            return DeltaLayer.from_weights(w, follows)
-        return AttentionLayer.from_weights(w, follows)
+        own = architecture.feed_forward
+        return make(lambda w: StageEnd(own(w), ranks) if number in last else own(w))
 
     def attention(w: Weights) -> AttentionLayer:
         if share.text.num_attention_heads:
@@ -212,9 +209,9 @@ def shared_network(
         return NoHeads(share.text, feed_forward(w), join)  # type: ignore[return-value]  # all that Network asks of one
 
     def layer(layers: Weights, index: int) -> Layer:
-        w = layers.under(str(index))
         if share.layers is not None:
-            return whole(w, index, share.layers)
+            return whole(index, share.layers, lambda follows: hybrid_layer(layers, index, follows))
+        w = layers.under(str(index))
         if share.text.layer_types[index] == "full_attention":
             return attention(w)
         if share.text.linear_num_value_heads:
@@ -225,9 +222,13 @@ def shared_network(
     mine: dict[str, Any] = {each.name: getattr(part, each.name) for each in fields(part)}
     if f"{MTP}.fc.weight" in weights:
         w = Weights(local, weights).under(MTP)
-        w_layer, number = w.under("layers.0"), config.text.num_layers
-        layer_of = attention(w_layer) if share.layers is None else whole(w_layer, number, share.layers)
-        mine["mtp"] = MtpHead.of(w, layer_of)  # type: ignore[arg-type]
+        of_head, number = w.under("layers.0"), config.text.num_layers
+        mine["mtp"] = MtpHead.of(
+            w,
+            attention(of_head)
+            if share.layers is None
+            else whole(number, share.layers, lambda make: AttentionLayer.from_weights(of_head, make(of_head))),  # type: ignore[arg-type]
+        )
         mx.eval(*arrays_of(mine["mtp"]))  # as Network does the rest
     return SharedNetwork(
         **{**mine, "config": config.text},

@@ -293,12 +293,11 @@ class Engine:
         rows = [each for each in self._going if each.decoding]
         read(rows)  # what a step before, cut short, has left
         prompts = [each for each in self._going if not each.decoding]
-        waited, beside = 0.0, len(rows)
+        waited = 0.0
         if prompts:
             waited = wait(rows)
             rows = [each for each in rows if not each.ended]
-            beside = len(rows)
-            self._prompts.compute(prompts, beside=beside)
+            self._prompts.compute(prompts, beside=len(rows))
             rows += [each for each in prompts if each.decoding]
         rows = [each for each in rows if not each.ended]
         begin = time.perf_counter()

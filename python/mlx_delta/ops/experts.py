@@ -101,8 +101,9 @@ def experts_reference(
         return (g * mx.sigmoid(g) * (h @ up.T)) @ down.T
 
     y = x.astype(mx.float32)
+    numbers = np.array(chosen)
     for e in range(count):
-        of = np.flatnonzero((np.array(chosen) == e).any(axis=-1))
+        of = np.flatnonzero((numbers == e).any(axis=-1))
         if of.size:
             rows = mx.array(of)
             weight = mx.where(chosen[rows] == e, weights[rows, :-1], 0).sum(axis=-1, keepdims=True)
