@@ -15,6 +15,7 @@ from mlx_delta.checkpoint.tensors import Tensor, base_name, check_tensors
 from mlx_delta.distributed.loading import load_shared
 from mlx_delta.distributed.ranks import Ranks
 from mlx_delta.engine.kernels import compile_kernels
+from mlx_delta.engine.memory import check_limits
 from mlx_delta.errors import ArgumentError, ConfigError
 from mlx_delta.hub.path import model_path
 from mlx_delta.language_model import LanguageModel
@@ -51,7 +52,8 @@ def load_model(
     those have no instructions. Weights stay as they are stored, whatever it is. prefix_cache_bytes: the
     most memory for what is kept of prompts and answers, so that those that begin alike compute only what is new; None:
     an eighth of the machine's; 0 keeps nothing. It changes no answer. memory_bytes: the most for
-    weights, sequences under way and what is kept: a request waits until it fits, or is refused where it never would;
+    weights, sequences under way and what is kept: a request waits until it fits, or is refused where it never would
+    (ArgumentError), and so is a model whose weights do not fit;
     None: what the system recommends for a GPU, or nine tenths of the machine's. kv_bits: 8 keeps keys and values in 8
     bits, which is half the memory a token of context takes, and half of what attention reads; None: in ``dtype``.
     mtp: an MTP head for ``speculate``, where the model's files lack one: a directory of ``model_type`` "qwen3_5_mtp",
@@ -62,6 +64,7 @@ def load_model(
     """
     check_dtype(dtype)
     check_kv_bits(kv_bits)
+    check_limits(prefix_cache_bytes, memory_bytes)
     checkpoint = open_checkpoint(model_path(path), gguf=False)
     head = head_beside(checkpoint) if mtp is None else model_path(mtp)
     return load_checkpoint(
@@ -87,6 +90,9 @@ def load_checkpoint(
     tokenizer = Tokenizer.of_checkpoint(checkpoint)
     tensors = {**checkpoint.text_tensors(), **checkpoint.mtp_tensors()}
     chosen = _activation_dtype(tensors, dtype, alone=ranks is None)
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    if ranks is None and memory_bytes is not None and memory_bytes < size:
+        raise ArgumentError(f"memory_bytes: expected at least the {size} bytes of the weights, found {memory_bytes}")
 
     def read(wanted: Mapping[str, Tensor]) -> dict[str, mx.array]:
         weights = read_finite(wanted.values(), checkpoint.path)

@@ -11,7 +11,7 @@ import typer
 
 from mlx_delta.cli.console import stderr
 from mlx_delta.cli.errors import UsageError
-from mlx_delta.cli.options import ByLayers, KvBits, Model, Mtp, System, option_flags
+from mlx_delta.cli.options import ByLayers, KvBits, MemoryBytes, Model, Mtp, System, option_flags
 from mlx_delta.cli.pictures import Pictures, picture_part
 from mlx_delta.cli.process import read_stdin
 from mlx_delta.cli.ranks import joined, led, together
@@ -40,6 +40,7 @@ def chat(
         typer.Option(help="Activations: float32, float16 or bfloat16.", show_default="the checkpoint's"),
     ] = None,
     kv_bits: KvBits = None,
+    memory_bytes: MemoryBytes = None,
     by_layers: ByLayers = False,
     mtp: Mtp = None,
     **options: Any,
@@ -82,7 +83,7 @@ def chat(
     directory = model_path(model)
     with together(ranks):
         with nullcontext() if ranks is not None and ranks.rank else stderr().status(f"loading {model}"):
-            loaded = load_model(directory, dtype, ranks=ranks, kv_bits=kv_bits, mtp=mtp)
+            loaded = load_model(directory, dtype, memory_bytes=memory_bytes, kv_bits=kv_bits, mtp=mtp, ranks=ranks)
         with led(loaded, ranks) as leads:
             if not leads:
                 return

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlx_delta.cli.errors import UsageError
-from mlx_delta.cli.options import ByLayers, KvBits, Model, Mtp, System, option_flags
+from mlx_delta.cli.options import ByLayers, KvBits, MemoryBytes, Model, Mtp, System, option_flags
 from mlx_delta.cli.pictures import Pictures, picture_part, with_pictures
 from mlx_delta.cli.process import read_stdin
 from mlx_delta.errors import ArgumentError
@@ -40,6 +40,7 @@ def generate(
         typer.Option(help="Activations: float32, float16 or bfloat16.", show_default="the checkpoint's"),
     ] = None,
     kv_bits: KvBits = None,
+    memory_bytes: MemoryBytes = None,
     by_layers: ByLayers = False,
     mtp: Mtp = None,
     as_json: Annotated[
@@ -78,7 +79,7 @@ def generate(
     ranks = joined(by_layers)
     leads = ranks is None or ranks.rank == 0
     with together(ranks):
-        loaded = load_model(model, dtype, kv_bits=kv_bits, mtp=mtp, ranks=ranks)
+        loaded = load_model(model, dtype, memory_bytes=memory_bytes, kv_bits=kv_bits, mtp=mtp, ranks=ranks)
         if ranks is not None:
             options["seed"] = ranks.seed(options["seed"])
         bars = Bars() if leads else None

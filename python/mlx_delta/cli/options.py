@@ -22,6 +22,14 @@ KvBits = Annotated[
         "--kv-bits", help="8: keep keys and values in 8 bits, half the memory of a context.", show_default="off"
     ),
 ]
+MemoryBytes = Annotated[
+    int | None,
+    typer.Option(
+        "--memory-bytes",
+        help="Most memory for weights, answers under way and what is kept; what does not fit waits, or is refused.",
+        show_default="what a GPU may have, or nine tenths of the machine's",
+    ),
+]
 ByLayers = Annotated[
     bool,
     typer.Option(

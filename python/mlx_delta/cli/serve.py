@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlx_delta.cli.console import stderr, warn
-from mlx_delta.cli.options import ByLayers, KvBits, Model, Mtp, option_flags
+from mlx_delta.cli.options import ByLayers, KvBits, MemoryBytes, Model, Mtp, option_flags
 from mlx_delta.cli.ranks import joined, led, together
 
 if TYPE_CHECKING:
@@ -74,13 +74,7 @@ def serve(
             show_default="an eighth of the machine's",
         ),
     ] = None,
-    memory_bytes: Annotated[
-        int | None,
-        typer.Option(
-            help="Most memory for weights, answers under way and what is kept; requests wait until they fit.",
-            show_default="what a GPU may have, or nine tenths of the machine's",
-        ),
-    ] = None,
+    memory_bytes: MemoryBytes = None,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write what is asked to the log.")] = False,
     dtype: Annotated[
         str | None,

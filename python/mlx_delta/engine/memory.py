@@ -13,22 +13,25 @@ _PART = 8  # of the machine's memory is kept for prompts that come back: the res
 
 def prefix_bytes(given: int | None) -> int:
     """The limit of what is kept of sequences: as given, or an eighth of the machine's memory."""
-    return machine_bytes() // _PART if given is None else _checked("prefix_cache_bytes", given)
+    return machine_bytes() // _PART if given is None else given
 
 
 def memory_bytes(given: int | None) -> int:
     """The limit of weights and sequences: as given, or what the system recommends for a GPU, or nine tenths of all."""
     if given is not None:
-        return _checked("memory_bytes", given)
+        return given
     if mx.metal.is_available():
         return int(mx.device_info()["max_recommended_working_set_size"])
     return machine_bytes() // 10 * 9
 
 
-def _checked(name: str, given: int) -> int:
-    if given < 0:
-        raise ArgumentError(f"{name}: expected at least 0, found {given}")
-    return given
+def check_limits(prefix_cache_bytes: int | None, memory_bytes: int | None) -> None:
+    """Before anything is read or downloaded."""
+    for name, given in (("prefix_cache_bytes", prefix_cache_bytes), ("memory_bytes", memory_bytes)):
+        if given is not None and (isinstance(given, bool) or not isinstance(given, int)):
+            raise ArgumentError(f"{name}: expected a number of bytes, found {given!r}")
+        if given is not None and given < 0:
+            raise ArgumentError(f"{name}: expected at least 0, found {given}")
 
 
 def machine_bytes() -> int:

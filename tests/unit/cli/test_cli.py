@@ -188,6 +188,11 @@ def test_demo(tmp_path: Path) -> None:
             "error: --dtype: expected float32, float16 or bfloat16",
         ),
         (["generate", "-m", "TINY", "-p", "x", "--kv-bits", "4"], "error: --kv-bits: expected 8"),
+        (["chat", "-m", "TINY", "--memory-bytes", "9"], "error: --memory-bytes: expected at least the 2"),
+        (
+            ["generate", "-m", "TINY", "-p", "x", "-n", "99999", "--memory-bytes", "30000000"],
+            "error: --prompt: expected one that needs at most ",
+        ),
         (["generate", "-m", "TINY", "-p", "x", "--mtp", "nowhere"], "error: nowhere: expected a model directory"),
         (["generate", "-m", "nowhere", "-p", "x", "--max-tokens", "0"], "error: --max-new-tokens: expected at least 1"),
         (["generate", "-m", "nowhere", "-p", "x", "--min-p", "2"], "error: --min-p: expected >= 0 and <= 1, found 2"),
@@ -199,7 +204,7 @@ def test_demo(tmp_path: Path) -> None:
 def test_wrong_arguments_are_one_line(tiny: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
     places = {"TINY": tiny, "GGUF": tmp_path / "x.gguf"}
-    done = run(*[places.get(argument, argument) for argument in arguments])
+    done = run(*[places.get(argument, argument) for argument in arguments], stdin="Hello.")
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr

@@ -107,7 +107,11 @@ def test_arguments(model: LanguageModel, tiny: Path) -> None:
     with pytest.raises(ValueError, match="ids: expected the 2 that the cache covers, found 1"):
         PrefixCache(model.config.text, 1, ROWS).keep([1], cache_of(model, [1, 2]))
     with pytest.raises(ArgumentError, match="prefix_cache_bytes: expected at least 0, found -1"):
-        load_model(tiny, prefix_cache_bytes=-1)
+        load_model("nowhere", prefix_cache_bytes=-1)
+    with pytest.raises(ArgumentError, match="memory_bytes: expected a number of bytes, found '1 GB'"):
+        load_model("nowhere", memory_bytes="1 GB")  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match=r"memory_bytes: expected at least the 2\d+ bytes of the weights, found 99"):
+        load_model(tiny, memory_bytes=99)
 
 
 def test_many_conversations_compute_what_is_new(model: LanguageModel, soak: bool) -> None:
