@@ -92,7 +92,9 @@ def generate(
         if ranks is not None:  # and no one leaves while another waits for it
             ranks.check_same({"the answer": repr(generation.token_ids)})
     if leads and as_json:
-        typer.echo(json.dumps({**_summary(generation, shown, interrupted), **_shares(loaded)}, ensure_ascii=False))
+        # mlx.launch, which passes it on, loses characters of several bytes: findings/mlx_launch_lost_characters.sh
+        found = {**_summary(generation, shown, interrupted), **_shares(loaded)}
+        typer.echo(json.dumps(found, ensure_ascii=ranks is not None))
     elif leads:
         typer.echo("")
         typer.echo(_figures(generation), err=True)
