@@ -11,7 +11,8 @@
 // channels of a key head are read by each of its value heads, from the cache. The new conv state has memory of its own,
 // written by the first value head of a key head. Threads: 4 Dv per head, 16384 for the 9B; loads in flight: a head's
 // whole state, 64 KB, at once, 16 bytes a load. Registers: 4 R state (Dk = 128), 8 q and k, 2 R sums, about 75; R = 8
-// makes a head 512 threads, which an Apple core's 208 KB of registers hold at up to 104 each (1024 only at 52).
+// makes a head 512 threads, which an Apple core's 208 KB of registers hold at up to 104 each (1024 only at 52). Indices
+// of 32 bits are what it takes not to spill any.
 // Two barriers a token.
 template <typename T, int DK, int DV, int R, bool MASK, bool ONE>
 [[kernel, max_total_threads_per_threadgroup(32 * DV / R)]] void delta_mixer(
@@ -43,7 +44,7 @@ template <typename T, int DK, int DV, int R, bool MASK, bool ONE>
   const int C = 2 * key_dim + value_dim;
   const int width = C + value_dim + 2 * p.Hv;
 
-  const size_t of_conv = size_t(sequence) * 3 * size_t(C);
+  const uint of_conv = uint(sequence * 3 * C);
   int channel[per_thread];  // in the projection
   float w[per_thread][4];
   float window[per_thread][3];  // oldest first
@@ -57,11 +58,11 @@ template <typename T, int DK, int DV, int R, bool MASK, bool ONE>
       load4(conv_weight + channel[i] * 4, w[i]);
       UNROLL
       for (int j = 0; j < 3; j++) {
-        window[i][j] = float(conv_state[of_conv + size_t(j * C + channel[i])]);
+        window[i][j] = float(conv_state[of_conv + uint(j * C + channel[i])]);
       }
     }
   }
-  const size_t of_state = (size_t(sequence) * size_t(p.Hv) + size_t(head)) * size_t(DV * DK) + size_t(row * DK);
+  const uint of_state = uint(sequence * p.Hv + head) * uint(DV * DK) + uint(row * DK);
   typedef DeltaRows<DK, R> Rows;
   const int own_row = row + int(Rows::row_of(lane));
   Rows rows;
@@ -82,7 +83,7 @@ template <typename T, int DK, int DV, int R, bool MASK, bool ONE>
         if (c < channels && (c >= 2 * DK || head % heads_per_key == 0)) {
           UNROLL
           for (int j = 0; j < 3; j++) {
-            new_conv_state[of_conv + size_t(j * C + channel[i])] = T(window[i][j]);
+            new_conv_state[of_conv + uint(j * C + channel[i])] = T(window[i][j]);
           }
         }
       }
@@ -91,9 +92,10 @@ template <typename T, int DK, int DV, int R, bool MASK, bool ONE>
       break;
     }
     const bool counts = ONE || t >= 0;  // for y
-    const size_t token = size_t(sequence) * size_t(counts ? tokens : before) + size_t(counts ? t : t + before);
-    device const T* in = (counts ? projection : pending) + token * size_t(width);
-    device T* out = y + token * size_t(value_dim) + size_t(head * DV);
+    const uint token = uint(counts ? sequence * tokens + t : sequence * before + t + before);
+    device const T* in = counts ? projection : pending;
+    const uint of_token = token * uint(width);
+    device T* out = y + (token * uint(value_dim) + uint(head * DV));
     if (MASK && counts && !mask[token]) {
       if (Rows::stores(lane)) {
         out[own_row] = T(0.0f);
@@ -104,7 +106,7 @@ template <typename T, int DK, int DV, int R, bool MASK, bool ONE>
     for (int i = 0; i < per_thread; i++) {
       const int c = int(thread_) + i * threads;
       if (c < channels) {
-        const float newest = float(in[channel[i]]);
+        const float newest = float(in[of_token + uint(channel[i])]);
         qkv[c] = silu(convolved(w[i], window[i], newest));
         window[i][0] = window[i][1];
         window[i][1] = window[i][2];
@@ -120,8 +122,8 @@ template <typename T, int DK, int DV, int R, bool MASK, bool ONE>
       q[i] = qkv[int(lane) * per_lane + i];
       k[i] = qkv[DK + int(lane) * per_lane + i];
     }
-    const float b = float(in[C + value_dim + head]);
-    const float a = float(in[C + value_dim + p.Hv + head]);
+    const float b = float(in[of_token + uint(C + value_dim + head)]);
+    const float a = float(in[of_token + uint(C + value_dim + p.Hv + head)]);
     const float v = qkv[2 * DK + own_row];
     const float yt = rows.step(q, k, v, delta_gates(a, b, A_log[head], dt_bias[head]), lane);
     float sum = 0.0f;
@@ -137,7 +139,7 @@ template <typename T, int DK, int DV, int R, bool MASK, bool ONE>
 
     const float square = sum_over_lanes(lane < uint(simdgroups) ? squares[lane] : 0.0f);
     if (counts && Rows::stores(lane)) {
-      const float z = float(in[C + head * DV + own_row]);
+      const float z = float(in[of_token + uint(C + head * DV + own_row)]);
       out[own_row] = T(norm[own_row] * (yt * precise::rsqrt(square / float(DV) + p.eps)) * silu(z));
     }
   }

@@ -2,7 +2,8 @@
 
     make agx                          sets up a Debian of its own under build/agx, as root; then the table
     python -m bench.agx [REGEX]       the rows whose label matches
-    python -m bench.agx --all         every specialisation that a test needs; hundreds, an hour
+    python -m bench.agx --shipped     every specialisation that a published size in a recipe asks for
+    python -m bench.agx --all         those, and what tests need; an hour. It goes on where it was interrupted
     python -m bench.agx --code REGEX  one kernel's disassembly
 
 Nothing runs, and it is not Apple's compiler: what it shows is the shape of the code, which LLVM has decided before
@@ -27,7 +28,8 @@ def main() -> int:
         prog="python -m bench.agx", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("regex", nargs="?", default="", help="only kernels whose label matches it")
-    parser.add_argument("--all", action="store_true", help="every specialisation instead of the table's choice")
+    parser.add_argument("--shipped", action="store_true", help="what models ask for instead of the table's choice")
+    parser.add_argument("--all", action="store_true", help="every specialisation")
     parser.add_argument("--code", action="store_true", help="print the disassembly")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there, too")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="the Debian that setup.sh made")
@@ -44,7 +46,7 @@ def main() -> int:
 def run(args: argparse.Namespace) -> int:
     """0 where every kernel compiles and none spills."""
     debian = Debian(args.folder)
-    chosen = all_specialisations() if args.all else entries()
+    chosen = all_specialisations(args.all) if args.all or args.shipped else entries()
     selected = [entry for entry in chosen if re.search(args.regex, entry.label)]
     if not selected:
         raise ValueError(f"{args.regex}: expected part of a kernel's label, found none that matches")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shlex
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
-from bench.agx.debian import ASAHI, HERE, Debian, shim_hash
+from bench.agx.debian import HERE, Debian, shim_hash
 from bench.agx.ir import ENTRY, lower
 from msl import compiler as host
 from msl import source
@@ -55,24 +57,39 @@ def compile_kernel(debian: Debian, text: str, name: str, threads: int) -> Code:
     Raises CompileError with what a compiler says, SourceError for what the rewriting does not take.
     """
     code = code_of(text, name)
-    own = "".join((HERE / name).read_text() for name in ("build.c", "compiler.py", "ir.py"))
-    key = hashlib.sha256("\0".join([code, str(threads), shim_hash(), own, *debian.versions.values()]).encode())
-    cached = debian.root.parent / "cache" / f"{key.hexdigest()[:20]}.json"
-    if cached.exists():
-        return Code(**json.loads(cached.read_text()))
+    own = "".join((HERE / name).read_text() for name in ("compiler.py", "ir.py"))
+    of_text = cached(debian, code, str(threads), shim_hash(), own)
+    if of_text.exists():
+        return Code(**json.loads(of_text.read_text()))
     with debian.folder() as folder:
         (folder / "kernel.cpp").write_text(code)
         includes = [f"-I{path}" for path in debian.shim]
         debian.run(["clang-22", *FLAGS, *includes, "kernel.cpp", "-o", "clang.ll"], folder)
-        (folder / "kernel.ll").write_text(lower((folder / "clang.ll").read_text(), threads))
-        debian.run(["llvm-as-22", "kernel.ll", "-o", "kernel.bc"], folder)
-        debian.run(["llvm-spirv-22", "--spirv-fp-contract=fast", "kernel.bc", "-o", "kernel.spv"], folder)
-        said = debian.run([debian.builder, "kernel.spv"], folder, ASAHI)
-        result = read(said.stdout, said.stderr)
-        cached.parent.mkdir(exist_ok=True)
-        (folder / "result").write_text(json.dumps(asdict(result)))
-        (folder / "result").rename(cached)
-    return result
+        ir = lower((folder / "clang.ll").read_text(), threads)
+        of_ir = cached(debian, without_names(ir))
+        if not of_ir.exists():
+            (folder / "kernel.ll").write_text(ir)
+            debian.run(["llvm-as-22", "kernel.ll", "-o", "kernel.bc"], folder)
+            debian.run(["llvm-spirv-22", "--spirv-fp-contract=fast", "kernel.bc", "-o", "kernel.spv"], folder)
+            (folder / "result").write_text(json.dumps(asdict(read(*debian.build(folder)))))
+            (folder / "result").rename(of_ir)
+        os.link(of_ir, folder / "result")
+        (folder / "result").rename(of_text)
+    return Code(**json.loads(of_text.read_text()))
+
+
+def cached(debian: Debian, *parts: str) -> Path:
+    """The file of what such parts were compiled to, by the programs of today."""
+    parts = (*parts, (HERE / "build.c").read_text(), *debian.versions.values())
+    folder = debian.root.parent / "cache"
+    folder.mkdir(exist_ok=True)
+    return folder / f"{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:20]}.json"
+
+
+def without_names(ir: str) -> str:
+    """Kernels whose template arguments make no difference have the same."""
+    numbers: dict[str, str] = {}
+    return re.sub(r"_Z\w+", lambda match: numbers.setdefault(match[0], f"_{len(numbers)}"), ir)
 
 
 def code_of(text: str, name: str) -> str:

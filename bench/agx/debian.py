@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from subprocess import DEVNULL, PIPE
 
 from msl import compiler as host
 from nvptx import compiler as nvptx
@@ -33,21 +34,45 @@ class Debian:
 
     def __init__(self, folder: Path = FOLDER) -> None:
         self.root = folder
+        self.idle: list[subprocess.Popen[str]] = []  # builders, which end with this process
         if not (folder / WORK).is_dir():
             raise FileNotFoundError(f"{folder}: expected the Debian folder that `make agx` sets up, found none")
 
-    def run(
-        self, command: list[str], folder: Path, environment: Mapping[str, str] | None = None
-    ) -> subprocess.CompletedProcess[str]:
-        """A program in ``folder``, which lies in the Debian folder. Raises CompileError with what it says."""
-        inside = f"/{folder.relative_to(self.root)}"
-        words = ["env", f"--chdir={inside}", *(f"{k}={v}" for k, v in (environment or {}).items()), *command]
-        result = subprocess.run(
-            ["nice", "chroot", str(self.root), *words], capture_output=True, text=True, errors="replace"
-        )
+    def words(self, command: list[str], folder: Path, environment: Mapping[str, str]) -> list[str]:
+        """The command that runs ``command`` in ``folder``, which lies in the Debian folder."""
+        inside = ["env", f"--chdir={self.inside(folder)}", *(f"{k}={v}" for k, v in environment.items()), *command]
+        return ["nice", "-n", "4", "chroot", str(self.root), *inside]
+
+    def inside(self, folder: Path) -> str:
+        return f"/{folder.relative_to(self.root)}"
+
+    def run(self, command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+        """A program in ``folder``. Raises CompileError with what it says."""
+        result = subprocess.run(self.words(command, folder, {}), capture_output=True, text=True, errors="replace")
         if result.returncode:
             raise host.CompileError(f"{command[0]} failed:\n{(result.stderr or result.stdout)[-4000:]}")
         return result
+
+    def build(self, folder: Path) -> tuple[str, str]:
+        """What Mesa prints while it compiles the folder's kernel.spv: stdout and stderr. Raises CompileError."""
+        try:
+            builder = self.idle.pop()
+        except IndexError:
+            command = self.words([self.builder], self.root / WORK, ASAHI)
+            builder = subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, text=True)
+        assert builder.stdin
+        assert builder.stdout
+        builder.stdin.write(f"{self.inside(folder)}\n")
+        builder.stdin.flush()
+        answer = builder.stdout.readline().strip()
+        printed = [folder / name for name in ("stdout", "stderr")]
+        stdout, stderr = (path.read_text(errors="replace") if path.exists() else "" for path in printed)
+        if answer in ("0", "1"):
+            self.idle.append(builder)
+        if answer != "0":
+            what = {"1": "refuses the kernel", "": f"ended with status {builder.poll()}"}.get(answer, answer)
+            raise host.CompileError(f"Mesa's compiler: {what}\n{stderr[-4000:]}")
+        return stdout, stderr
 
     @contextmanager
     def folder(self) -> Iterator[Path]:

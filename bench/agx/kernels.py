@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from bench.agx.machine import Program, Region, Trips
+from bench.agx.shipped import shipped
 from mlx_delta import _core, ops
 from mlx_delta.bench.cases import CASES, Case
 from mlx_delta.bench.cases.draws import Zeros, quantized
@@ -66,10 +67,14 @@ def entries() -> Iterator[Entry]:
             yield entry(name, launch, moved, known and known(threads_of(launch) // 32))
 
 
-def all_specialisations() -> Iterator[Entry]:
-    """Every kernel that a case needs, in all dtypes; no slots."""
-    for name, use in specialisations().items():
-        yield entry(name, use.launch, 0, None)
+def all_specialisations(tests: bool) -> Iterator[Entry]:
+    """Every kernel that a model asks for, and with ``tests`` those that a case needs, in all dtypes; no slots."""
+    launches = shipped()
+    if tests:
+        launches |= {name: use.launch for name, use in specialisations().items() if name not in launches}
+    for launch in launches.values():
+        if all(launch.threadgroups):  # not the host's copies of words
+            yield entry(launch.kernel, launch, 0, None)
 
 
 def entry(label: str, launch: _core.Launch, moved: float, trips: Trips | None) -> Entry:

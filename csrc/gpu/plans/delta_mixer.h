@@ -2,6 +2,9 @@
 // [, mask] [, pending]; outputs: y, conv state, delta state.
 #pragma once
 
+#include <algorithm>
+#include <stdexcept>
+
 #include "gpu/launch.h"
 #include "params.h"
 
@@ -24,6 +27,13 @@ struct DeltaMixerShape {
 
 inline Plan plan(const DeltaMixerShape& shape) {
   check_head_dims("delta_mixer", {shape.Dk, shape.Dv});
+  const int64_t width = 2 * shape.Hk * shape.Dk + 2 * shape.Hv * (shape.Dv + 1);  // of the projection
+  const int64_t values =
+      shape.B * std::max(int64_t(shape.Hv) * shape.Dv * shape.Dk, std::max(shape.T, shape.P) * width);
+  if (values >= int64_t(1) << 32)
+    throw std::invalid_argument(
+        "delta_mixer on a GPU: expected states and projections of fewer than 2^32 values, found " +
+        std::to_string(values));
   constexpr int rows = 8;  // of a simdgroup: see metal/delta_mixer.metal
   return {{{"delta_mixer",
             "delta_mixer",
