@@ -14,7 +14,8 @@ from mlx_delta.model.network import Network
 from mlx_delta.model.shortlist import Shortlist
 
 MOST_DRAFTS = 7  # for one pass: with the token that they follow as many rows as a tile of products has
-_CONTEXT = 512  # tokens before the first draft that the head reads
+CONTEXT = 512  # tokens before the first draft that the head reads
+_BRIEF = 64  # where it is tried whether drafts pay: reading all of them takes a CPU as long as four passes
 _TOKENS = 2048  # of the text's, the last that the first ones of the vocabulary do not have, to choose drafts from too
 _NEW = 16  # of these, until they are looked up
 _GRAM = 3  # tokens in a row that have to be there before
@@ -37,7 +38,6 @@ class MtpDrafter:
         self._unread = _Recent()  # the last tokens of the text, as the last layer gave them
         self._before = _Recent()  # those before them, which the head has read
         self._end = 0  # of these, in the text
-        self._fresh: list[mx.array] = []  # what nobody has evaluated yet
         self._among: Shortlist | None = network.shortlist
         self._rare: dict[int, None] = {}  # tokens of the text that the network's own list lacks
         self._read = self._listed = 0  # tokens of the text that were looked through; and how many of those it had then
@@ -49,43 +49,51 @@ class MtpDrafter:
             self._before.clear()
         self._end = end
         self._unread.append(x)
-        self._fresh.append(x)
 
     def recent(self, end: int) -> mx.array | None:
         """What it was shown before place ``end`` of the text, [1, n, hidden], as much as one that begins there would
         read; lazily. None where it was not shown the last token."""
         shown = [*self._before.parts, *self._unread.parts]
-        return _joined(shown)[:, -_CONTEXT:] if shown and end == self._end else None
+        return _joined(shown)[:, -CONTEXT:] if shown and end == self._end else None
 
-    def draft(self, token: mx.array, count: int, *, timed: bool = False) -> tuple[mx.array | None, float | None]:
+    def draft(self, token: mx.array, count: int, *, trial: bool = False) -> tuple[mx.array | None, float | None]:
         """``count`` tokens, int [count], that may follow ``token``, int [1], which follows the text; lazily. None where
         the last token of the text was not seen.
 
-        timed: wait for them, and tell the seconds that one takes.
+        trial: of the text, read little that was not read before; and wait for the drafts, if they are several, and tell
+        the seconds that each takes after the first.
         """
         mtp = self._network.mtp
         if not self._unread.tokens or self._end != len(self._text) or mtp is None:
             return None, None
-        hidden = self._network.hidden(_joined(self._unread.parts))
-        for part in self._unread.parts:
-            self._before.append(part)
-        self._unread.clear()
+        hidden = self._network.hidden(self._take_unread(_BRIEF if trial else CONTEXT))
         following = self._text[self._end - hidden.shape[1] + 1 :]
         tokens = mx.concatenate([mx.array(following, dtype=token.dtype), token]) if following else token
         x = self._network.draft(tokens[None], hidden, self._state, self._slots)[:, -1:]
         self._slots += hidden.shape[1]
         among = self._list()
         drafts = [self._network.draft_token(x, among)]
+        timed = trial and count > 1
         if timed:
             mx.eval(drafts)
         begin = time.perf_counter()
-        for i in range(count - (not timed)):
+        for i in range(count - 1):
             x = self._network.draft(drafts[-1][None], mtp.hidden(x), self._state, self._slots + i)
             drafts.append(self._network.draft_token(x, among))
-        if not timed:
-            return mx.concatenate(drafts), None
-        mx.eval(drafts)
-        return mx.concatenate(drafts[:count]), (time.perf_counter() - begin) / count
+        if timed:
+            mx.eval(drafts)
+        return mx.concatenate(drafts), (time.perf_counter() - begin) / (count - 1) if timed else None
+
+    def _take_unread(self, most: int) -> mx.array:
+        """x [1, n, hidden] of the tokens that the head has not read; of ``most`` or more the last so many, with
+        which it begins again."""
+        unread = _joined(self._unread.parts)
+        for part in self._unread.parts:
+            self._before.append(part)
+        self._unread.clear()
+        if unread.shape[1] >= most:
+            self._state, self._slots = KeyValues(), 0
+        return unread[:, -most:]
 
     def _list(self) -> Shortlist | None:
         """What drafts are chosen from: the network's list, and what else the text has."""
@@ -102,13 +110,12 @@ class MtpDrafter:
         return self._among
 
     def arrays(self) -> list[mx.array]:
-        """What it goes on with, besides what was told before; evaluated, any thread can."""
-        fresh, self._fresh = self._fresh, []
-        return [*self._state.arrays(), *fresh]
+        """What it has made of what it was shown."""
+        return self._state.arrays()
 
 
 class _Recent:
-    """Hidden states [1, n, hidden] of the tokens up to a place, of about the last ``_CONTEXT`` of them."""
+    """Hidden states [1, n, hidden] of the tokens up to a place, of about the last ``CONTEXT`` of them."""
 
     def __init__(self) -> None:
         self.parts = deque[mx.array]()
@@ -117,7 +124,7 @@ class _Recent:
     def append(self, x: mx.array) -> None:
         self.parts.append(x)
         self.tokens += x.shape[1]
-        while self.tokens - (first := self.parts[0].shape[1]) >= _CONTEXT:
+        while self.tokens - (first := self.parts[0].shape[1]) >= CONTEXT:
             self.parts.popleft()
             self.tokens -= first
 
@@ -149,6 +156,12 @@ class LookupDrafter:
     def familiar(self) -> bool:
         """Whether the text's last tokens stand at an earlier place too."""
         return tuple(self.text[-_GRAM:]) in self._after
+
+    @property
+    def expected(self) -> int | None:
+        """What came next where the text's last tokens stand at an earlier place; None: they do not."""
+        place = self._after.get(tuple(self.text[-_GRAM:]))
+        return None if place is None else self.text[place]
 
     def draft(self, token: int, count: int) -> list[int]:
         """At most ``count`` tokens that may follow ``token``, which follows the text; none where it is new."""

@@ -23,7 +23,7 @@ import mlx.core as mx
 from mlx_delta.distributed.ranks import Ranks
 from mlx_delta.engine.blocks import ErrorsOf, Restored, later_interrupt, read, wait
 from mlx_delta.engine.cuts import NO_TURNS, Cuts, Turns
-from mlx_delta.engine.depth import MTP, Depths
+from mlx_delta.engine.depth import CHEAP_ROW, DEAR_ROW, MTP, Depths
 from mlx_delta.engine.lead import Lead
 from mlx_delta.engine.memory import memory_bytes
 from mlx_delta.engine.prefix import PrefixCache
@@ -68,7 +68,10 @@ class Engine:
         self._memory = network.least(max(0, memory_bytes(memory) - network.nbytes))
         self.lead: Lead | None = None  # of ranks of which the first alone hears what is asked
         self._prompts = Prompts(network, self.prefix, turns)
-        self._depths = Depths()
+        self._depths = Depths(
+            CHEAP_ROW if mx.default_device() == mx.gpu else DEAR_ROW, network.bytes_per_draft / network.bytes_per_token
+        )
+        self._waited = 0.0  # in the step under way, for the end of the pass before it
         self._lock = threading.RLock()  # guards what follows
         self._change = threading.Condition(self._lock)  # notified after every step, if anybody waits for it
         self._waiters = 0
@@ -300,7 +303,7 @@ class Engine:
             self._prompts.compute(prompts, beside=len(rows))
             rows += [each for each in prompts if each.decoding]
         rows = [each for each in rows if not each.ended]
-        begin = time.perf_counter()
+        begin, self._waited = time.perf_counter(), 0.0
         for row in rows:
             with ErrorsOf([row]):
                 row.steer()
@@ -317,7 +320,8 @@ class Engine:
         if rows:
             self._prompts.pace.decoded(waited + seconds, len(rows), beside=bool(prompts))
         if speculating and not any(row.ended for row in rows):
-            self._depths.took(seconds, len(rows), sum(len(row.tokens) for row in rows) - tokens)
+            brought = sum(len(row.tokens) for row in rows) - tokens
+            self._depths.took(seconds, len(rows), brought, self._waited)
 
     def _step_alone(self, row: TokenSequence) -> None:
         """One sequence, decoding, that nobody drafts for in this step: there is nobody to keep it apart from.
@@ -389,7 +393,10 @@ class Engine:
         if not any(wishes):
             self._depths.began(len(rows), 0, drafting=False)
             return [None] * len(rows)
-        drafts = [row.drafts(share) for row, share in zip(rows, self._depths.share(wishes), strict=True)]
+        shares = self._depths.share(wishes)
+        if any(share.trial for share in shares):
+            self._waited = wait(rows)  # else what drafts cost would be told with the pass before
+        drafts = [row.drafts(share) for row, share in zip(rows, shares, strict=True)]
         counts = [0 if each is None else each.shape[0] for each in drafts]
         by_head = sum(
             count for row, count in zip(rows, counts, strict=True) if row.speculation and row.speculation.drafter == MTP

@@ -231,7 +231,7 @@ class TokenSequence:
             return
         self.sample(logits)
         if self.speculation is not None:
-            self.speculation.see(x.reshape(1, 1, -1), self.cache.offset)
+            self.speculation.see(x, self.cache.offset)
 
     def read(self) -> None:
         """Wait for the token in use, and those of its drafts that are right, and give them to the reader."""

@@ -71,7 +71,6 @@ class MtpHead:
         return normed(x, self.norm, self.config.rms_norm_eps).astype(x.dtype)
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of its matrices: a draft reads them all, and lm_head."""
-        stages = [matrix for stage in self.layer.stages() for matrix in stage.matrices.values()]
-        return self.fc.nbytes + sum(matrix.nbytes for matrix in stages)
+    def bytes_per_draft(self) -> int:
+        """Bytes of its matrices that a draft reads, besides lm_head's: of experts those chosen."""
+        return self.fc.nbytes + sum(stage.bytes_per_token for stage in self.layer.stages())

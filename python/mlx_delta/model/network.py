@@ -267,6 +267,14 @@ class Network:
         layers = sum(stage.bytes_per_token for layer in self.layers for stage in layer.stages())
         return row + layers + self.lm_head.nbytes
 
+    @property
+    def bytes_per_draft(self) -> int:
+        """Weight bytes that a token drafted by the MTP head reads; 0: there is none."""
+        if self.mtp is None:
+            return 0
+        among = (self.lm_head,) if self.shortlist is None else self.shortlist.matrices
+        return self.mtp.bytes_per_draft + sum(matrix.nbytes for matrix in among)
+
 
 def _shown(
     cache: Cache, count: int, pictures: PicturePart | None

@@ -16,7 +16,7 @@ import pytest
 
 from mlx_delta import load_model
 from mlx_delta.chat.settings import ChatSettings
-from mlx_delta.engine.depth import LOOKUP, MTP, Acceptance, Costs, Depths, Wish
+from mlx_delta.engine.depth import CHEAP_ROW, DEAR_ROW, LOOKUP, MTP, Acceptance, Costs, Depths, Drafts, Wish
 from mlx_delta.engine.draft import LookupDrafter, MtpDrafter
 from mlx_delta.engine.engine import Engine
 from mlx_delta.engine.likelihood import Likelihood
@@ -194,17 +194,28 @@ def test_a_sequence_that_goes_on_drafts_as_if_it_had_begun(
         assert 0 <= kept.prefix.nbytes <= limit
 
 
-def test_drafts_that_are_not_made_cost_nothing(models: dict[str, LanguageModel]) -> None:
+def test_drafts_that_are_not_made_cost_nothing(
+    models: dict[str, LanguageModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """However many tokens the head might read, a step touches the last alone."""
-    network = models["bfloat16"].network
-    head, x = MtpDrafter(network, [1] * 2000), mx.zeros((1, 1, network.config.hidden_size), network.dtype)
-    for end in range(1000, 2000):
-        head.see(x, end + 1)
-        assert len(head.arrays()) == 1
-    found, _ = head.draft(mx.array([1]), 1)
-    assert found is not None
-    mx.eval(found)
-    assert 512 <= head._slots < 520  # of which it reads no more than these
+    engine, read = Engine(models["bfloat16"].network), list[int]()
+    draft, network = Network.draft, engine.network
+    monkeypatch.setattr(Network, "draft", lambda *of: (read.append(of[1].shape[1]), draft(*of))[1])
+    speculation, x = engine.speculation([1] * 1000, None), mx.zeros((1, 1, network.config.hidden_size), network.dtype)
+    assert speculation is not None
+    for trial, most in ((False, 512), (True, 64)):  # of which it reads no more than so many
+        for _ in range(1000):
+            speculation.push(1)
+            speculation.see(x, 1000 + len(speculation._pushed))
+            assert len(speculation.arrays()) == 1
+        assert speculation.wish(1).most[MTP] == 1
+        found = speculation.draft(mx.array([1]), Drafts(MTP, 1, trial))
+        assert found is not None
+        assert read == [most]
+        read.clear()
+        assert len(speculation.arrays()) == 2  # its keys and values
+        speculation = engine.speculation([1] * 1000, None)
+        assert speculation is not None
 
 
 def test_with_experts_too(experts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,7 +309,7 @@ def test_acceptance_and_costs() -> None:
     for _ in range(200):
         acceptance.note(2, 1)
     assert acceptance.chances(2) == pytest.approx([1, 0], abs=0.1)
-    assert Acceptance(shared).chances(2) == pytest.approx([1, 0], abs=0.1)  # one that has shown nothing yet
+    assert Acceptance(shared).chances(2) == pytest.approx([1, 0], abs=0.2)  # one that has shown nothing yet
     assert costs.of(2) is None
     costs.note(1, 0, 1.0)
     assert costs.of(3) == pytest.approx(1.1)
@@ -328,7 +339,8 @@ class Simulation:
         rng = np.random.default_rng(0)
         acceptance = [{name: Acceptance(of) for name, of in self.depths.acceptance.items()} for _ in self.right]
         for _ in range(passes):
-            shares = self.depths.share([Wish({MTP: 4, LOOKUP: 0}, each) for each in acceptance])
+            rests = self.depths.rests
+            shares = self.depths.share([None if rests else Wish({MTP: 4, LOOKUP: 0}, each) for each in acceptance])
             count, came = sum(share.count for share in shares), len(shares)
             self.depths.began(len(shares) + count, count, drafting=count > 0)
             for i, share in enumerate(shares):
@@ -354,17 +366,55 @@ def test_drafts_are_made_where_they_pay(right: float, row: float, least: float) 
     assert Simulation([right], row).run(400).speedup >= least
 
 
+@pytest.mark.parametrize("right", [0.6, 0.8])
+def test_as_many_drafts_as_the_best_number_of_them(right: float) -> None:
+    """With what a large model's take on a GPU, or on a CPU for which rows turn out to be cheap: within 3 %."""
+    row, draft = 0.02, 0.047
+    best = max(sum(right**i for i in range(k + 1)) / (1 + (row + draft) * k) for k in range(5))
+    for expected in (CHEAP_ROW, DEAR_ROW):
+        assert Simulation([right], row, draft, depths=Depths(expected, draft)).run(2000).speedup >= 0.97 * best
+
+
 @pytest.mark.parametrize(("right", "row"), [(0.0, 0.1), (0.1, 0.2), (0.5, 1.0), (0.9, 1.0)])
 @pytest.mark.parametrize("sequences", [1, 4])
 def test_drafts_that_do_not_pay_cost_next_to_nothing(right: float, row: float, sequences: int) -> None:
     """Of answers of 150 tokens by a fresh engine, and of longer ones."""
-    for passes, least in ((150, 0.975), (2000, 0.98)):
-        assert Simulation([right] * sequences, row).run(passes).speedup >= least
+    for passes, draft in itertools.product((150, 2000), (0.05, 0.3)):
+        for expected in (CHEAP_ROW, DEAR_ROW):
+            depths = Depths(expected, draft)
+            assert Simulation([right] * sequences, row, draft, depths=depths).run(passes).speedup >= 0.985
 
 
 @pytest.mark.parametrize(("right", "row"), [(0.5, 0.6), (0.2, 0.3)])
 def test_a_busy_machine_whose_times_mislead_costs_little(right: float, row: float) -> None:
-    assert Simulation([right], row, noise=0.3).run(4000).speedup >= 0.96
+    for expected in (CHEAP_ROW, DEAR_ROW):
+        assert Simulation([right], row, noise=0.3, depths=Depths(expected)).run(4000).speedup >= 0.98
+
+
+def test_a_step_that_waits_for_the_one_before_is_told_from_what_it_takes() -> None:
+    """The first with drafts reads two passes, and the one after the last none."""
+    depths = Depths()
+    for seconds, tokens, waited in [(1.0, 1, 0.0)] * 4 + [(2.5, 2, 0.9), (0.1, 1, 0.0), (1.0, 1, 0.0)]:
+        drafting = tokens > 1
+        depths.began(2 if drafting else 1, 0, drafting=drafting)
+        depths.took(seconds, 1, tokens, waited)
+    assert depths.costs.of(1) == pytest.approx(1.0)
+    assert depths.costs.of(2) == pytest.approx(1.6)
+    assert depths._lost == pytest.approx(2.6 - 3)  # of three tokens
+
+
+def test_look_up_is_judged_without_drafts(models: dict[str, LanguageModel]) -> None:
+    engine = Engine(models["bfloat16"].network)
+    speculation = engine.speculation([1, 2, 3, 4, 5, 6, 7] * 2, None)
+    assert speculation is not None
+    for token in [1, 2, 3, 4, 5, 6, 7, 1, 2, 3]:
+        speculation.push(token)
+    assert speculation.wish(2).most[LOOKUP] == 2
+    assert engine._depths.acceptance[LOOKUP].rates(1)[0] > 0.8
+    for token in [9, 1, 2, 3, 9, 1, 2, 3, 8, 1, 2, 3, 7, 1, 2, 3, 6]:
+        speculation.push(token)
+    speculation.wish(2)
+    assert engine._depths.acceptance[LOOKUP].rates(1)[0] < 0.7
 
 
 def test_rows_go_to_the_sequences_whose_drafts_come_true() -> None:

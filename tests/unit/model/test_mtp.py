@@ -99,7 +99,7 @@ def test_a_quantized_head_costs_no_bytes_of_a_token(tmp_path: Path) -> None:
     assert dropped.network.mtp is None
     assert kept.network.mtp.fc.bits == 4
     assert kept.network.bytes_per_token == dropped.network.bytes_per_token
-    assert kept.network.mtp.nbytes > 0
+    assert kept.network.mtp.bytes_per_draft > 0
     assert "mtp_num_hidden_layers" in json.dumps(kept.config.raw)
     ids = [list(range(40, 70))]
     assert mx.array_equal(kept.forward(ids), dropped.forward(ids))
