@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import Any
 
 import lazy_loader
@@ -21,6 +21,8 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
+        from importlib import metadata  # slow
+
         return metadata.version("mlx-delta")
     if name == "_core":
         _check_mlx()
@@ -30,6 +32,8 @@ def __getattr__(name: str) -> Any:
 
 def _check_mlx() -> None:
     """Another MLX than the extension was built for has other C++ symbols: say so before the linker does."""
+    from importlib import metadata
+
     pins = [each.partition(";") for each in metadata.requires("mlx-delta") or () if re.match(r"mlx[\[=]", each)]
     pin = next((name for name, _, marker in pins if sys.platform in marker), "").strip()
     needed, found = pin.partition("==")[2], metadata.version("mlx")

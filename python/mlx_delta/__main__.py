@@ -9,15 +9,17 @@ def main() -> None:
     """Run the command line and exit with its status: 130 after Ctrl-C, whatever was being imported."""
     try:
         from mlx_delta.cli.process import orderly
-        from mlx_delta.distributed.meeting import begin
+        from mlx_delta.distributed.meeting import begin, started_within
 
         with orderly():
-            begin()  # that other ranks hear of this one's end, whatever was being imported
+            begin(started_within())  # that other ranks hear of this one's end, whatever was being imported
             from mlx_delta.cli.main import run
 
             run()
     except KeyboardInterrupt:
         sys.exit(130)
+    except ValueError as error:  # of what the environment says: the command's are told
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

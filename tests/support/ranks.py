@@ -13,8 +13,8 @@ from mlx_delta.distributed.ranks import Ranks
 
 
 class Threads(Ranks):
-    def __init__(self, rank: int, size: int, shared: Shared) -> None:
-        self.rank, self.size, self._shared = rank, size, shared
+    def __init__(self, rank: int, size: int, shared: Shared, by_layers: bool) -> None:
+        self.rank, self.size, self._shared, self.by_layers = rank, size, shared, by_layers
 
     def restart(self) -> None:
         """Nothing is lazy here."""
@@ -50,12 +50,12 @@ class Shared:
         return found
 
 
-def on_ranks(size: int, run: Callable[[Threads], Any]) -> list[Any]:
+def on_ranks(size: int, run: Callable[[Threads], Any], *, by_layers: bool = False) -> list[Any]:
     """What ``run`` gives on each rank."""
     shared, found = Shared(size), [None] * size
 
     def of(rank: int) -> None:
-        found[rank] = run(Threads(rank, size, shared))
+        found[rank] = run(Threads(rank, size, shared, by_layers))
 
     threads = [threading.Thread(target=of, args=(rank,)) for rank in range(size)]
     for thread in threads:

@@ -87,13 +87,10 @@ def together(ranks: Ranks | None) -> Iterator[None]:
     if ranks is None:
         yield
         return
-    from mlx_delta.distributed.watch import ended_when_lost
-
-    what = _what(ranks)
     try:
-        with ended_when_lost(ranks.connections, f"error: {what} a connection closed"):
+        with ranks.watched():
             yield
     except RuntimeError as error:
         if not str(error).startswith("["):  # "[ring] connection to a peer was lost"
             raise
-        raise RankError(f"{what}: {error}") from error
+        raise RankError(f"{_what(ranks)}: {error}") from error

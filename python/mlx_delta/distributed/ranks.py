@@ -5,29 +5,27 @@ from __future__ import annotations
 import hashlib
 import secrets
 import zlib
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import mlx.core as mx
 import numpy as np
 
-from mlx_delta.distributed.meeting import begin
-from mlx_delta.distributed.watch import connections
+from mlx_delta.distributed.meeting import Meeting, begin, launched
 from mlx_delta.errors import RankError
+
+_WITHIN = 60.0  # seconds between the first rank's call of ``launched`` and the last one's
 
 
 class Ranks:
     """A group of at least two processes, as one of them sees it. rank: this one's, from 0. size: how many there are.
     by_layers: whether each is to have whole layers, one after another, instead of a part of every layer."""
 
-    by_layers = False
-
-    def __init__(
-        self, group: mx.distributed.Group, connections: Set[int] = frozenset(), by_layers: bool = False
-    ) -> None:
+    def __init__(self, group: mx.distributed.Group, by_layers: bool = False, meeting: Meeting | None = None) -> None:
         self.by_layers = by_layers
         self.rank, self.size = group.rank(), group.size()
-        self.connections = connections  # to other ranks, as file descriptors
         self._group = group
+        self._meeting = meeting
         self._calls = 0
         self.restart()
 
@@ -52,17 +50,27 @@ class Ranks:
 
         Raises: RankError when they cannot be reached.
         """
-        meeting = begin()
-        if meeting is None:
+        if not launched():
             return None
-        meeting.connecting()
-        before = connections()
+        meeting = begin(_WITHIN)
+        if meeting is not None:
+            meeting.connecting()
         try:
             group = mx.distributed.init()
         except RuntimeError as error:
             raise RankError(f"mx.distributed: expected to reach the other ranks, found {error}") from error
-        meeting.connected()
-        return cls(group, connections() - before, by_layers) if group.size() > 1 else None
+        if meeting is not None:
+            meeting.connected()
+        return cls(group, by_layers, meeting) if group.size() > 1 else None
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """A block whose process ends, with a line on stderr and exit code 1, soon after another rank is lost."""
+        if self._meeting is None:
+            yield
+            return
+        with self._meeting.watched():
+            yield
 
     def sum(self, x: mx.array) -> mx.array:
         """The sum of every rank's x, the same bits on all of them."""

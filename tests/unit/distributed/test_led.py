@@ -27,12 +27,11 @@ def led(
     """What ``use`` gives on rank 0, and ``after`` on the others when it is over."""
 
     def run(ranks: Threads) -> Any:
-        ranks.by_layers = by_layers
         model = load_model(TINY, "float32", ranks=ranks)
         with model.led(ranks) as leads:
             return use(model) if leads else after(model)
 
-    return on_ranks(2, run)
+    return on_ranks(2, run, by_layers=by_layers)
 
 
 def asked(*texts: Any) -> list[dict[str, Any]]:

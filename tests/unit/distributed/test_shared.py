@@ -43,10 +43,9 @@ def together(path: Path, size: int, use: Callable[[SharedNetwork], Any], *, by_l
     """What ``use`` gives on each rank."""
 
     def run(ranks: Threads) -> Any:
-        ranks.by_layers = by_layers
         return use(load_shared(open_checkpoint(path), mx.float32, ranks, read))
 
-    return on_ranks(size, run)
+    return on_ranks(size, run, by_layers=by_layers)
 
 
 def read(tensors: dict[str, Tensor]) -> dict[str, mx.array]:
