@@ -26,7 +26,9 @@ from mlx_delta.config import ModelConfig
 from mlx_delta.distributed.ranks import Ranks
 from mlx_delta.engine.cuts import Turns
 from mlx_delta.engine.engine import Engine
+from mlx_delta.engine.identity import model_identity
 from mlx_delta.engine.memory import prefix_bytes
+from mlx_delta.engine.snapshots import Snapshots
 from mlx_delta.errors import ArgumentError
 from mlx_delta.model.cache import Cache, KeyValues
 from mlx_delta.model.network import Network
@@ -41,7 +43,7 @@ class LanguageModel(ChatMethods):
 
     path, config, network, tokenizer, vision, engine: its parts; vision is None where the checkpoint has no
     tower. Any number of threads may use it at once: their sequences are decoded together, and none notices the others.
-    prefix_cache_bytes, memory_bytes: see ``load_model``.
+    prefix_cache_bytes, memory_bytes, prefix_cache_dir, prefix_cache_dir_bytes: see ``load_model``.
     """
 
     def __init__(
@@ -54,6 +56,8 @@ class LanguageModel(ChatMethods):
         *,
         prefix_cache_bytes: int | None = None,
         memory_bytes: int | None = None,
+        prefix_cache_dir: str | Path | None = None,
+        prefix_cache_dir_bytes: int | None = None,
     ) -> None:
         self.path = path
         self.config = config
@@ -62,7 +66,14 @@ class LanguageModel(ChatMethods):
         self.vision = vision
         start, assistant = tokenizer.markup.turn
         turns = Turns(tokenizer.token_id(start), tuple(tokenizer.encode(assistant)))
-        self.engine = Engine(network, turns, prefix_bytes=prefix_bytes(prefix_cache_bytes), memory=memory_bytes)
+        snapshots = None
+        if prefix_cache_dir is not None:
+            snapshots = Snapshots(
+                prefix_cache_dir, model_identity(network, turns), network.kv_bits, prefix_cache_dir_bytes
+            )
+        self.engine = Engine(
+            network, turns, prefix_bytes=prefix_bytes(prefix_cache_bytes), memory=memory_bytes, snapshots=snapshots
+        )
 
     @contextmanager
     def led(self, ranks: Ranks, failed: Callable[[BaseException], None] | None = None) -> Iterator[bool]:

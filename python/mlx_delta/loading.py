@@ -16,6 +16,7 @@ from mlx_delta.distributed.loading import load_shared
 from mlx_delta.distributed.ranks import Ranks
 from mlx_delta.engine.kernels import compile_kernels
 from mlx_delta.engine.memory import check_limits
+from mlx_delta.engine.snapshots import checked_directory
 from mlx_delta.errors import ArgumentError, ConfigError
 from mlx_delta.hub.path import model_path
 from mlx_delta.language_model import LanguageModel
@@ -40,6 +41,8 @@ def load_model(
     *,
     prefix_cache_bytes: int | None = None,
     memory_bytes: int | None = None,
+    prefix_cache_dir: str | Path | None = None,
+    prefix_cache_dir_bytes: int | None = None,
     kv_bits: int | None = None,
     mtp: str | Path | None = None,
     ranks: Ranks | None = None,
@@ -51,11 +54,13 @@ def load_model(
     the checkpoint's embedding or its scales have; on the GPU of an M1 or M2 float16 instead of bfloat16, for which
     those have no instructions. Weights stay as they are stored, whatever it is. prefix_cache_bytes: the
     most memory for what is kept of prompts and answers, so that those that begin alike compute only what is new; None:
-    an eighth of the machine's; 0 keeps nothing. It changes no answer. memory_bytes: the most for
-    weights, sequences under way and what is kept: a request waits until it fits, or is refused where it never would
-    (ArgumentError), and so is a model whose weights do not fit;
-    None: what the system recommends for a GPU, or nine tenths of the machine's. kv_bits: 8 keeps keys and values in 8
-    bits, which is half the memory a token of context takes, and half of what attention reads; None: in ``dtype``.
+    an eighth of the machine's; 0 keeps nothing. It changes no answer. prefix_cache_dir: a folder where that is kept in
+    files too, so that a restart computes only what is new; it is made for its owner alone, for it holds what was said
+    (``engine.snapshots``). prefix_cache_dir_bytes: the most that all files there take; None: 16 GiB. memory_bytes: the
+    most for weights, sequences under way and what is kept: a request waits until it fits, or is refused where it never
+    would (ArgumentError), and so is a model whose weights do not fit; None: what the system recommends for a GPU, or
+    nine tenths of the machine's. kv_bits: 8 keeps keys and values in 8 bits, which is half the memory a token of
+    context takes, and half of what attention reads; None: in ``dtype``.
     mtp: an MTP head for ``speculate``, where the model's files lack one: a directory of ``model_type`` "qwen3_5_mtp",
     or the original checkpoint, named as ``path`` is. None: what lies in ``mtp/`` beside the model. ranks: the processes
     that share the weights among them, each of which must then do the same; ``distributed.ranks.Ranks.launched()``.
@@ -64,7 +69,15 @@ def load_model(
     """
     check_dtype(dtype)
     check_kv_bits(kv_bits)
-    check_limits(prefix_cache_bytes, memory_bytes)
+    check_limits(
+        prefix_cache_bytes=prefix_cache_bytes,
+        memory_bytes=memory_bytes,
+        prefix_cache_dir_bytes=prefix_cache_dir_bytes,
+    )
+    if prefix_cache_dir is not None:
+        checked_directory(prefix_cache_dir)
+        if ranks is not None:
+            raise ArgumentError("prefix_cache_dir: expected a model that one process runs, found several ranks")
     checkpoint = open_checkpoint(model_path(path), gguf=False)
     head = head_beside(checkpoint) if mtp is None else model_path(mtp)
     return load_checkpoint(
@@ -72,6 +85,8 @@ def load_model(
         dtype,
         prefix_cache_bytes=prefix_cache_bytes,
         memory_bytes=memory_bytes,
+        prefix_cache_dir=prefix_cache_dir,
+        prefix_cache_dir_bytes=prefix_cache_dir_bytes,
         kv_bits=kv_bits,
         ranks=ranks,
     )
@@ -83,6 +98,8 @@ def load_checkpoint(
     *,
     prefix_cache_bytes: int | None = None,
     memory_bytes: int | None = None,
+    prefix_cache_dir: str | Path | None = None,
+    prefix_cache_dir_bytes: int | None = None,
     kv_bits: int | None = None,
     ranks: Ranks | None = None,
 ) -> LanguageModel:
@@ -118,6 +135,8 @@ def load_checkpoint(
         vision,
         prefix_cache_bytes=prefix_cache_bytes,
         memory_bytes=memory_bytes,
+        prefix_cache_dir=prefix_cache_dir,
+        prefix_cache_dir_bytes=prefix_cache_dir_bytes,
     )
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 from mlx_delta.engine.cuts import NO_TURNS, Turns
 from mlx_delta.engine.engine import Engine
+from mlx_delta.engine.identity import model_identity
 from mlx_delta.engine.pace import Pace
 from mlx_delta.engine.sample import Sampler, SamplingParams
 from mlx_delta.engine.sequence import TokenSequence
+from mlx_delta.engine.snapshots import Snapshots
 from mlx_delta.model.cache import Cache
 from mlx_delta.model.network import Network
 from support.reading import Collect, kept_bytes
@@ -69,7 +72,7 @@ class Family:
 
     def __init__(self, network: Network, turns: Turns, seed: int) -> None:
         rng = random.Random(seed)
-        self.network, self.turns = network, turns
+        self.network, self.turns, self.model = network, turns, model_identity(network, turns)
         self.works: list[Work] = []
         self.expected: list[list[Any]] = []
         texts: list[list[int]] = []
@@ -79,9 +82,9 @@ class Family:
             self.expected.append(work.alone(network, turns))
             texts.append([*work.ids, *(token for token, _ in self.expected[-1])])
 
-    def schedule(self, seed: int) -> None:
+    def schedule(self, seed: int, folder: Path | None = None) -> None:
         """They come, go, are asked for and cancelled at random, over what is kept of others within a limit; prompts
-        are cut anyhow."""
+        are cut anyhow. folder: where it is kept in files too, as if each schedule came after a restart."""
         rng = random.Random(seed)
         limit = rng.choice([0, 6_000_000, 40_000_000])
         memory = None
@@ -89,12 +92,19 @@ class Family:
             config, dtype = self.network.config, self.network.dtype
             needs = [Cache.bytes_of(config, dtype, len(work.ids) + work.most) for work in self.works]
             memory = self.network.nbytes + int(rng.choice([1, 2.5]) * max(needs))
+        rows = rng.choice([2, 5, 16, 32])
+        snapshots = None
+        if folder is not None:
+            most, least = rng.choice([1 << 30, 20_000_000]), rng.choice([1, 40])
+            snapshots = Snapshots(folder, self.model, self.network.kv_bits, most, least)
         engine = Engine(
-            self.network, self.turns, prefix_bytes=limit, memory=memory, most_rows=rng.choice([2, 5, 16, 32])
+            self.network, self.turns, prefix_bytes=limit, memory=memory, most_rows=rows, snapshots=snapshots
         )
         engine._prompts.pace = RandomPace(rng)
         with patch("mlx_delta.engine.prompts.CHUNK", rng.choice([64, 192, 512])):
             self._run(engine, rng, seed)
+        if snapshots is not None:
+            snapshots.close()
         assert engine.prefix.nbytes <= limit
         assert not engine._going
         assert not engine._waiting

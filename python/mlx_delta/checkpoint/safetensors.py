@@ -249,7 +249,7 @@ def write_safetensors(file: Path, entries: Sequence[Entry], arrays: Iterable[tup
             entry = next(expected, None)
             if entry != Entry(name, tuple(array.shape), array.dtype):
                 raise ConvertError(f"{file}: expected {entry}, found {name} {array.shape} {array.dtype}")
-            stream.write(_raw_bytes(array))
+            stream.write(raw_bytes(array))
         if (left := next(expected, None)) is not None:
             raise ConvertError(f"{file}: expected {left}, found the end")
         stream.flush()
@@ -267,7 +267,7 @@ def _header(entries: Sequence[Entry]) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
-def _raw_bytes(array: mx.array) -> memoryview:
+def raw_bytes(array: mx.array) -> memoryview:
     """The array's bytes, row-major and little-endian, without a copy. (bfloat16 has no buffer format of its own.)"""
     flat = mx.contiguous(array).reshape(-1).view(mx.uint8)
     return memoryview(flat)  # type: ignore[arg-type]  # mlx's stubs do not declare the buffer it has

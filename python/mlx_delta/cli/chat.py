@@ -11,7 +11,17 @@ import typer
 
 from mlx_delta.cli.console import stderr
 from mlx_delta.cli.errors import UsageError
-from mlx_delta.cli.options import ByLayers, KvBits, MemoryBytes, Model, Mtp, System, option_flags
+from mlx_delta.cli.options import (
+    ByLayers,
+    KvBits,
+    MemoryBytes,
+    Model,
+    Mtp,
+    PrefixCacheDir,
+    PrefixCacheDirBytes,
+    System,
+    option_flags,
+)
 from mlx_delta.cli.pictures import Pictures, picture_part
 from mlx_delta.cli.process import read_stdin
 from mlx_delta.cli.ranks import joined, led, together
@@ -41,6 +51,8 @@ def chat(
     ] = None,
     kv_bits: KvBits = None,
     memory_bytes: MemoryBytes = None,
+    prefix_cache_dir: PrefixCacheDir = None,
+    prefix_cache_dir_bytes: PrefixCacheDirBytes = None,
     by_layers: ByLayers = False,
     mtp: Mtp = None,
     **options: Any,
@@ -83,7 +95,16 @@ def chat(
     directory = model_path(model)
     with together(ranks):
         with nullcontext() if ranks is not None and ranks.rank else stderr().status(f"loading {model}"):
-            loaded = load_model(directory, dtype, memory_bytes=memory_bytes, kv_bits=kv_bits, mtp=mtp, ranks=ranks)
+            loaded = load_model(
+                directory,
+                dtype,
+                memory_bytes=memory_bytes,
+                prefix_cache_dir=prefix_cache_dir,
+                prefix_cache_dir_bytes=prefix_cache_dir_bytes,
+                kv_bits=kv_bits,
+                mtp=mtp,
+                ranks=ranks,
+            )
         with led(loaded, ranks) as leads:
             if not leads:
                 return

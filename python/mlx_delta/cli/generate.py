@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlx_delta.cli.errors import UsageError
-from mlx_delta.cli.options import ByLayers, KvBits, MemoryBytes, Model, Mtp, System, option_flags
+from mlx_delta.cli.options import (
+    ByLayers,
+    KvBits,
+    MemoryBytes,
+    Model,
+    Mtp,
+    PrefixCacheDir,
+    PrefixCacheDirBytes,
+    System,
+    option_flags,
+)
 from mlx_delta.cli.pictures import Pictures, picture_part, with_pictures
 from mlx_delta.cli.process import read_stdin
 from mlx_delta.errors import ArgumentError
@@ -41,6 +51,8 @@ def generate(
     ] = None,
     kv_bits: KvBits = None,
     memory_bytes: MemoryBytes = None,
+    prefix_cache_dir: PrefixCacheDir = None,
+    prefix_cache_dir_bytes: PrefixCacheDirBytes = None,
     by_layers: ByLayers = False,
     mtp: Mtp = None,
     as_json: Annotated[
@@ -79,7 +91,16 @@ def generate(
     ranks = joined(by_layers)
     leads = ranks is None or ranks.rank == 0
     with together(ranks):
-        loaded = load_model(model, dtype, memory_bytes=memory_bytes, kv_bits=kv_bits, mtp=mtp, ranks=ranks)
+        loaded = load_model(
+            model,
+            dtype,
+            memory_bytes=memory_bytes,
+            prefix_cache_dir=prefix_cache_dir,
+            prefix_cache_dir_bytes=prefix_cache_dir_bytes,
+            kv_bits=kv_bits,
+            mtp=mtp,
+            ranks=ranks,
+        )
         if ranks is not None:
             options["seed"] = ranks.seed(options["seed"])
         bars = Bars() if leads else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
@@ -29,6 +30,18 @@ MemoryBytes = Annotated[
         help="Most memory for weights, answers under way and what is kept; what does not fit waits, or is refused.",
         show_default="what a GPU may have, or nine tenths of the machine's",
     ),
+]
+PrefixCacheDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--prefix-cache-dir",
+        help="Folder that keeps what is computed of prompts and answers, so that a restart goes on from there.",
+        show_default="off",
+    ),
+]
+PrefixCacheDirBytes = Annotated[
+    int | None,
+    typer.Option("--prefix-cache-dir-bytes", help="Most bytes of all files in that folder.", show_default="16 GiB"),
 ]
 ByLayers = Annotated[
     bool,

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mlx_delta.cli.console import stderr, warn
-from mlx_delta.cli.options import ByLayers, KvBits, MemoryBytes, Model, Mtp, option_flags
+from mlx_delta.cli.options import (
+    ByLayers,
+    KvBits,
+    MemoryBytes,
+    Model,
+    Mtp,
+    PrefixCacheDir,
+    PrefixCacheDirBytes,
+    option_flags,
+)
 from mlx_delta.cli.ranks import joined, led, together
 
 if TYPE_CHECKING:
-    from mlx_delta.distributed.ranks import Ranks
     from mlx_delta.language_model import LanguageModel
 
 
@@ -75,6 +84,8 @@ def serve(
         ),
     ] = None,
     memory_bytes: MemoryBytes = None,
+    prefix_cache_dir: PrefixCacheDir = None,
+    prefix_cache_dir_bytes: PrefixCacheDirBytes = None,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write what is asked to the log.")] = False,
     dtype: Annotated[
         str | None,
@@ -117,8 +128,20 @@ def serve(
     )
     keys = [*(api_key or ()), *(read_keys(api_key_file) if api_key_file else ())]
     ranks = joined(by_layers)
+    load = partial(
+        _loaded,
+        model,
+        dtype,
+        prefix_cache_bytes=prefix_cache_bytes,
+        memory_bytes=memory_bytes,
+        prefix_cache_dir=prefix_cache_dir,
+        prefix_cache_dir_bytes=prefix_cache_dir_bytes,
+        kv_bits=kv_bits,
+        mtp=mtp,
+        ranks=ranks,
+    )
     if ranks is not None and ranks.rank:
-        with together(ranks), led(_loaded(model, dtype, prefix_cache_bytes, memory_bytes, kv_bits, mtp, ranks), ranks):
+        with together(ranks), led(load(), ranks):
             return
     with together(ranks), bind(host, port) as listener:
         access = Access(keys, [host, *(allow_host or ())], cors_origin or ())
@@ -127,34 +150,18 @@ def serve(
         directory = model_path(model)
         name = model.partition("@")[0] if is_named(model) else directory.resolve().name
         with stderr().status(f"loading {model}"):
-            loaded = _loaded(model, dtype, prefix_cache_bytes, memory_bytes, kv_bits, mtp, ranks)
+            loaded = load()
         with led(loaded, ranks):
             app = create_app(loaded, name=name, limits=limits, access=access, log_prompts=log_prompts, **options)
             log_to_stderr()
             run(app, listener, f"serving {name} at ")
 
 
-def _loaded(
-    model: str,
-    dtype: str | None,
-    prefix_cache_bytes: int | None,
-    memory_bytes: int | None,
-    kv_bits: int | None,
-    mtp: str | None,
-    ranks: Ranks | None,
-) -> LanguageModel:
+def _loaded(model: str, dtype: str | None, **settings: Any) -> LanguageModel:
     from mlx_delta.hub.path import model_path
     from mlx_delta.loading import load_model
 
-    return load_model(
-        model_path(model),
-        dtype,
-        prefix_cache_bytes=prefix_cache_bytes,
-        memory_bytes=memory_bytes,
-        kv_bits=kv_bits,
-        mtp=mtp,
-        ranks=ranks,
-    )
+    return load_model(model_path(model), dtype, **settings)
 
 
 def _loopback(listener: socket.socket) -> bool:

@@ -29,6 +29,7 @@ from mlx_delta.engine.memory import memory_bytes
 from mlx_delta.engine.prefix import PrefixCache
 from mlx_delta.engine.prompts import Prompts
 from mlx_delta.engine.sequence import TokenSequence, Told
+from mlx_delta.engine.snapshots import Snapshots
 from mlx_delta.engine.speculation import Speculation
 from mlx_delta.errors import ArgumentError, QueueFullError
 from mlx_delta.model.cache import Cache
@@ -42,10 +43,10 @@ MOST_ROWS = 16  # sequences that decode at once; more wait for one of them to en
 class Engine:
     """Sequences over ``network``, from any number of threads.
 
-    turns: how they show in token ids; a prompt is cut at them (``cuts``). prefix: what is kept of sequences for others.
-    memory: bytes for the weights, what sequences under way need, and what is kept; a sequence waits until it fits, and
-    what is kept makes room. None: what the machine has. most_rows: sequences that hold states at once; those beyond
-    wait their turn, first come, first served; most_waiting: how many may.
+    turns: how they show in token ids; a prompt is cut at them (``cuts``). prefix: what is kept of sequences for others;
+    snapshots: in files too. memory: bytes for the weights, what sequences under way need, and what is kept; a sequence
+    waits until it fits, and what is kept makes room. None: what the machine has. most_rows: sequences that hold states
+    at once; those beyond wait their turn, first come, first served; most_waiting: how many may.
     """
 
     def __init__(
@@ -54,18 +55,18 @@ class Engine:
         turns: Turns = NO_TURNS,
         *,
         prefix_bytes: int = 0,
+        snapshots: Snapshots | None = None,
         memory: int | None = None,
         most_rows: int = MOST_ROWS,
         most_waiting: int = MOST_WAITING,
     ) -> None:
         self.network = network
         self.turns = turns
-        self.prefix = PrefixCache(network.config, network.least(prefix_bytes), turns, network.agreed, network.kv_bits)
+        self.prefix = PrefixCache(network, network.least(prefix_bytes), turns, snapshots)
         self._most_rows = most_rows
         self._most_waiting = most_waiting
         self._refuses = memory is not None
-        # For sequences, and for what is kept of them.
-        self._memory = network.least(max(0, memory_bytes(memory) - network.nbytes))
+        self._memory = network.least(max(0, memory_bytes(memory) - network.nbytes))  # for sequences and what is kept
         self.lead: Lead | None = None  # of ranks of which the first alone hears what is asked
         self._prompts = Prompts(network, self.prefix, turns)
         self._depths = Depths(
@@ -93,7 +94,6 @@ class Engine:
 
     def run(self, sequence: TokenSequence) -> Generator[Any, None, None]:
         """The events of a sequence as they come. It begins when the first is asked for; closing it after that ends it.
-
         One that was submitted before, and that nobody asks, ``cancel`` alone ends.
         """
         self.submit(sequence)
@@ -118,13 +118,15 @@ class Engine:
                 f"prompt: expected one that needs at most {self._memory} bytes with its answer (memory_bytes, less the "
                 f"weights), found {len(sequence.ids)} tokens and max_new_tokens={sequence.most}, which need {need}"
             )
+        if not sequence.reader.clock.started:
+            sequence.reader.clock.start()
+            if not sequence.own_cache and len(self._waiting) < self._most_rows:  # else its turn is far away
+                self.prefix.fetch(sequence.keys, sequence.ids)
         with self._lock:
             if sequence not in self._waiting and sequence not in self._going and not sequence.ended:
                 if len(self._waiting) >= self._most_waiting:
-                    raise QueueFullError(
-                        f"engine: expected at most {self._most_waiting} sequences to wait, found one more"
-                    )
-                sequence.reader.clock.start()
+                    most = self._most_waiting
+                    raise QueueFullError(f"engine: expected at most {most} sequences to wait, found one more")
                 if self.lead is None:
                     self._waiting.append(sequence)
                 elif not sequence.number:
@@ -169,7 +171,6 @@ class Engine:
 
     def cancel(self, sequence: TokenSequence) -> None:
         """End it: whoever waits for its events hears that there are no more. On return its cache is the caller's alone.
-
         Within a step, in its own thread (where a forgotten iterator may be collected), it ends after the step.
         """
         if self.lead is not None and sequence.number:

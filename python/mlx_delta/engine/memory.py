@@ -25,9 +25,9 @@ def memory_bytes(given: int | None) -> int:
     return machine_bytes() // 10 * 9
 
 
-def check_limits(prefix_cache_bytes: int | None, memory_bytes: int | None) -> None:
-    """Before anything is read or downloaded."""
-    for name, given in (("prefix_cache_bytes", prefix_cache_bytes), ("memory_bytes", memory_bytes)):
+def check_limits(**limits: int | None) -> None:
+    """Of bytes, by their arguments' names, before anything is read or downloaded. Raises: ArgumentError."""
+    for name, given in limits.items():
         if given is not None and (isinstance(given, bool) or not isinstance(given, int)):
             raise ArgumentError(f"{name}: expected a number of bytes, found {given!r}")
         if given is not None and given < 0:

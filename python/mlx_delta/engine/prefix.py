@@ -18,11 +18,11 @@ from dataclasses import dataclass, field, replace
 import mlx.core as mx
 import numpy as np
 
-from mlx_delta.config import TextConfig
 from mlx_delta.engine.cuts import Cuts, Turns
+from mlx_delta.engine.snapshots import ID, Content, File, Snapshots
 from mlx_delta.model.cache import Cache, DeltaState, KeyValues, LayerState
+from mlx_delta.model.network import Network
 
-_ID = 8  # bytes of an id in a key
 _ROWS = 1 << 62  # of an id in a key: it is computed by rows
 _PICTURE = (1 << 62) - 1  # of what tells pictures apart, as much as a key takes: as unlikely to be another's as can be
 
@@ -45,7 +45,7 @@ class _Node:
 
     @property
     def start(self) -> int:
-        return self.end - len(self.key) // _ID
+        return self.end - len(self.key) // ID
 
     @property
     def row_bytes(self) -> int:
@@ -58,28 +58,18 @@ class _Node:
 
     def child(self, key: bytes) -> _Node | None:
         """The one whose ids begin as those from this node's end on in ``key``, all of the ids from the root."""
-        return next((each for each in self.children if key.startswith(each.key, _ID * self.end)), None)
+        return next((each for each in self.children if key.startswith(each.key, ID * self.end)), None)
 
 
 class PrefixCache:
-    """limit: the most bytes that it holds; 0 keeps nothing. turns: how ids are cut. kv_bits: of the keys and values
-    (``Cache.empty``). Any thread may use it.
-
-    agreed: whether it is too much, as rank 0 has it where several forget the same (``Network.agreed``).
+    """Of what ``network`` computes. limit: the most bytes that it holds; 0 keeps nothing. turns: how ids are cut.
+    snapshots: where it is kept in files too; None: nowhere. Any thread may use it.
     """
 
-    def __init__(
-        self,
-        config: TextConfig,
-        limit: int,
-        turns: Turns,
-        agreed: Callable[[int], int] = lambda wanted: wanted,
-        kv_bits: int | None = None,
-    ) -> None:
+    def __init__(self, network: Network, limit: int, turns: Turns, snapshots: Snapshots | None = None) -> None:
         self.limit = limit
-        self._agreed = agreed
-        self._config = config
-        self._kv_bits = kv_bits
+        self._network = network
+        self._snapshots = snapshots
         self._turns = turns
         self._lock = threading.RLock()
         self._clear()
@@ -104,7 +94,7 @@ class PrefixCache:
         with self._lock:
             path = self._known(ids, cuts)
             if not path:
-                return Cache.empty(self._config, self._kv_bits)
+                return self._network.empty_cache()
             node = path[-1]
             self._touch(node)
             assert node.states is not None
@@ -112,7 +102,7 @@ class PrefixCache:
             rows = iter(zip(*(each.rows for each in path), strict=True))
             layers: list[LayerState] = [
                 replace(next(states)) if kind == "linear_attention" else KeyValues.joined(next(rows), len(ids) + 1)
-                for kind in self._config.layer_types
+                for kind in self._network.config.layer_types
             ]
             cache = Cache(layers, node.end)
             mx.eval(cache.arrays())  # a prompt may be computed a layer a step, each in another thread
@@ -143,29 +133,79 @@ class PrefixCache:
             raise ValueError(f"ids: expected the {cache.offset} that the cache covers, found {len(ids)}")
         if not ids or not self.limit:
             return
+        key = self._key(ids)
         with self._lock:
-            key = self._key(ids)
-            parent = ([self._root, *self._path(key)])[-1]
-            node = parent
-            if parent.end < len(ids):
-                rest = key[_ID * parent.end :]
-                rows = [layer.stretch(parent.end, len(ids)) for layer in cache.layers if isinstance(layer, KeyValues)]
-                node = _Node(parent, rest, len(ids), rows)
-                self._bytes += node.row_bytes
-                for longer in [each for each in parent.children if each.key.startswith(rest)]:
-                    self._cut(longer, node)
-                parent.children.append(node)
-            self._bytes -= node.state_bytes
-            if node.states is None:
-                node.states = [replace(layer) for layer in cache.layers if isinstance(layer, DeltaState)]
-            if node.hidden is None and hidden is not None:
-                node.hidden = mx.contiguous(hidden)
-                mx.eval(node.hidden)
-            self._bytes += node.state_bytes
-            self._touch(node)
-            # Now: a slice that is not computed yet holds the keys and values, which the next token would have to copy.
-            mx.eval([a for rows in node.rows for a in rows.arrays()])
+            node = self._node(
+                key,
+                lambda start, end: [
+                    layer.stretch(start, end) for layer in cache.layers if isinstance(layer, KeyValues)
+                ],
+            )
+            new = node.states is None
+            self._keep_states(node, [replace(layer) for layer in cache.layers if isinstance(layer, DeltaState)], hidden)
+            if new and self._snapshots is not None:
+                assert node.states is not None
+                mx.eval([a for state in node.states for a in state.arrays()])  # another thread will read them
+                rows = [(each.start, each.rows) for each in self._path(key)]
+                self._snapshots.keep(key, rows, node.states, node.hidden)
             self._shrink(self.limit)
+
+    def fetch(self, keys: Sequence[int], ids: Sequence[int]) -> None:
+        """Bring in what files have of a prompt, where ``resume`` could go on from there. keys: its ids, with those of
+        pictures. It takes a while, and is for the thread that asks, not for one that decodes."""
+        if self._snapshots is None or not self.limit:
+            return
+        cuts = Cuts(ids, self._turns)
+        key = self._key(keys, cuts)
+        while chain := self._snapshots.chain(key, lambda end: end < len(ids) and cuts.before(end) == end):
+            if chain[-1].end <= self.known(keys, cuts):
+                return
+            with self._lock:
+                ends = {node.end for node in self._path(key)}
+            contents = self._snapshots.read(chain, ends)
+            if contents is not None:
+                with self._lock:
+                    for file, content in zip(chain, contents, strict=True):
+                        self._add(key, file, content)
+                    self._shrink(self.limit)
+                return
+
+    def _add(self, key: bytes, file: File, content: Content) -> None:
+        """What a file has, unless what comes before it was too much to keep."""
+        key, first = key[: ID * file.end], file.start
+        known = ([self._root, *self._path(key)])[-1].end
+        if known < file.end and (known < first or not content.rows):
+            return
+        node = self._node(key, lambda start, end: [each.stretch(start - first, end - first) for each in content.rows])
+        if content.states:
+            self._keep_states(node, content.states, content.hidden)
+        self._touch(node)
+
+    def _node(self, key: bytes, rows: Callable[[int, int], list[KeyValues]]) -> _Node:
+        """The one at the end of ``key``, made if it is not there. rows: keys and values of ids[start:end]."""
+        parent = ([self._root, *self._path(key)])[-1]
+        end = len(key) // ID
+        if parent.end == end:
+            return parent
+        rest = key[ID * parent.end :]
+        node = _Node(parent, rest, end, rows(parent.end, end))
+        # Now: a slice that is not computed yet holds the keys and values, which the next token would have to copy.
+        mx.eval([a for each in node.rows for a in each.arrays()])
+        self._bytes += node.row_bytes
+        for longer in [each for each in parent.children if each.key.startswith(rest)]:
+            self._cut(longer, node)
+        parent.children.append(node)
+        return node
+
+    def _keep_states(self, node: _Node, states: list[DeltaState], hidden: mx.array | None) -> None:
+        self._bytes -= node.state_bytes
+        if node.states is None:
+            node.states = states
+        if node.hidden is None and hidden is not None:
+            node.hidden = mx.contiguous(hidden)
+            mx.eval(node.hidden)
+        self._bytes += node.state_bytes
+        self._touch(node)
 
     def held(self, ids: Sequence[int]) -> int:
         """Bytes of what sequences that begin with ``ids`` share with what is kept."""
@@ -174,11 +214,15 @@ class PrefixCache:
 
     def forget(self, ids: Sequence[int]) -> None:
         """What is kept of ``ids``, except for what others begin with too."""
+        key = self._key(ids)
         with self._lock:
-            for node in reversed(list(self._path(self._key(ids)))):
+            for node in reversed(list(self._path(key))):
                 if node.children:
-                    return
+                    break
                 self._drop(node)
+            shared = ([self._root, *self._path(key)])[-1].end
+        if self._snapshots is not None:
+            self._snapshots.forget(key, shared)
 
     def _key(self, ids: Sequence[int], cuts: Cuts | None = None) -> bytes:
         key = np.array([i if i >= 0 else i | ~_PICTURE for i in ids], dtype=np.int64)
@@ -201,7 +245,7 @@ class PrefixCache:
         assert node.parent is not None
         node.parent.children.remove(node)
         self._bytes -= node.row_bytes
-        count = len(before.key) // _ID
+        count = len(before.key) // ID
         node.rows = [rows.stretch(count, node.end - before.start) for rows in node.rows]
         node.key = node.key[len(before.key) :]
         node.parent = before
@@ -215,7 +259,7 @@ class PrefixCache:
             self._shrink(limit)
 
     def _shrink(self, limit: int) -> None:
-        while self._agreed(self._bytes > max(0, limit)):
+        while self._network.agreed(self._bytes > max(0, limit)):
             node = min(self._droppable(self._root), key=lambda each: each.used)
             if node.children:
                 self._bytes -= node.state_bytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -110,6 +111,17 @@ def test_generate_json(tiny: Path) -> None:
     assert result["finish_reason"] == "length"
     assert result["prompt_tokens_per_second"] > 0 < result["generation_tokens_per_second"]
     assert result["peak_memory_bytes"] > 20_000_000
+
+
+def test_a_restart_goes_on_from_files(tiny: Path, tmp_path: Path) -> None:
+    question = ["generate", "-m", tiny, "-p", "-", "-n", "5", "-t", "0", "--json", "--prefix-cache-dir", tmp_path]
+    first = run(*question, stdin="Count to 7. " * 60)
+    (file,) = tmp_path.iterdir()
+    os.utime(file, (0, 0))
+    second = run(*question, stdin="Count to 7. " * 60)
+    assert file.stat().st_mtime > 0  # it was read
+    assert json.loads(first.stdout)["token_ids"] == json.loads(second.stdout)["token_ids"]
+    assert not second.stderr
 
 
 def test_info(tiny: Path) -> None:

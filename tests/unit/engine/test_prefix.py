@@ -60,7 +60,7 @@ def test_random_sequences_go_on_from_the_last_place_that_is_kept(model: Language
     for seed in range(6):
         rng = random.Random(seed)
         limit = rng.choice([1 << 40, 20_000, 4_000])
-        prefix = PrefixCache(model.config.text, limit, ROWS)
+        prefix = PrefixCache(model.network, limit, ROWS)
         kept: list[list[int]] = []
         for _ in range(80):
             ids = [0, 1] + (rng.choice(kept)[2:] if kept and rng.random() < 0.7 else [])
@@ -78,7 +78,7 @@ def test_random_sequences_go_on_from_the_last_place_that_is_kept(model: Language
 
 
 def test_rows_that_sequences_share_are_held_once(model: LanguageModel) -> None:
-    prefix = PrefixCache(model.config.text, 1 << 40, ROWS)
+    prefix = PrefixCache(model.network, 1 << 40, ROWS)
     head = [0, 1, *range(2, 100)]
     prefix.keep(head, cache_of(model, head))
     states = prefix._root.children[0].state_bytes
@@ -95,7 +95,7 @@ def test_rows_that_sequences_share_are_held_once(model: LanguageModel) -> None:
 
 def test_a_place_of_another_turn_is_none(model: LanguageModel) -> None:
     """Ids that go on within a turn of the user, where it was cut as it ended."""
-    prefix = PrefixCache(model.config.text, 1 << 40, ROWS)
+    prefix = PrefixCache(model.network, 1 << 40, ROWS)
     ids = [0, 9, *range(30, 60)]
     prefix.keep(ids, cache_of(model, ids))
     for more, place in (([0, 1, 5], len(ids)), ([8, 8], 0)):
@@ -105,7 +105,7 @@ def test_a_place_of_another_turn_is_none(model: LanguageModel) -> None:
 
 def test_arguments(model: LanguageModel, tiny: Path) -> None:
     with pytest.raises(ValueError, match="ids: expected the 2 that the cache covers, found 1"):
-        PrefixCache(model.config.text, 1, ROWS).keep([1], cache_of(model, [1, 2]))
+        PrefixCache(model.network, 1, ROWS).keep([1], cache_of(model, [1, 2]))
     with pytest.raises(ArgumentError, match="prefix_cache_bytes: expected at least 0, found -1"):
         load_model("nowhere", prefix_cache_bytes=-1)
     with pytest.raises(ArgumentError, match="memory_bytes: expected a number of bytes, found '1 GB'"):
