@@ -15,6 +15,7 @@ from mlx_delta.distributed.ranks import Ranks
 class Threads(Ranks):
     def __init__(self, rank: int, size: int, shared: Shared, by_layers: bool) -> None:
         self.rank, self.size, self._shared, self.by_layers = rank, size, shared, by_layers
+        self._calls = 0
 
     def restart(self) -> None:
         """Nothing is lazy here."""
@@ -30,9 +31,6 @@ class Threads(Ranks):
 
     def columns(self, x: mx.array, counts: Sequence[int]) -> mx.array:
         return mx.array(np.concatenate(self._all(np.array(x)), axis=-1))
-
-    def numbers(self, number: int) -> list[int]:
-        return [int(each) for each in self._all(np.array(number))]
 
 
 class Shared:

@@ -95,11 +95,16 @@ class SafetensorsSource:
             return mx.array(np.concatenate(pieces, axis=1).reshape(-1)).view(info.dtype).reshape(shape)
         data = np.empty((blocks, count * inner), np.uint8)
         with info.file.open("rb") as stream:
+            advise = getattr(os, "posix_fadvise", None)  # not on macOS
+            if advise:  # nothing beyond what is asked for is read ahead
+                advise(stream.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
             for block in range(blocks):
                 done = 0
                 for start, stop in ranges:
                     piece = memoryview(data[block])[done : (done := done + (stop - start) * inner)]
                     where = info.offset + (block * info.shape[axis] + start) * inner
+                    if advise:
+                        advise(stream.fileno(), where, len(piece), os.POSIX_FADV_WILLNEED)
                     if os.preadv(stream.fileno(), [piece], where) != len(piece):
                         raise CheckpointError(
                             f"{info.file}: {name}: expected {len(piece)} bytes at {where}, found less"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import mlx.core as mx
@@ -101,12 +101,23 @@ class Ranks:
 
     def numbers(self, number: int) -> list[int]:
         """Every rank's number, 0 <= number < 2**62. Raises: RankError where a connection was lost."""
-        call = self._call()
-        mine = mx.array([number >> 31, number & (2**31 - 1), call], dtype=mx.int32)
-        found = np.array(self.gather(mine)).astype(np.int64)
-        if (found[:, 2] != call).any():
-            raise RankError(self._lost())
+        found = self.exchange((number >> 31, number & (2**31 - 1)))()
         return [int(each) for each in (found[:, 0] << 31) + found[:, 1]]
+
+    def exchange(self, mine: Sequence[int]) -> Callable[[], np.ndarray]:
+        """Every rank's numbers, 0 <= number < 2**31, [size, len(mine)]: set off now, and waited for in a call of what
+        is returned. That raises RankError where a connection was lost."""
+        call = self._call()
+        gathered = self.gather(mx.array([*mine, call], dtype=mx.int32))
+        mx.async_eval(gathered)
+
+        def found() -> np.ndarray:
+            rows = np.array(gathered).astype(np.int64)
+            if (rows[:, -1] != call).any():
+                raise RankError(self._lost())
+            return rows[:, :-1]
+
+        return found
 
     def _lost(self) -> str:
         return f"rank {self.rank} of {self.size}: expected all ranks to go on, found a connection lost"

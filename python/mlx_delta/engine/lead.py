@@ -82,7 +82,7 @@ class Lead:
         self._sequences: dict[int, TokenSequence] = {}  # under way, by their numbers
         self._telling: list[_Command] = []  # of the border that is set off
         self._packed = b""
-        self._border: mx.array | None = None
+        self._border: Callable[[], np.ndarray] | None = None
 
     def submit(self, sequence: TokenSequence) -> None:
         """Raises: RankError when the ranks have parted."""
@@ -150,7 +150,7 @@ class Lead:
     def _meet(self) -> bool:
         """Do what rank 0 says for this border; whether to go on."""
         border = self._set_off() if self._border is None else self._border
-        found = np.array(border)
+        found = border()
         if (found[:, 1] != found[0, 1]).any():
             raise RankError(
                 f"ranks: expected all at the same place, found another than rank 0's on "
@@ -166,16 +166,14 @@ class Lead:
         self._border = None if self._engine.idle else self._set_off()
         return True
 
-    def _set_off(self) -> mx.array:
+    def _set_off(self) -> Callable[[], np.ndarray]:
         if not self._ranks.rank:
             with self._change:
                 self._telling, self._commands = self._commands, []
             self._packed = _pack(self._telling) if self._telling else b""
         places = [(number, each.ended, len(each.tokens)) for number, each in self._sequences.items()]
         place = zlib.crc32(repr(places).encode()) >> 1
-        border = self._ranks.gather(mx.array([len(self._packed), place], dtype=mx.int32))
-        mx.async_eval(border)
-        return border
+        return self._ranks.exchange((len(self._packed), place))
 
     def _heard(self, size: int) -> list[_Command]:
         if not size:

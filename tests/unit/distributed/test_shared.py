@@ -210,6 +210,9 @@ def test_what_a_lost_connection_leaves_is_not_taken_for_an_answer() -> None:
     lost = "rank 0 of 2: expected all ranks to go on, found a connection lost"
     with pytest.raises(RankError, match=lost):
         Lost().numbers(5)
+    border = Lost().exchange((0, 7))
+    with pytest.raises(RankError, match=lost):
+        border()
     with pytest.raises(RankError, match=lost):
         Lost().from_first(b"abc", 3)
     with pytest.raises(RankError, match=lost):
