@@ -67,7 +67,8 @@ def led(model: LanguageModel, ranks: Ranks | None) -> Iterator[bool]:
 
     def failed(error: BaseException) -> None:
         time.sleep(_LAST_WORDS)
-        print(f"error: {_what(ranks)} {error}", file=sys.stderr, flush=True)
+        what = error if isinstance(error, RankError) else f"{_what(ranks)} {error}"
+        print(f"error: {what}", file=sys.stderr, flush=True)
         os._exit(1)  # whatever the main thread waits for
 
     with model.led(ranks, failed) as leads:
