@@ -106,9 +106,6 @@ template <typename T, int M, int R, int K, int SIMDGROUPS, int TURNS, bool NORM,
     } else {
       multiply<F3, None, EACH, M, R, K, SIMDGROUPS, NORM>(total, f_squares, g_squares, chosen, work, is_staged);
     }
-    if (work.idle) {
-      continue;
-    }
     const uint lanes = 32 / (M * R);  // that have the same value
     const uint m = work.first_row + lane_ / lanes / R;
     const int r = int(lane_ / lanes % R);
