@@ -141,6 +141,27 @@ inline float down_rows(const thread Chosen& chosen, const thread Work<float>& wo
   return sum_over_lanes(total, work.lane);
 }
 
+// The same of 512 columns, whose blocks are half as many as there are lanes: each half takes two rows.
+template <typename F, int K, int SIMDGROUPS>
+inline float down_rows_by_halves(const thread Chosen& chosen, const thread Work<float>& work) {
+  typedef AffineRows<F, 0, 2> Rows;
+  typedef Tiling<K, 1, SIMDGROUPS> Tiles;
+  const uint block = work.lane % 16;
+  Chosen own = chosen;
+  own.row += work.lane / 16 * 2;
+  typename Rows::Held held;
+  Rows::template load<2, K>(held, own, block);
+  Sums sums;
+  stage<F, 1, K, false, SIMDGROUPS>(work, 0, 0, sums);
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  float partial[2] = {};
+  float total[2] = {};
+  Rows::template multiply<F, Tiles, 1, 2>(partial, held, work, block, 0);
+  const float of_block[1] = {work.sums[block]};
+  Rows::template finish<1, 2>(total, partial, held, of_block);
+  return sum_over_lanes<16>(total, work.lane);
+}
+
 // Experts of I columns whose blocks fill a simdgroup's lanes, or do so two side by side.
 template <typename F, int I, int CHOSEN>
 struct FillLanes {
@@ -281,7 +302,10 @@ template <typename T, int I, int CHOSEN, int SHARED_I, int SIMDGROUPS, typename 
   chosen.second = chosen.first;
   chosen.row = row;
   work.x += CHOSEN * ((I + 7) / 8 * 8);
-  sum = fma(weights[down.first_weight + CHOSEN], down_rows<SF, SHARED_I, SIMDGROUPS>(chosen, work), sum);
+  const bool by_halves = shared_present && SHARED_I == 512;
+  const float of_shared = by_halves ? down_rows_by_halves<SF, SHARED_I, SIMDGROUPS>(chosen, work)
+                                    : down_rows<SF, SHARED_I, SIMDGROUPS>(chosen, work);
+  sum = fma(weights[down.first_weight + CHOSEN], of_shared, sum);
   if (!work.idle && lane_ % 8 == 0 && int(row + lane_ / 8) >= first) {
     y[at] = T(sum);
   }
