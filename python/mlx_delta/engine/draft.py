@@ -15,7 +15,7 @@ from mlx_delta.model.shortlist import Shortlist
 
 MOST_DRAFTS = 7  # for one pass: with the token that they follow as many rows as a tile of products has
 CONTEXT = 512  # tokens before the first draft that the head reads
-_BRIEF = 64  # where it is tried whether drafts pay: reading all of them takes a CPU as long as four passes
+_BRIEF = 64  # where it is tried whether drafts pay: reading all of them may take a CPU as long as a pass
 _TOKENS = 2048  # of the text's, the last that the first ones of the vocabulary do not have, to choose drafts from too
 _NEW = 16  # of these, until they are looked up
 _GRAM = 3  # tokens in a row that have to be there before
@@ -69,7 +69,7 @@ class MtpDrafter:
         hidden = self._network.hidden(self._take_unread(_BRIEF if trial else CONTEXT))
         following = self._text[self._end - hidden.shape[1] + 1 :]
         tokens = mx.concatenate([mx.array(following, dtype=token.dtype), token]) if following else token
-        x = self._network.draft(tokens[None], hidden, self._state, self._slots)[:, -1:]
+        x = self._network.draft(tokens[None], hidden, self._state, self._slots, last=True)
         self._slots += hidden.shape[1]
         among = self._list()
         drafts = [self._network.draft_token(x, among)]

@@ -56,15 +56,19 @@ class MtpHead:
             norm=w.parameter("norm.weight"),
         )
 
-    def __call__(self, embedded: mx.array, hidden: mx.array, state: KeyValues, offset: int) -> mx.array:
+    def __call__(
+        self, embedded: mx.array, hidden: mx.array, state: KeyValues, offset: int, *, last: bool = False
+    ) -> mx.array:
         """embedded, hidden [B, T, hidden] of T slots after ``offset`` earlier ones -> [B, T, hidden], before ``norm``.
 
-        state: the layer's, advanced.
+        state: the layer's, advanced. last: of the last slot alone, [B, 1, hidden], for the others leave no more than
+        keys and values: two thirds of the head's bytes are not multiplied by them.
         """
         eps = self.config.rms_norm_eps
         read = [normed(embedded, self.embedding_norm, eps), normed(hidden, self.hidden_norm, eps)]
         x = ops.qmm(mx.concatenate(read, axis=-1).astype(embedded.dtype), (self.fc,))
-        return self.layer(x, state, Window(offset))
+        mixed = self.layer.mix(x, state, Window(offset))
+        return self.layer.finish(mixed[:, -1:], x[:, -1:]) if last else self.layer.finish(mixed, x)
 
     def hidden(self, x: mx.array) -> mx.array:
         """What the next slot reads instead of the model's hidden state, from what ``__call__`` gave."""

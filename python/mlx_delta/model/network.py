@@ -217,11 +217,14 @@ class Network:
         """What the MTP head reads of x [.., hidden], as it leaves the last layer."""
         return normed(x, self.norm, self.config.rms_norm_eps).astype(x.dtype)
 
-    def draft(self, tokens: mx.array, hidden: mx.array, state: KeyValues, offset: int) -> mx.array:
+    def draft(
+        self, tokens: mx.array, hidden: mx.array, state: KeyValues, offset: int, *, last: bool = False
+    ) -> mx.array:
         """The MTP head over T slots: tokens [B, T], each the one after that whose ``hidden`` [B, T, hidden] it stands
-        beside -> x [B, T, hidden], for ``draft_logits`` and ``mtp.hidden``. state: after ``offset`` slots; advanced."""
+        beside -> x [B, T, hidden], for ``draft_logits`` and ``mtp.hidden``. state: after ``offset`` slots; advanced.
+        last: x of the last slot alone, for less."""
         assert self.mtp is not None
-        return self.mtp(self.embed(tokens), hidden, state, offset)
+        return self.mtp(self.embed(tokens), hidden, state, offset, last=last)
 
     def draft_logits(self, x: mx.array) -> mx.array:
         """What ``draft`` gave [.., hidden] -> [.., V]."""

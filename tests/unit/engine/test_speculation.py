@@ -165,7 +165,7 @@ def test_a_sequence_that_goes_on_drafts_as_if_it_had_begun(
     """With what the head reads of the tokens that are kept of another, and counted among them."""
     model, read = models["bfloat16"], list[int]()
     draft = Network.draft
-    monkeypatch.setattr(Network, "draft", lambda *of: (read.append(of[1].shape[1]), draft(*of))[1])
+    monkeypatch.setattr(Network, "draft", lambda *of, **last: (read.append(of[1].shape[1]), draft(*of, **last))[1])
 
     def second(engine: Engine) -> tuple[int, int, int, int]:
         """How long the conversation is, how much is known of it, what the head reads of it, and how much comes true."""
@@ -200,7 +200,7 @@ def test_drafts_that_are_not_made_cost_nothing(
     """However many tokens the head might read, a step touches the last alone."""
     engine, read = Engine(models["bfloat16"].network), list[int]()
     draft, network = Network.draft, engine.network
-    monkeypatch.setattr(Network, "draft", lambda *of: (read.append(of[1].shape[1]), draft(*of))[1])
+    monkeypatch.setattr(Network, "draft", lambda *of, **last: (read.append(of[1].shape[1]), draft(*of, **last))[1])
     speculation, x = engine.speculation([1] * 1000, None), mx.zeros((1, 1, network.config.hidden_size), network.dtype)
     assert speculation is not None
     for trial, most in ((False, 512), (True, 64)):  # of which it reads no more than so many

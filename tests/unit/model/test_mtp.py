@@ -49,6 +49,11 @@ def drafts(model: LanguageModel, ids: list[int], first: int) -> list[list[int]]:
     *_, x = network.hidden_states(tokens, model.make_cache())
     state = KeyValues()
     y = network.draft(tokens[:, 1:], network.hidden(x)[:, :-1], state, 0)
+    other = KeyValues()
+    last = network.draft(tokens[:, 1:], network.hidden(x)[:, :-1], other, 0, last=True)
+    assert last.shape[1] == 1
+    assert mx.abs(last - y[:, -1:]).max() < 1e-4
+    assert all(mx.array_equal(a, b) for a, b in zip(other.arrays(), state.arrays(), strict=True))
     chains = []
     for slot in range(first, len(ids) - 1):
         x, own, chain = y[:, slot : slot + 1], KeyValues(state.keys, state.values), list[mx.array]()
