@@ -21,6 +21,9 @@ mx.set_default_device(mx.cpu)  # on a Mac too: see support/devices.py
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="long runs of the tests of random inputs, see `make soak`")
+    parser.addoption(
+        "--part", default=":", metavar="FIRST:END", help="of the 500 prompts of --soak's chats, only these"
+    )
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -58,6 +61,13 @@ def device(request: pytest.FixtureRequest) -> Iterator[mx.Device]:
 def soak(request: pytest.FixtureRequest) -> bool:
     """Whether tests of random inputs are to take as many as they are said to."""
     return bool(request.config.getoption("--soak"))
+
+
+@pytest.fixture(scope="session")
+def part(request: pytest.FixtureRequest) -> slice:
+    """Which of --soak's prompts are asked."""
+    first, _, end = str(request.config.getoption("--part")).partition(":")
+    return slice(int(first) if first else None, int(end) if end else None)
 
 
 @pytest.fixture(scope="session")

@@ -67,7 +67,7 @@ class MtpHead:
         eps = self.config.rms_norm_eps
         read = [normed(embedded, self.embedding_norm, eps), normed(hidden, self.hidden_norm, eps)]
         x = ops.qmm(mx.concatenate(read, axis=-1).astype(embedded.dtype), (self.fc,))
-        mixed = self.layer.mix(x, state, Window(offset))
+        mixed = self.layer.mix_projected(self.layer.project(x), state, Window(offset))
         return self.layer.finish(mixed[:, -1:], x[:, -1:]) if last else self.layer.finish(mixed, x)
 
     def hidden(self, x: mx.array) -> mx.array:

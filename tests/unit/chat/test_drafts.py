@@ -1,6 +1,7 @@
 """Drafts change no answer: however it is asked for, whoever drafts and how many, alone and among others.
 
-``make soak`` asks 500 prompts in each way, with all drafts; otherwise it is two.
+``make soak`` asks 500 prompts in each way, with all drafts, or a part of them (``--soak --part 160:168``); otherwise it
+is two.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def told(result: ChatResult) -> ChatResult:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_answers_are_those_without_drafts(
-    model: LanguageModel, headless: LanguageModel, way: str, soak: bool, monkeypatch: pytest.MonkeyPatch
+    model: LanguageModel, headless: LanguageModel, way: str, soak: bool, part: slice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     took = Depths.took  # passes that take the same whatever they check, or auto would hardly draft here
     monkeypatch.setattr(Depths, "took", lambda self, seconds, *of: took(self, 1.0, *of))
@@ -94,7 +95,7 @@ def test_answers_are_those_without_drafts(
         ]
         return of.chat_batch(conversations, settings)
 
-    questions = prompts(500 if soak else 2)
+    questions = prompts(500)[part] if soak else prompts(2)
     expected = [told(result) for one in questions for result in ask(model, [one], "off")]
     for drafts, together in itertools.product(DRAFTS, (1, BATCH)) if soak else ((3, 1), ("look-up", 2)):
         of, speculate = (headless, 4) if drafts == "look-up" else (model, drafts)
