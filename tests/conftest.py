@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from support.experts import write_experts
 from support.report import lines
 
 mx.set_default_device(mx.cpu)  # on a Mac too: see support/devices.py
+os.environ.setdefault("MLX_DELTA_START_WITHIN", "60")  # ranks: the machine may be busy
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
