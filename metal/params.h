@@ -11,6 +11,9 @@ namespace mlx_delta::gpu {
 #define MLX_DELTA_SAMPLE_BLOCK 1024   // columns
 #define MLX_DELTA_SAMPLE_BLOCKS 1024  // at most
 #define MLX_DELTA_PROBES 18
+#define MLX_DELTA_MIXER_ROWS \
+  8  // sequences of one token each in a launch: as many as there are buffers for their states
+#define MLX_DELTA_MIXER_SPANS 6         // sequences of several, which have one buffer more
 #define MLX_DELTA_LEAST_SPLIT_ROWS 128  // less does not pay for its part of attention's second launch
 
 struct QmmParams {
@@ -63,6 +66,23 @@ struct DeltaMixerParams {
   float eps;
 };
 
+struct DeltaMixerRowsParams {
+  int Hk;
+  int Hv;
+  float eps;
+  int first[MLX_DELTA_MIXER_ROWS];  // of each sequence, which row its token is
+};
+
+struct DeltaMixerSpansParams {
+  int Hk;
+  int Hv;
+  float eps;
+  int first[MLX_DELTA_MIXER_SPANS];
+  int T[MLX_DELTA_MIXER_SPANS];
+  int P[MLX_DELTA_MIXER_SPANS];
+  int kept[MLX_DELTA_MIXER_SPANS];
+};
+
 struct AttentionPrepareParams {
   int T;
   int Hq;
@@ -81,7 +101,7 @@ struct AttentionParams {
   int Hkv;
   int S;
   int length;
-  int width;  // columns of the projection that holds the gate
+  int width;   // columns of the projection that holds the gate
   int splits;  // at most, of a sequence
   float scale;
 };
@@ -99,8 +119,8 @@ struct SampleParams {
   float temperature;
   float presence_penalty;
   float repetition_penalty;
-  int top_k;            // 0: off
-  int cuts_mass;        // whether top_p is on, which is top_p_high 2^-32 + top_p_low 2^-64
+  int top_k;      // 0: off
+  int cuts_mass;  // whether top_p is on, which is top_p_high 2^-32 + top_p_low 2^-64
   unsigned top_p_high;
   unsigned top_p_low;
   float log_left_out;  // log((1 - top_p) / N)

@@ -48,32 +48,44 @@ void mix_head(const DeltaMixerArgs& args, const Conv1dArgs& conv, int64_t b, int
   }
 }
 
+// Key head hk of sequence b of a part.
+template <typename T>
+void mix_sequence(const DeltaMixerArgs& args, const DeltaMixerPart& part, int64_t b, int64_t hk) {
+  const int64_t value_dim = args.Hv * args.Dv, of_head = args.Hv / args.Hk * args.Dv * args.Dk;
+  const int64_t C = 2 * args.Hk * args.Dk + value_dim, width = C + value_dim + 2 * args.Hv;
+  float* states = part.delta_state + (b * args.Hk + hk) * of_head;
+  if (part.P > 0) {
+    const Conv1dArgs pending{
+        {part.pending, width}, args.conv_weight, nullptr, part.conv_in, part.conv_out, nullptr, part.B, part.P, C};
+    mix_head<T>(args, pending, b, hk, states, nullptr);
+  }
+  if (!part.keep) {
+    float* copy = scratch_of<float>(kStateSlot, of_head);
+    std::memcpy(copy, states, size_t(of_head) * sizeof(float));
+    states = copy;
+  }
+  const Conv1dArgs tokens{{static_cast<const T*>(args.projection) + part.first * width, width},
+                          args.conv_weight,
+                          args.mask ? args.mask + part.first : nullptr,
+                          part.P > 0 ? part.conv_out : part.conv_in,
+                          part.keep ? part.conv_out : nullptr,
+                          nullptr,
+                          part.B,
+                          part.T,
+                          C};
+  mix_head<T>(args, tokens, b, hk, states, static_cast<T*>(args.y) + part.first * value_dim);
+}
+
 template <typename T>
 void mix(const DeltaMixerArgs& args) {
-  const int64_t value_dim = args.Hv * args.Dv;
-  const int64_t C = 2 * args.Hk * args.Dk + value_dim, width = C + value_dim + 2 * args.Hv;
-  const Conv1dArgs pending{
-      {args.pending, width}, args.conv_weight, nullptr, args.conv_in, args.conv_out, nullptr, args.B, args.P, C};
-  const Conv1dArgs tokens{{args.projection, width},
-                          args.conv_weight,
-                          args.mask,
-                          args.P > 0 ? args.conv_out : args.conv_in,
-                          args.keep ? args.conv_out : nullptr,
-                          nullptr,
-                          args.B,
-                          args.T,
-                          C};
-  const int64_t of_head = args.Hv / args.Hk * args.Dv * args.Dk;
-  parallel_for(args.B * args.Hk, 1, [&](int64_t first, int64_t last) {
+  int64_t sequences = 0;
+  for (int64_t i = 0; i < args.parts; ++i) sequences += args.part[i].B;
+  parallel_for(sequences * args.Hk, 1, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
-      float* states = args.delta_state + i * of_head;
-      if (args.P > 0) mix_head<T>(args, pending, i / args.Hk, i % args.Hk, states, nullptr);
-      if (!args.keep) {
-        float* copy = scratch_of<float>(kStateSlot, of_head);
-        std::memcpy(copy, states, size_t(of_head) * sizeof(float));
-        states = copy;
-      }
-      mix_head<T>(args, tokens, i / args.Hk, i % args.Hk, states, args.y);
+      int64_t b = i / args.Hk;
+      const DeltaMixerPart* part = args.part;
+      for (; b >= part->B; ++part) b -= part->B;
+      mix_sequence<T>(args, *part, b, i % args.Hk);
     }
   });
 }

@@ -13,8 +13,14 @@
 // ones count is known later; their projections come again as `pending` [B, P, ..] of the next call, which takes the
 // states through them first. So states are read and written once a call, however many tokens come, and no copy of them
 // is made; bit for bit they are what those tokens alone leave.
+//
+// delta_mixer_rows: the same of several sequences, each with states of its own, whose tokens are rows of one
+// projection.
 #include "cpu/delta_mixer.h"
 
+#include <algorithm>
+
+#include "cpu/conv1d.h"
 #include "cpu/kernels.h"
 #include "gpu/plans/delta_mixer.h"
 #include "ops/binding.h"
@@ -30,61 +36,131 @@ namespace {
 
 constexpr const char* kOp = "delta_mixer";
 
+// Of one part, or of several with one sequence each.
 class DeltaMixer : public Primitive {
  public:
-  DeltaMixer(mx::Stream stream, int mask, int pending, bool keep, float eps)
-      : Primitive(kOp, stream), mask_(mask), pending_(pending), keep_(keep), eps_(eps) {}
+  using Part = gpu::DeltaMixerPart;
+  DeltaMixer(mx::Stream stream, std::vector<Part> parts, int key_heads, int mask, float eps)
+      : Primitive(kOp, stream), parts_(std::move(parts)), Hk_(key_heads), mask_(mask), eps_(eps) {}
 
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
     release_sibling_inputs(inputs, outputs);
-    const mx::array &projection = inputs[0], &norm = inputs[4];
-    mx::array &y = outputs[0], &conv = outputs[1], &delta = outputs[2];
-    allocate(y);
-    donate_or_copy(inputs[5], conv, stream());
-    donate_or_copy(inputs[6], delta, stream());
-    const int64_t Hv = delta.shape(1), Dv = delta.shape(2), Dk = delta.shape(3);
-    const int64_t Hk = (conv.shape(2) - Hv * Dv) / (2 * Dk);
-    const cpu::DeltaMixerArgs args{projection.data<void>(),
-                                   data_or_null<void>(inputs, pending_),
-                                   inputs[1].data<float>(),
-                                   inputs[2].data<float>(),
-                                   inputs[3].data<float>(),
-                                   norm.data<float>(),
-                                   data_or_null<bool>(inputs, mask_),
-                                   conv.data<void>(),
-                                   conv.data<void>(),
-                                   delta.data<float>(),
-                                   y.data<void>(),
-                                   projection.shape(0),
-                                   pending_tokens(inputs),
-                                   projection.shape(1),
-                                   Hk,
-                                   Hv,
-                                   Dk,
-                                   Dv,
-                                   keep_,
-                                   eps_};
-    run_kernel(stream(), cpu::kernels().delta_mixer, y.dtype(), args);
-    note_states(inputs, outputs, {}, {1, 2}, stream());
+    allocate(outputs[0]);
+    std::vector<int> states;
+    for (size_t i = 0; i < parts_.size(); ++i)
+      for (const int state : {0, 1}) {
+        states.push_back(int(1 + i + size_t(state) * parts_.size()));
+        donate_or_copy(inputs[size_t(parts_[i].states + state)], outputs[size_t(states.back())], stream());
+      }
+    for (size_t first = 0; first < parts_.size(); first += cpu::kMixerParts) {
+      const size_t last = std::min(first + cpu::kMixerParts, parts_.size());
+      run_kernel(stream(), cpu::kernels().delta_mixer, outputs[0].dtype(), arguments(inputs, outputs, first, last));
+    }
+    note_states(inputs, outputs, {}, states, stream());
   }
 
-  gpu::Plan plan(const std::vector<mx::array>& inputs, const std::vector<mx::array>& outputs) const override {
-    const mx::array &projection = inputs[0], &delta = inputs[6];
-    const int Hv = delta.shape(1), Dv = delta.shape(2), Dk = delta.shape(3);
-    const int Hk = (inputs[5].shape(2) - Hv * Dv) / (2 * Dk);
-    return gpu::plan(gpu::DeltaMixerShape{metal_type(projection.dtype()), projection.shape(0), projection.shape(1),
-                                          pending_tokens(inputs), Hk, Hv, Dk, Dv, keep_, eps_, mask_, pending_});
+  gpu::Plan plan(const std::vector<mx::array>& inputs, const std::vector<mx::array>&) const override {
+    const mx::array& delta = inputs[size_t(parts_.front().states + 1)];
+    return gpu::plan(gpu::DeltaMixerShape{metal_type(inputs[0].dtype()), Hk_, delta.shape(1), delta.shape(3),
+                                          delta.shape(2), eps_, mask_, parts_});
   }
 
  private:
-  int pending_tokens(const std::vector<mx::array>& inputs) const {
-    return pending_ < 0 ? 0 : inputs[size_t(pending_)].shape(1);
+  // The call of the CPU kernel for the parts [first, last).
+  cpu::DeltaMixerArgs arguments(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs, size_t first,
+                                size_t last) const {
+    const mx::array& delta = outputs.back();
+    cpu::DeltaMixerArgs args{inputs[0].data<void>(),
+                             inputs[1].data<float>(),
+                             inputs[2].data<float>(),
+                             inputs[3].data<float>(),
+                             inputs[4].data<float>(),
+                             data_or_null<bool>(inputs, mask_),
+                             outputs[0].data<void>(),
+                             Hk_,
+                             delta.shape(1),
+                             delta.shape(3),
+                             delta.shape(2),
+                             int64_t(last - first),
+                             {},
+                             eps_};
+    for (size_t i = first; i < last; ++i) {
+      const Part& part = parts_[i];
+      void* conv = outputs[1 + i].data<void>();
+      args.part[i - first] = {data_or_null<void>(inputs, part.pending),
+                              conv,
+                              conv,
+                              outputs[1 + parts_.size() + i].data<float>(),
+                              part.first,
+                              part.B,
+                              part.P,
+                              part.T,
+                              part.keep};
+    }
+    return args;
   }
 
-  int mask_;     // index of the input, or -1
-  int pending_;  // likewise
-  bool keep_;
+  std::vector<Part> parts_;
+  int Hk_;
+  int mask_;  // index of the input, or -1
   float eps_;
+};
+
+// What all sequences share, checked: the first inputs of the primitive.
+struct Mixer {
+  Mixer(const mx::array& projection, const mx::array& conv_weight, const mx::array& A_log, const mx::array& dt_bias,
+        const mx::array& norm, int key_heads, int key_dim, float eps, mx::StreamOrDevice where)
+      : stream(mx::to_stream(where)), dtype(projection.dtype()), Hk(key_heads), Dk(key_dim) {
+    check_float(kOp, "projection", projection);
+    check_rank(kOp, "projection", projection, 3, "[B, T, 2 Hk Dk + 2 Hv Dv + 2 Hv]");
+    check_rank(kOp, "A_log", A_log, 1, "[Hv]");
+    check_rank(kOp, "norm", norm, 1, "[Dv]");
+    check_float(kOp, "norm", norm);
+    check_positive(kOp, "key_dim", key_dim);
+    check_positive(kOp, "eps", eps);
+    Hv = A_log.shape(0);
+    Dv = norm.shape(0);
+    check_delta_heads(kOp, key_heads, Hv, A_log, dt_bias);
+    C = 2 * key_heads * key_dim + Hv * Dv;
+    width = C + Hv * Dv + 2 * Hv;
+    check_shape(kOp, "projection", projection, {projection.shape(0), projection.shape(1), width});
+    if (on_gpu(stream)) gpu::check_head_dims(kOp, {key_dim, Dv});
+    inputs = {contiguous(projection, stream), conv_taps(kOp, conv_weight, C, stream), float_parameter(A_log, stream),
+              float_parameter(dt_bias, stream), float_parameter(norm, stream)};
+  }
+
+  // Adds a part's states, which may be none yet, and its pending tokens.
+  void add(int first, int B, int T, const std::optional<mx::array>& conv, const std::optional<mx::array>& delta,
+           const std::optional<mx::array>& pending, bool keep) {
+    const int states = int(inputs.size());
+    inputs.push_back(conv_state(kOp, conv, B, C, dtype, stream));
+    inputs.push_back(delta_state(kOp, delta, B, Hv, Dv, Dk, stream));
+    int index = -1;
+    if (pending) {
+      check_rank(kOp, "pending", *pending, 3, "[B, P, 2 Hk Dk + 2 Hv Dv + 2 Hv]");
+      check_shape(kOp, "pending", *pending, {B, pending->shape(1), width});
+      check_same_dtype(kOp, "pending", *pending, dtype);
+      index = push_optional(inputs, contiguous(*pending, stream));
+    }
+    parts.push_back({first, B, T, pending ? pending->shape(1) : 0, keep, states, index});
+  }
+
+  // y, each part's conv state, each part's delta state.
+  std::vector<mx::array> results(int mask, float eps) {
+    std::vector<mx::Shape> shapes{{inputs[0].shape(0), inputs[0].shape(1), Hv * Dv}};
+    std::vector<mx::Dtype> dtypes(1 + parts.size(), dtype);
+    dtypes.resize(1 + 2 * parts.size(), mx::float32);
+    for (const DeltaMixer::Part& part : parts) shapes.push_back({part.B, cpu::kConvState, C});
+    for (const DeltaMixer::Part& part : parts) shapes.push_back({part.B, Hv, Dv, Dk});
+    auto primitive = std::make_shared<DeltaMixer>(stream, std::move(parts), Hk, mask, eps);
+    return mx::array::make_arrays(std::move(shapes), dtypes, primitive, inputs);
+  }
+
+  mx::Stream stream;
+  mx::Dtype dtype;
+  int Hk, Hv, Dk, Dv, C, width;
+  std::vector<mx::array> inputs;
+  std::vector<DeltaMixer::Part> parts;
 };
 
 std::tuple<mx::array, mx::array, mx::array> delta_mixer(const mx::array& projection, const mx::array& conv_weight,
@@ -94,46 +170,54 @@ std::tuple<mx::array, mx::array, mx::array> delta_mixer(const mx::array& project
                                                         int key_dim, float eps, const std::optional<mx::array>& mask,
                                                         const std::optional<mx::array>& pending, bool keep,
                                                         mx::StreamOrDevice stream) {
-  const mx::Stream s = mx::to_stream(stream);
-  check_float(kOp, "projection", projection);
-  check_rank(kOp, "projection", projection, 3, "[B, T, 2 Hk Dk + 2 Hv Dv + 2 Hv]");
-  check_rank(kOp, "A_log", A_log, 1, "[Hv]");
-  check_rank(kOp, "norm", norm, 1, "[Dv]");
-  check_float(kOp, "norm", norm);
-  check_positive(kOp, "key_dim", key_dim);
-  check_positive(kOp, "eps", eps);
-  const int B = projection.shape(0), T = projection.shape(1), Hv = A_log.shape(0), Dv = norm.shape(0);
-  check_delta_heads(kOp, key_heads, Hv, A_log, dt_bias);
-  const int C = 2 * key_heads * key_dim + Hv * Dv;
-  check_shape(kOp, "projection", projection, {B, T, C + Hv * Dv + 2 * Hv});
-  if (pending) {
-    check_rank(kOp, "pending", *pending, 3, "[B, P, 2 Hk Dk + 2 Hv Dv + 2 Hv]");
-    check_shape(kOp, "pending", *pending, {B, pending->shape(1), projection.shape(2)});
-    check_same_dtype(kOp, "pending", *pending, projection.dtype());
-  }
-  if (on_gpu(s)) gpu::check_head_dims(kOp, {key_dim, Dv});
-
-  std::vector<mx::array> inputs{contiguous(projection, s),
-                                conv_taps(kOp, conv_weight, C, s),
-                                float_parameter(A_log, s),
-                                float_parameter(dt_bias, s),
-                                float_parameter(norm, s),
-                                conv_state(kOp, conv, B, C, projection.dtype(), s),
-                                delta_state(kOp, delta, B, Hv, Dv, key_dim, s)};
+  Mixer mixer(projection, conv_weight, A_log, dt_bias, norm, key_heads, key_dim, eps, stream);
+  const int B = projection.shape(0), T = projection.shape(1);
+  mixer.add(0, B, T, conv, delta, pending, keep);
   int mask_index = -1;
-  if (mask) mask_index = push_optional(inputs, token_mask(kOp, *mask, B, T, s));
-  int pending_index = -1;
-  if (pending) pending_index = push_optional(inputs, contiguous(*pending, s));
-  auto out = mx::array::make_arrays({{B, T, Hv * Dv}, inputs[5].shape(), inputs[6].shape()},
-                                    {projection.dtype(), projection.dtype(), mx::float32},
-                                    std::make_shared<DeltaMixer>(s, mask_index, pending_index, keep, eps), inputs);
+  if (mask) mask_index = push_optional(mixer.inputs, token_mask(kOp, *mask, B, T, mixer.stream));
+  const auto out = mixer.results(mask_index, eps);
   return {out[0], out[1], out[2]};
+}
+
+using States = std::vector<std::optional<mx::array>>;
+
+std::tuple<mx::array, std::vector<mx::array>, std::vector<mx::array>> delta_mixer_rows(
+    const mx::array& projection, const mx::array& conv_weight, const mx::array& A_log, const mx::array& dt_bias,
+    const mx::array& norm, const States& conv, const States& delta, int key_heads, int key_dim, float eps,
+    const std::optional<std::vector<int>>& counts, const std::optional<States>& pending,
+    const std::optional<std::vector<bool>>& keep, mx::StreamOrDevice stream) {
+  Mixer mixer(projection, conv_weight, A_log, dt_bias, norm, key_heads, key_dim, eps, stream);
+  const int R = projection.shape(0);
+  check_shape(kOp, "projection", projection, {R, 1, mixer.width});
+  const auto check_length = [&](const char* name, size_t length) {
+    if (length != conv.size() || length == 0)
+      fail(kOp, name, "one for each of " + std::to_string(conv.size()) + " sequences, at least one",
+           std::to_string(length));
+  };
+  check_length("delta_states", delta.size());
+  if (counts) check_length("counts", counts->size());
+  if (pending) check_length("pending", pending->size());
+  if (keep) check_length("keep", keep->size());
+  int first = 0;
+  for (size_t i = 0; i < conv.size(); ++i) {
+    const int count = counts ? (*counts)[i] : 1;
+    check_positive(kOp, "counts", count);
+    mixer.add(first, 1, count, conv[i], delta[i], pending ? (*pending)[i] : std::nullopt, keep ? (*keep)[i] : true);
+    first += count;
+  }
+  if (first != R) fail(kOp, "counts", "tokens of all " + std::to_string(R) + " rows", std::to_string(first));
+  const auto out = mixer.results(-1, eps);
+  const auto deltas = out.begin() + 1 + long(conv.size());
+  return {out[0], {out.begin() + 1, deltas}, {deltas, out.end()}};
 }
 
 const Binding binding([](nb::module_& m) {
   m.def("delta_mixer", &delta_mixer, "projection"_a, "conv_weight"_a, "A_log"_a, "dt_bias"_a, "norm"_a,
         "conv_state"_a.none(), "delta_state"_a.none(), nb::kw_only(), "key_heads"_a, "key_dim"_a, "eps"_a = 1e-6,
         "mask"_a = nb::none(), "pending"_a = nb::none(), "keep"_a = true, "stream"_a = nb::none());
+  m.def("delta_mixer_rows", &delta_mixer_rows, "projection"_a, "conv_weight"_a, "A_log"_a, "dt_bias"_a, "norm"_a,
+        "conv_states"_a, "delta_states"_a, nb::kw_only(), "key_heads"_a, "key_dim"_a, "eps"_a = 1e-6,
+        "counts"_a = nb::none(), "pending"_a = nb::none(), "keep"_a = nb::none(), "stream"_a = nb::none());
 });
 
 }  // namespace

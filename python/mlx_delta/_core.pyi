@@ -72,6 +72,23 @@ def delta_mixer(
     keep: bool = True,
     stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None,
 ) -> tuple[mlx.core.array, mlx.core.array, mlx.core.array]: ...
+def delta_mixer_rows(
+    projection: mlx.core.array,
+    conv_weight: mlx.core.array,
+    A_log: mlx.core.array,
+    dt_bias: mlx.core.array,
+    norm: mlx.core.array,
+    conv_states: Sequence[mlx.core.array | None],
+    delta_states: Sequence[mlx.core.array | None],
+    *,
+    key_heads: int,
+    key_dim: int,
+    eps: float = 1e-06,
+    counts: Sequence[int] | None = None,
+    pending: Sequence[mlx.core.array | None] | None = None,
+    keep: Sequence[bool] | None = None,
+    stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None,
+) -> tuple[mlx.core.array, list[mlx.core.array], list[mlx.core.array]]: ...
 def embedding(
     tokens: mlx.core.array,
     table: Matrix,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 from mlx_delta import ops
@@ -74,3 +75,73 @@ def test_pending_tokens_are_checked() -> None:
         ops.delta_mixer(pending=made["projection"][:, :, 1:], **made)
     with pytest.raises(ValueError, match="delta_mixer: pending: expected"):
         ops.delta_mixer(pending=made["projection"].astype(mx.bfloat16), **made)
+
+
+def sequences(dtype: mx.Dtype) -> dict[str, Any]:
+    """Those of a case: 1 to 8 tokens each, some after pending ones, some that may be taken back."""
+    return next(c for c in CASES if c.id == "delta_mixer_rows-mixed-h1x2d64").arguments(dtype)
+
+
+def of_one(made: dict[str, Any], i: int) -> dict[str, Any]:
+    """The arguments of delta_mixer for sequence i of those of delta_mixer_rows."""
+    first = sum(made["counts"][:i])
+    rows = made["projection"][first : first + made["counts"][i]]
+    shared = {name: made[name] for name in ("conv_weight", "A_log", "dt_bias", "norm", "key_heads", "key_dim")}
+    states = {"conv_state": made["conv_states"][i], "delta_state": made["delta_states"][i]}
+    return {
+        **shared, **states, "projection": rows.swapaxes(0, 1), "pending": made["pending"][i], "keep": made["keep"][i]
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
+def test_a_sequence_has_the_bits_that_it_has_alone_whatever_the_company(dtype: mx.Dtype) -> None:
+    made = sequences(dtype)
+    y, convs, deltas = ops.delta_mixer_rows(**made)
+    first = 0
+    for i, count in enumerate(made["counts"]):
+        alone = ops.delta_mixer(**of_one(made, i))
+        found = y[first : first + count].swapaxes(0, 1), convs[i], deltas[i]
+        assert all(mx.array_equal(a, b) for a, b in zip(found, alone, strict=True)), i
+        first += count
+
+
+def test_more_sequences_than_a_call_of_the_kernel_takes() -> None:
+    made = sequences(mx.bfloat16)
+    lists = ("conv_states", "delta_states", "counts", "pending", "keep")
+    most = {**made, **{name: made[name] * 3 for name in lists}, "projection": mx.tile(made["projection"], (3, 1, 1))}
+    found, expected = ops.delta_mixer_rows(**most), ops.delta_mixer_rows(**made)
+    assert mx.array_equal(found[0], mx.tile(expected[0], (3, 1, 1)))
+    for states, of_eight in zip(found[1:], expected[1:], strict=True):
+        assert all(mx.array_equal(a, b) for a, b in zip(states, of_eight * 3, strict=True))
+
+
+def test_each_sequence_whose_states_nobody_holds_is_updated_in_place() -> None:
+    """And one that is held, as what a prefix leaves is, is copied, and stays as it was."""
+    made = sequences(mx.bfloat16)
+    mx.eval([array for value in made.values() for array in (value if isinstance(value, list) else [value])
+             if isinstance(array, mx.array)])  # fmt: skip
+    held = made["delta_states"][2]
+    before = held + 0
+    mx.eval(before)
+    places = [np.array(array, copy=False).ctypes.data for array in made["delta_states"]]
+    y, made["conv_states"], made["delta_states"] = ops.delta_mixer_rows(**made)
+    mx.eval(y, *made["conv_states"], *made["delta_states"])
+    same = [np.array(a, copy=False).ctypes.data == at for a, at in zip(made["delta_states"], places, strict=True)]
+    assert same == [i != 2 for i in range(8)]
+    assert mx.array_equal(held, before)
+
+
+def test_lists_of_sequences_are_checked() -> None:
+    made = sequences(mx.float32)
+    for change, error in (
+        ({"counts": [1] * 8}, r"delta_mixer: counts: expected tokens of all 21 rows, found 8"),
+        ({"counts": [21, *[0] * 7]}, "delta_mixer: counts: expected a positive number"),
+        (
+            {"delta_states": made["delta_states"][:7]},
+            "delta_mixer: delta_states: expected one for each of 8 .* found 7",
+        ),
+        ({"keep": [True]}, "delta_mixer: keep: expected one for each of 8"),
+        ({"pending": [made["projection"]] * 8}, r"delta_mixer: pending: expected shape \[1, 1, 388\], found .* \[21"),
+    ):
+        with pytest.raises(ValueError, match=error):
+            ops.delta_mixer_rows(**{**made, **change})

@@ -74,6 +74,7 @@ def run_and_count(
             for (role, index), moved in zip(launch.buffers, result.traffic.values(), strict=False):
                 add(traffic, role, given[index].nbytes if role == "input" else 0, moved)
         written |= {index for role, index in launch.buffers if role == "scratch"}
+        undefined -= {index for role, index in launch.buffers if role == "output"}  # later ones may write the rest
     return [mx.array(o).view(r.dtype) for o, r in zip(outputs, results, strict=True)], plan
 
 

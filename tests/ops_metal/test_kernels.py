@@ -10,7 +10,7 @@ import pytest
 from emulate import emulate, run_plan
 
 from mlx_delta import _core, ops
-from mlx_delta.bench.cases import BOUNDS, CASES, DTYPES, Case, relative_rms
+from mlx_delta.bench.cases import BOUNDS, CASES, DTYPES, Case, as_list, relative_rms
 from mlx_delta.bench.cases.launches import specialisations
 from msl import Library
 from support.devices import ODD_HEADS, has_metal_kernel
@@ -98,6 +98,20 @@ def test_qmm_rows_are_identical_whatever_the_batch(bits: int) -> None:
     for M in (1, 2, 3, 7):
         part = run_plan([ops.qmm(x[:M], arguments["segments"], norm=norm)])[0][0]
         assert mx.array_equal(part, together[:M])
+
+
+@pytest.mark.parametrize("i", [0, 3, 5])
+def test_a_sequence_among_others_has_the_bits_of_the_kernel_for_one(i: int) -> None:
+    """One token; eight that may be taken back; and after as many pending ones."""
+    made = next(c for c in CASES if c.id == "delta_mixer_rows-mixed-h1x2d64").arguments(mx.bfloat16)
+    y, *states = run_plan(as_list(ops.delta_mixer_rows(**made)))[0]
+    first = sum(made["counts"][:i])
+    of_one = {name: made[name][i : i + 1] for name in ("conv_states", "delta_states", "counts", "pending", "keep")}
+    rows = slice(first, first + made["counts"][i])
+    alone = ops.delta_mixer_rows(**{**made, **of_one, "projection": made["projection"][rows]})
+    expected, plan = run_plan(as_list(alone))
+    assert [launch.kernel.split("_bf")[0] for launch in plan.launches] == ["delta_mixer"]
+    assert same([y[rows], states[i], states[8 + i]], expected)
 
 
 PADDED = [pytest.param(b, id=f"{b.id}-{name}") for name, dtype in DTYPES.items() for b in padded_batches(dtype)]

@@ -145,6 +145,22 @@ def test_launches_of_a_pass_that_checks_drafts(token: Counter[str], monkeypatch:
     assert checking["Concatenate"] <= attention + 1, checking
 
 
+def test_launches_of_a_step_of_eight_sequences(token: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matrices and the mixers of gated-delta layers take one launch for all, as for one; so nothing of these has to be
+    laid end to end. Attention goes sequence by sequence."""
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.DeviceType.gpu, 0))
+    network = nine_b_in_small()
+    caches = [Cache.empty(network.config) for _ in range(8)]
+    mx.eval(network.decode(mx.arange(8), caches), *(array for cache in caches for array in cache.arrays()))
+    logits = network.decode(mx.arange(8), caches)
+    step = primitives(logits, *(array for cache in caches for array in cache.arrays()))
+    assert (step["qmm"], step["delta_mixer"], step["embedding"]) == (token["qmm"], token["delta_mixer"], 1)
+    attention = network.config.layer_types.count("full_attention")
+    assert step["attention"] == step["attention_prepare"] == 8 * attention
+    assert step["Concatenate"] <= attention
+    assert {launch.file for launch in _core.launches([logits])} >= {"delta_mixer_rows"}
+
+
 def test_launches_of_layers_with_experts(experts: Path) -> None:
     """7 of a gated-delta layer, and 9 of one with attention in two parts."""
     model = load_model(experts)

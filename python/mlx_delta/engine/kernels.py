@@ -22,6 +22,7 @@ from mlx_delta import _core, ops
 from mlx_delta._core import DECODE_TOKENS, Launch
 from mlx_delta.errors import GpuError
 from mlx_delta.model.network import Network
+from mlx_delta.model.rows import Span
 from mlx_delta.progress import Bars, of
 
 # Kernels of one library: each has to read its whole file again, which a few share; more would leave cores idle.
@@ -30,7 +31,7 @@ _OF_A_LIBRARY = 8
 
 def needed(network: Network) -> list[Launch]:
     """A launch of each kernel that generation asks for: prompts of any length, up to DECODE_TOKENS rows that decode
-    together, greedy and random choice."""
+    together, of one sequence or of several, greedy and random choice."""
     found: dict[str, Launch] = {}
     for result in _results(network):
         for launch in _core.launches(result):
@@ -43,6 +44,16 @@ def _results(network: Network) -> Iterator[list[mx.array]]:
         cache = network.empty_cache()
         logits = network(mx.zeros((1, rows), mx.int32), cache)[:, -1]
         yield [logits, *cache.arrays()]
+    for count in (
+        1,
+        2,
+    ):  # tokens of each of two sequences: mixers have kernels for several, with one token and with more
+        caches = [network.empty_cache() for _ in range(2)]
+        x, _ = network.advance(
+            mx.zeros(2 * count, mx.int32), None, [Span(cache, i * count, count) for i, cache in enumerate(caches)]
+        )
+        assert x is not None
+        yield [x, *(array for cache in caches for array in cache.arrays())]
     size = network.config.vocab_size
     yield [ops.sample(logits, None, vocab_size=size), ops.sample(logits, mx.zeros(1, mx.uint64), vocab_size=size)]
 

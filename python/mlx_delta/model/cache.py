@@ -56,6 +56,10 @@ class DeltaState:
     pending: mx.array | None = None
     kept: int = 0
 
+    def counted(self) -> mx.array | None:
+        """Those of the pending that count."""
+        return None if self.pending is None else self.pending[:, : self.kept]
+
     def arrays(self) -> list[mx.array]:
         return [a for a in (self.conv, self.delta, self.pending) if a is not None]
 

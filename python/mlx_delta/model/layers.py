@@ -11,7 +11,7 @@ RMSNorm is a prologue and the residual an epilogue of qmm.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Protocol
@@ -190,29 +190,52 @@ class DeltaLayer:
         assert isinstance(state, DeltaState)
         if projection.shape[1] <= DECODE_TOKENS:
             return self._decode(projection, state, window.mask)
-        if state.pending is not None:
-            pending, state.pending = state.pending[:, : state.kept], None
+        if (pending := state.counted()) is not None:
+            state.pending = None
             self._decode(pending, state)
         return self._prefill(projection, state, window)
+
+    def mix_rows(self, projection: mx.array, states: Sequence[DeltaState], counts: Sequence[int]) -> mx.array:
+        """``mix_projected`` of several sequences, no two of them one: projection [R, 1, ..], the rows of each one after
+        the other -> [R, 1, Hv Dv]."""
+        y, convs, deltas = ops.delta_mixer_rows(
+            projection,
+            *self._parameters,
+            [state.conv for state in states],
+            [state.delta for state in states],
+            key_heads=self.config.linear_num_key_heads,
+            key_dim=self.config.linear_key_head_dim,
+            eps=self.config.rms_norm_eps,
+            counts=counts,
+            pending=[state.counted() for state in states],
+            keep=[not state.drafting for state in states],
+        )
+        first = 0
+        for state, count, conv, delta in zip(states, counts, convs, deltas, strict=True):
+            state.conv, state.delta = conv, delta
+            state.pending = projection[first : first + count].reshape(1, count, -1) if state.drafting else None
+            first += count
+        return y
 
     def _decode(self, projection: mx.array, state: DeltaState, mask: mx.array | None = None) -> mx.array:
         y, state.conv, state.delta = ops.delta_mixer(
             projection,
-            self.conv,
-            self.A_log,
-            self.dt_bias,
-            self.gated_norm,
+            *self._parameters,
             state.conv,
             state.delta,
             key_heads=self.config.linear_num_key_heads,
             key_dim=self.config.linear_key_head_dim,
             eps=self.config.rms_norm_eps,
             mask=mask,
-            pending=None if state.pending is None else state.pending[:, : state.kept],
+            pending=state.counted(),
             keep=not state.drafting,
         )
         state.pending = projection if state.drafting else None
         return y
+
+    @property
+    def _parameters(self) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+        return self.conv, self.A_log, self.dt_bias, self.gated_norm
 
     def _prefill(self, projection: mx.array, state: DeltaState, window: Window) -> mx.array:
         c = self.config

@@ -20,7 +20,7 @@ from mlx_delta.model.cache import Cache, KeyValues
 from mlx_delta.model.layers import FeedForward, Layer, Window, matrices, normed
 from mlx_delta.model.mtp import MTP, MtpHead
 from mlx_delta.model.pictures import PicturePart
-from mlx_delta.model.rows import Span, finished, mixed, over_spans
+from mlx_delta.model.rows import Pass, Span, Tokens
 from mlx_delta.model.shortlist import Shortlist, shortlist
 from mlx_delta.model.weights import Weights
 from mlx_delta.ops import Matrix
@@ -180,7 +180,7 @@ class Network:
         spans: whose they are; their caches are advanced. A token by rows has the bits that it has alone, as the next of
         its sequence.
         """
-        passed: tuple[mx.array | None, mx.array | None] = (None, None)
+        passed: Tokens = (None, None)
         for passed in self.layer_by_layer(rows, tiles, spans):  # noqa: B007 - the last one is what is wanted
             pass
         return passed
@@ -204,14 +204,15 @@ class Network:
                 y[0, span.first + shown[0]] = shown[1].astype(y.dtype)
             elif shown is not None and x is not None:
                 x[span.first + shown[0], 0] = shown[1].astype(x.dtype)
+        tokens, through = (x, y), Pass(spans, windows)
         for layer, *states in zip(self.layers, *(span.cache.layers for span in spans), strict=True):
             if halves:
-                parts = mixed(layer, x, y, spans, states, windows)
+                parts = through.mixed(layer, tokens, states)
                 yield parts
-                x, y = finished(layer, parts, x, y)
+                tokens = through.finished(layer, parts, tokens)
             else:
-                x, y = over_spans(layer, x, y, spans, states, windows)
-            yield x, y
+                tokens = through.over(layer, tokens, states)
+            yield tokens
 
     def hidden(self, x: mx.array) -> mx.array:
         """What the MTP head reads of x [.., hidden], as it leaves the last layer."""

@@ -77,7 +77,9 @@ class Case:
 
 
 def as_list(result: mx.array | tuple[mx.array, ...]) -> list[mx.array]:
-    return list(result) if isinstance(result, tuple) else [result]
+    if isinstance(result, mx.array):
+        return [result]
+    return [array for part in result for array in as_list(part)]
 
 
 def relative_rms(found: mx.array, expected: mx.array) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import mlx.core as mx
 import numpy as np
@@ -17,6 +17,7 @@ def cases(size: str, text: TextConfig) -> Iterator[Case]:
     yield from gated_delta_cases()
     yield from gated_norm_cases(size, text)
     yield from delta_mixer_cases(text)
+    yield from delta_mixer_rows_cases(text)
 
 
 def conv1d_cases(text: TextConfig) -> Iterator[Case]:
@@ -91,6 +92,24 @@ def gated_norm_cases(size: str, text: TextConfig) -> Iterator[Case]:
     yield case(f"{size}-m512", 1, 512, heads, text.linear_value_head_dim, real=True)
 
 
+def mixer_widths(Hk: int, Hv: int, D: int) -> tuple[int, int]:
+    """Of the convolution, and of the projection."""
+    conv_dim = (2 * Hk + Hv) * D
+    return conv_dim, conv_dim + Hv * D + 2 * Hv
+
+
+def mixer_parameters(rng: np.random.Generator, Hk: int, Hv: int, D: int, dtype: mx.Dtype) -> Arguments:
+    gates = delta_gates(rng, 1, 1, Hv, dtype)
+    return {
+        "conv_weight": normal(rng, mixer_widths(Hk, Hv, D)[0], 4, scale=0.5),
+        "A_log": gates["A_log"],
+        "dt_bias": gates["dt_bias"],
+        "norm": 1 + normal(rng, D, scale=0.1),
+        "key_heads": Hk,
+        "key_dim": D,
+    }
+
+
 def delta_mixer_cases(text: TextConfig) -> Iterator[Case]:
     def case(
         B: int,
@@ -106,19 +125,12 @@ def delta_mixer_cases(text: TextConfig) -> Iterator[Case]:
     ) -> Case:
         def make(dtype: mx.Dtype, rng: np.random.Generator) -> Arguments:
             Hv = Hk * ratio
-            gates = delta_gates(rng, 1, 1, Hv, dtype)
-            conv_dim = (2 * Hk + Hv) * D
-            width = conv_dim + Hv * D + 2 * Hv
+            conv_dim, width = mixer_widths(Hk, Hv, D)
             return {
                 "projection": normal(rng, B, T, width, dtype=dtype),
-                "conv_weight": normal(rng, conv_dim, 4, scale=0.5),
-                "A_log": gates["A_log"],
-                "dt_bias": gates["dt_bias"],
-                "norm": 1 + normal(rng, D, scale=0.1),
+                **mixer_parameters(rng, Hk, Hv, D, dtype),
                 "conv_state": normal(rng, B, 3, conv_dim, dtype=dtype) if state else None,
                 "delta_state": normal(rng, B, Hv, D, D, scale=0.2) if state else None,
-                "key_heads": Hk,
-                "key_dim": D,
                 "mask": token_mask(rng, B, T) if mask else None,
                 "pending": normal(rng, B, pending, width, dtype=dtype) if pending else None,
                 "keep": keep,
@@ -147,3 +159,45 @@ def delta_mixer_cases(text: TextConfig) -> Iterator[Case]:
     ratio = text.linear_num_value_heads // heads
     yield case(1, 1, heads, ratio, text.linear_key_head_dim, real=True)
     yield case(1, 4, heads, ratio, text.linear_key_head_dim, real=True, pending=3, keep=False)
+
+
+def delta_mixer_rows_cases(text: TextConfig) -> Iterator[Case]:
+    def case(
+        name: str,
+        Hk: int,
+        ratio: int,
+        D: int,
+        counts: Sequence[int],
+        pending: Sequence[int] = (),
+        back: Sequence[int] = (),
+        fresh: Sequence[int] = (),
+        real: bool = False,
+    ) -> Case:
+        """back: of which sequences the tokens may be taken back; fresh: which have not begun."""
+
+        def make(dtype: mx.Dtype, rng: np.random.Generator) -> Arguments:
+            Hv = Hk * ratio
+            conv_dim, width = mixer_widths(Hk, Hv, D)
+            sequences = range(len(counts))
+            return {
+                "projection": normal(rng, sum(counts), 1, width, dtype=dtype),
+                **mixer_parameters(rng, Hk, Hv, D, dtype),
+                "conv_states": [None if i in fresh else normal(rng, 1, 3, conv_dim, dtype=dtype) for i in sequences],
+                "delta_states": [None if i in fresh else normal(rng, 1, Hv, D, D, scale=0.2) for i in sequences],
+                "counts": list(counts),
+                "pending": [normal(rng, 1, n, width, dtype=dtype) if n else None for n in pending] or None,
+                "keep": [i not in back for i in sequences],
+            }
+
+        def flops(arguments: Arguments) -> int:
+            return 7 * (sum(counts) + sum(pending)) * Hk * ratio * D * D
+
+        return Case("delta_mixer_rows", name, make, real=real, flops=flops)
+
+    yield case("9h2x2d64", 2, 2, 64, [1] * 9, fresh=[4])
+    yield case("3h1x3d128", 1, 3, 128, [1] * 3)
+    yield case("2h2x1d36", 2, 1, 36, [1, 2])
+    yield case("mixed-h1x2d64", 1, 2, 64, [1, 4, 1, 8, 1, 3, 1, 2], [0, 3, 2, 0, 0, 8, 1, 1], back=[1, 3, 4, 5])
+    heads = text.linear_num_key_heads
+    ratio = text.linear_num_value_heads // heads
+    yield case(f"8h{heads}x{ratio}-m8", heads, ratio, text.linear_key_head_dim, [1] * 8, real=True)
