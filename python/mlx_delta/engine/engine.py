@@ -13,7 +13,6 @@ steps together (``lead``), one thread takes them all.
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
@@ -21,9 +20,9 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_delta.distributed.ranks import Ranks
-from mlx_delta.engine.blocks import ErrorsOf, Restored, later_interrupt, read, wait
+from mlx_delta.engine.blocks import later_interrupt
 from mlx_delta.engine.cuts import NO_TURNS, Cuts, Turns
-from mlx_delta.engine.depth import CHEAP_ROW, DEAR_ROW, MTP, Depths
+from mlx_delta.engine.depth import CHEAP_ROW, DEAR_ROW, Depths
 from mlx_delta.engine.lead import Lead
 from mlx_delta.engine.memory import memory_bytes
 from mlx_delta.engine.prefix import PrefixCache
@@ -31,10 +30,10 @@ from mlx_delta.engine.prompts import Prompts
 from mlx_delta.engine.sequence import TokenSequence, Told
 from mlx_delta.engine.snapshots import Snapshots
 from mlx_delta.engine.speculation import Speculation
+from mlx_delta.engine.steps import Steps
 from mlx_delta.errors import ArgumentError, QueueFullError
 from mlx_delta.model.cache import Cache
 from mlx_delta.model.network import Network
-from mlx_delta.model.rows import Span
 
 MOST_WAITING = 4096  # sequences that wait for their turn; a client beyond is told to come again
 MOST_ROWS = 16  # sequences that decode at once; more wait for one of them to end
@@ -69,10 +68,9 @@ class Engine:
         self._memory = network.least(max(0, memory_bytes(memory) - network.nbytes))  # for sequences and what is kept
         self.lead: Lead | None = None  # of ranks of which the first alone hears what is asked
         self._prompts = Prompts(network, self.prefix, turns)
-        self._depths = Depths(
-            CHEAP_ROW if mx.default_device() == mx.gpu else DEAR_ROW, network.bytes_per_draft / network.bytes_per_token
-        )
-        self._waited = 0.0  # in the step under way, for the end of the pass before it
+        cost = CHEAP_ROW if mx.default_device() == mx.gpu else DEAR_ROW
+        self._depths = Depths(cost, network.bytes_per_draft / network.bytes_per_token)
+        self._steps = Steps(network, self._prompts, self._depths)
         self._lock = threading.RLock()  # guards what follows
         self._change = threading.Condition(self._lock)  # notified after every step, if anybody waits for it
         self._waiters = 0
@@ -94,6 +92,7 @@ class Engine:
 
     def run(self, sequence: TokenSequence) -> Generator[Any, None, None]:
         """The events of a sequence as they come. It begins when the first is asked for; closing it after that ends it.
+
         One that was submitted before, and that nobody asks, ``cancel`` alone ends.
         """
         self.submit(sequence)
@@ -125,8 +124,9 @@ class Engine:
         with self._lock:
             if sequence not in self._waiting and sequence not in self._going and not sequence.ended:
                 if len(self._waiting) >= self._most_waiting:
-                    most = self._most_waiting
-                    raise QueueFullError(f"engine: expected at most {most} sequences to wait, found one more")
+                    raise QueueFullError(
+                        f"engine: expected at most {self._most_waiting} sequences to wait, found one more"
+                    )
                 if self.lead is None:
                     self._waiting.append(sequence)
                 elif not sequence.number:
@@ -171,6 +171,7 @@ class Engine:
 
     def cancel(self, sequence: TokenSequence) -> None:
         """End it: whoever waits for its events hears that there are no more. On return its cache is the caller's alone.
+
         Within a step, in its own thread (where a forgotten iterator may be collected), it ends after the step.
         """
         if self.lead is not None and sequence.number:
@@ -242,10 +243,10 @@ class Engine:
     def _drive(self, alone: bool) -> None:
         """A step, in the thread that is the driver. alone: for one sequence, of this thread."""
         if alone:
-            self._step()
+            self._steps.take(self._going)
         else:
             with later_interrupt():
-                self._step()
+                self._steps.take(self._going)
         for each in self._going:
             if each.ended:
                 self._prompts.leave(each)
@@ -287,120 +288,3 @@ class Engine:
             self._prompts.leave(each)
         self._going = [each for each in self._going if each not in self._cancelled]
         self._cancelled.clear()
-
-    def _step(self) -> None:
-        if len(self._going) == 1:
-            (row,) = self._going
-            if row.decoding and (row.speculation is None or not row.drafts_now(self._depths.rests)):
-                self._step_alone(row)
-                return
-        rows = [each for each in self._going if each.decoding]
-        read(rows)  # what a step before, cut short, has left
-        prompts = [each for each in self._going if not each.decoding]
-        waited = 0.0
-        if prompts:
-            waited = wait(rows)
-            rows = [each for each in rows if not each.ended]
-            self._prompts.compute(prompts, beside=len(rows))
-            rows += [each for each in prompts if each.decoding]
-        rows = [each for each in rows if not each.ended]
-        begin, self._waited = time.perf_counter(), 0.0
-        for row in rows:
-            with ErrorsOf([row]):
-                row.steer()
-        rows = [each for each in rows if not each.ended]
-        speculating = not prompts and any(row.speculation is not None for row in rows)
-        tokens = sum(len(row.tokens) for row in rows) if speculating else 0
-        with ErrorsOf(rows):
-            self._decode([row for row in rows if not row.last])
-        for row in rows:
-            if row.last and not row.ended:
-                row.use()
-        read(rows)
-        seconds = time.perf_counter() - begin
-        if rows:
-            self._prompts.pace.decoded(waited + seconds, len(rows), beside=bool(prompts))
-        if speculating and not any(row.ended for row in rows):
-            brought = sum(len(row.tokens) for row in rows) - tokens
-            self._depths.took(seconds, len(rows), brought, self._waited)
-
-    def _step_alone(self, row: TokenSequence) -> None:
-        """One sequence, decoding, that nobody drafts for in this step: there is nobody to keep it apart from.
-
-        Written out, since what Python does between two tokens shows on a small model, and all the more the more
-        functions it goes through: after each pass over the weights none of them is in the processor's caches.
-        """
-        begin, speculation = time.perf_counter(), row.speculation
-        try:
-            row.read()  # what a step before, cut short, has left
-            if row.ended:
-                return
-            row.steer()
-            if row.last:
-                row.use()
-            else:
-                if speculation is not None:
-                    self._depths.began(1, 0, drafting=False)
-                self._decode_alone(row)
-            row.read()
-        except Exception as error:
-            row.error, row.ended = error, True
-            return
-        seconds = time.perf_counter() - begin
-        self._prompts.pace.decoded(seconds, 1, beside=False)
-        if speculation is not None and not row.ended:
-            self._depths.took(seconds, 1, 1)
-
-    def _decode_alone(self, row: TokenSequence) -> None:
-        """``_decode`` of one row without drafts."""
-        held = row.cache.held()
-        try:
-            x = self.network.step(row.next, row.cache)
-            row.advance(x, self.network.logits(x)[:, 0], None)
-        except BaseException:
-            row.cache.restore(held)
-            raise
-        del held  # a held state is not updated in place
-        mx.async_eval(*row.arrays())
-
-    def _decode(self, rows: Sequence[TokenSequence]) -> None:
-        """Set off the pass over the weights in which each row's next token becomes the one after it."""
-        if not rows:
-            return
-        drafts = self._drafts(rows)
-        if len(rows) == 1 and drafts[0] is None:
-            self._decode_alone(rows[0])
-            return
-        with Restored(rows):
-            tokens, spans = list[mx.array](), list[Span]()
-            for row, drafted in zip(rows, drafts, strict=True):
-                tokens += [row.next] if drafted is None else [row.next, drafted]
-                count = 1 if drafted is None else 1 + drafted.shape[0]
-                spans.append(Span(row.cache, spans[-1].first + spans[-1].count if spans else 0, count))
-                if drafted is not None:
-                    row.cache.begin_drafts()
-            x, _ = self.network.advance(tokens[0] if len(tokens) == 1 else mx.concatenate(tokens), None, spans)
-            assert x is not None
-            logits = self.network.logits(x)[:, 0]
-            for row, span, drafted in zip(rows, spans, drafts, strict=True):
-                part = slice(span.first, span.first + span.count)
-                row.advance(*((x, logits) if len(rows) == 1 else (x[part], logits[part])), drafted)
-        mx.async_eval(*(array for row in rows for array in row.arrays()))
-
-    def _drafts(self, rows: Sequence[TokenSequence]) -> list[mx.array | None]:
-        """What each row's pass is to check."""
-        rests = self._depths.rests
-        wishes = [row.wish() if row.drafts_now(rests) else None for row in rows]
-        if not any(wishes):
-            self._depths.began(len(rows), 0, drafting=False)
-            return [None] * len(rows)
-        shares = self._depths.share(wishes)
-        if any(share.trial for share in shares):
-            self._waited = wait(rows)  # else what drafts cost would be told with the pass before
-        drafts = [row.drafts(share) for row, share in zip(rows, shares, strict=True)]
-        counts = [0 if each is None else each.shape[0] for each in drafts]
-        by_head = sum(
-            count for row, count in zip(rows, counts, strict=True) if row.speculation and row.speculation.drafter == MTP
-        )
-        self._depths.began(len(rows) + sum(counts), by_head, drafting=any(counts))
-        return drafts

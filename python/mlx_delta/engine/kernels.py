@@ -44,10 +44,7 @@ def _results(network: Network) -> Iterator[list[mx.array]]:
         cache = network.empty_cache()
         logits = network(mx.zeros((1, rows), mx.int32), cache)[:, -1]
         yield [logits, *cache.arrays()]
-    for count in (
-        1,
-        2,
-    ):  # tokens of each of two sequences: mixers have kernels for several, with one token and with more
+    for count in (1, 2):  # tokens of each of two: mixers have kernels for several sequences, of one token and of more
         caches = [network.empty_cache() for _ in range(2)]
         x, _ = network.advance(
             mx.zeros(2 * count, mx.int32), None, [Span(cache, i * count, count) for i, cache in enumerate(caches)]

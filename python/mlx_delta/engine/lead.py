@@ -42,7 +42,7 @@ class _Command:
     sequence: TokenSequence | None = None
 
 
-class Steps(Protocol):
+class Led(Protocol):
     """An engine, as it is led."""
 
     prefix: PrefixCache
@@ -70,7 +70,7 @@ class Lead:
     ``run`` takes all steps, in one thread of each rank; it returns on all of them after rank 0's ``end``.
     """
 
-    def __init__(self, engine: Steps, ranks: Ranks, make: Callable[[Told], TokenSequence]) -> None:
+    def __init__(self, engine: Led, ranks: Ranks, make: Callable[[Told], TokenSequence]) -> None:
         self._engine = engine
         self._ranks = ranks
         self._make = make

@@ -144,10 +144,10 @@ def test_a_step_with_drafts_is_waited_for_once(
     engine = Engine(models["bfloat16"].network)
     one = sequence(engine, prompts[3], SAMPLING[name], 3, most=80)
     waits, passes = list[str](), list[int]()
-    decode, counted = engine._decode, SimpleNamespace(array=lambda a: (waits.append("array"), np.array(a))[1])
+    decode, counted = engine._steps._decode, SimpleNamespace(array=lambda a: (waits.append("array"), np.array(a))[1])
     events = engine.run(one)
     next(events)
-    monkeypatch.setattr(engine, "_decode", lambda rows: (decode(rows), passes.append(len(one.tokens)))[0])
+    monkeypatch.setattr(engine._steps, "_decode", lambda rows: (decode(rows), passes.append(len(one.tokens)))[0])
     monkeypatch.setattr("mlx_delta.engine.sequence.np", counted)
     for place, called in ((mx.array, "item"), (mx.array, "tolist"), (mx, "eval"), (mx, "synchronize")):
         found = getattr(place, called)
