@@ -12,8 +12,9 @@
 
 namespace mlx_delta::cpu::MLX_DELTA_ISA {
 
-// factors[m][i] = scale of chunk from + i times the step of row m there, for `count` <= 8 chunks.
-template <int group_size>
+// factors[m][i] = scale of chunk from + i times the step of row m there, for `count` <= 8 chunks; rows of x whose
+// number is a constant, `few`, are unrolled.
+template <int group_size, int few = 0>
 inline void scale_steps(const bf16* scales, int64_t from, int64_t count, const FixedX& x, float* factors) {
   F scale;
   if constexpr (group_size == kChunk) {
@@ -23,7 +24,9 @@ inline void scale_steps(const bf16* scales, int64_t from, int64_t count, const F
   }
   const float* steps = x.steps + from;
   const int64_t M = x.M, stride = x.step_stride;
-  for (int64_t m = 0; m < M; ++m, steps += stride, factors += W) store(scale * load(steps), factors);
+  if constexpr (few > 0) MLX_DELTA_UNROLL
+  for (int m = 0; m < few; ++m) store(scale * load(steps + m * stride), factors + m * W);
+  else for (int64_t m = 0; m < M; ++m, steps += stride, factors += W) store(scale * load(steps), factors);
 }
 
 // acc[r][m] (vectors) += chunks from .. from + count of R weight rows, of one block, times all rows of x;
@@ -111,6 +114,19 @@ void finish_rows(const PackedRow* rows, int64_t groups, const FixedX& x, float* 
   }
 }
 
+// out[unit, m, r] of a run of `count` weight rows, from their sums acc[r][m].
+inline void finish_run(const PackedRow* rows, int64_t count, int64_t groups, const FixedX& x, float* biases,
+                       const float* acc, float* out) {
+  const int64_t M = x.M;
+  const auto finish = [&](int64_t r, auto weight_rows) {
+    finish_rows<decltype(weight_rows)::value>(rows + r, groups, x, biases, acc + r * M * W,
+                                              out + r / kUnitRows * kUnitRows * M + r % kUnitRows);
+  };
+  int64_t r = 0;
+  for (; r + kFinished <= count; r += kFinished) finish(r, std::integral_constant<int, kFinished>{});
+  for (; r < count; ++r) finish(r, std::integral_constant<int, 1>{});
+}
+
 // out[unit, m, r]: rows n .. n + count of the matrix times all rows of x; then `next` is read.
 template <int bits, int group_size>
 void multiply_run(const MatrixView& matrix, int64_t n, int64_t count, RowOf next, const FixedX& x, float* out) {
@@ -144,13 +160,7 @@ void multiply_run(const MatrixView& matrix, int64_t n, int64_t count, RowOf next
     for (; r + 2 <= count; r += 2) some(r, std::integral_constant<int, 2>{});
     if (r < count) some(r, std::integral_constant<int, 1>{});
   }
-  const auto finish = [&](int64_t r, auto weight_rows) {
-    finish_rows<decltype(weight_rows)::value>(rows + r, groups, x, biases, acc + r * M * W,
-                                              out + r / kUnitRows * kUnitRows * M + r % kUnitRows);
-  };
-  int64_t r = 0;
-  for (; r + kFinished <= count; r += kFinished) finish(r, std::integral_constant<int, kFinished>{});
-  for (; r < count; ++r) finish(r, std::integral_constant<int, 1>{});
+  finish_run(rows, count, groups, x, biases, acc, out);
 }
 
 }  // namespace mlx_delta::cpu::MLX_DELTA_ISA

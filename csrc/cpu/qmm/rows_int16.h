@@ -2,7 +2,7 @@
 // them.
 #pragma once
 
-#include "cpu/qmm/rows_avx2.h"
+#include "cpu/qmm/few_avx2.h"
 
 #if defined(MLX_DELTA_INT16)
 
@@ -51,6 +51,9 @@ void multiply_run(const MatrixView& matrix, int64_t n, int64_t count, RowOf, con
 
 template <int bits, int group_size>
 void multiply_packed(const MatrixView& matrix, int64_t n, int64_t count, RowOf next, const FixedX& x, float* out) {
+#if defined(__AVX2__)
+  if (x.M > 1 && x.M <= kFewRows) return multiply_few<bits, group_size>(matrix, n, count, next, x, out);
+#endif
   if (x.M > 1) return multiply_run<bits, group_size>(matrix, n, count, next, x, out);
   const int64_t chunks = matrix.cols / kChunk, groups = matrix.cols / group_size;
   for (int64_t r = 0; r < count; ++r) {

@@ -1,0 +1,151 @@
+// Two to eight rows of x in fixed point times packed weights with AVX2, in the bits of int16.h's one row.
+//
+// One weight row at a time, whose float sums stay in registers while its columns pass: of 64 weights times a row of x
+// 4 multiplications that read x in L1, 3 additions, a conversion and a multiply-add are left, and nothing is stored.
+// Weights are read in the order in which they lie in memory, for as many columns as x leaves room for in L1: all of a
+// row for two rows of x, half of it for four. The fields come down to bit 0 when they are unpacked, once for all rows
+// of x, so that products add up without shifts: the sums of a lane are the same integers.
+#pragma once
+
+#include "cpu/qmm/rows_avx2.h"
+
+#if defined(__AVX2__) && !defined(__AVX512F__)
+
+namespace mlx_delta::cpu::MLX_DELTA_ISA {
+
+inline constexpr int kFewRows = 8;               // of x: their sums are half of the registers
+inline constexpr int64_t kFewBytes = 24 * 1024;  // of x, three quarters of L1
+
+// What is read of one weight row at a time, and the pieces that are asked for beside it.
+struct Piece {
+  const uint8_t* data;
+  const bf16* scales;
+  const uint8_t* near;
+  const uint8_t* far;
+};
+
+// acc[m] (vectors) += chunks from .. from + count of a weight row, one piece, times M rows of x.
+template <int bits, int group_size, int M>
+void multiply_piece(const Piece& piece, int64_t from, int64_t count, const FixedX& x, float* acc) {
+  const Fields<bits> fields;
+  const auto unpack = [&](const uint8_t* p, __m256i* f) __attribute__((always_inline)) {
+    fields(p, f);
+    MLX_DELTA_UNROLL
+    for (int j = 0; j < 4; ++j) f[j] = Fields<bits>::aligned(f, j);
+  };
+  F a[M];
+  MLX_DELTA_UNROLL
+  for (int m = 0; m < M; ++m) a[m] = load(acc + m * W);
+  const uint8_t* data = piece.data;
+  const int16_t* values = x.chunk(0, from);
+  const int64_t last = count - 1;
+  // Unpacking waits for itself, so that the next chunk's comes beside this one's products.
+  constexpr bool before = Lanes<bits>::unaligned;
+  __m256i next[4];
+  if constexpr (before) unpack(data, next);
+  for (int64_t c0 = 0; c0 < count; c0 += W, values += M * kBlockColumns) {
+    alignas(32) float factors[M][W];
+    const int64_t in_block = least<int64_t>(W, count - c0);
+    scale_steps<group_size, M>(piece.scales, from + c0, in_block, x, factors[0]);
+    asm("" : "+m"(factors));  // from memory each is one broadcasting load, else two shuffles
+    MLX_DELTA_UNROLL
+    for (int i = 0; i < bits; ++i) {
+      __builtin_prefetch(piece.near + c0 * 8 * bits + 64 * i, 0, 3);
+      __builtin_prefetch(piece.far + c0 * 8 * bits + 64 * i, 0, 2);
+    }
+#pragma GCC unroll 1
+    for (int64_t c = 0; c < in_block; ++c) {
+      __m256i f[4];
+      if constexpr (before) {
+        std::memcpy(f, next, sizeof(f));
+        data += c0 + c < last ? 8 * bits : 0;  // nothing beyond the row is read
+        unpack(data, next);
+      } else {
+        unpack(data, f);
+        data += 8 * bits;
+      }
+      MLX_DELTA_UNROLL
+      for (int m = 0; m < M; ++m) {
+        const int16_t* xm = values + m * kBlockColumns + c * kChunk;
+        __m256i sum;
+        MLX_DELTA_UNROLL
+        for (int j = 0; j < 4; ++j) {
+          const __m256i products =
+              _mm256_madd_epi16(f[j], _mm256_load_si256(reinterpret_cast<const __m256i*>(xm + 16 * j)));
+          sum = j == 0 ? products : _mm256_add_epi32(sum, products);
+        }
+        a[m] += splat(factors[m][c]) * floats(I(sum));
+        asm volatile("" : "+x"(a[m]));  // row by row: all at once, they are spilled
+      }
+    }
+  }
+  MLX_DELTA_UNROLL
+  for (int m = 0; m < M; ++m) store(a[m], acc + m * W);
+}
+
+// out[unit, m, r]: rows n .. n + count of the matrix times all M rows of x; then `next` is read.
+template <int bits, int group_size, int M>
+void multiply_few_rows(const MatrixView& matrix, int64_t n, int64_t count, RowOf next, const FixedX& x, float* out) {
+  const int64_t chunks = matrix.cols / kChunk, groups = matrix.cols / group_size;
+  constexpr int64_t most_chunks = kFewBytes / (2 * kBlockColumns * M) * (kBlockColumns / kChunk);
+  const int64_t passes = (chunks + most_chunks - 1) / most_chunks;
+  const int64_t of_pass = ((chunks + passes - 1) / passes + W - 1) / W * W;  // chunks
+  float* acc = scratch_of<float>(4, count * M * W + kFinished * ((groups + W - 1) / W * W));
+  float* biases = acc + count * M * W;
+  fill(acc, count * M * W, 0.0f);
+  PackedRow rows[2 * kRunRows];  // those that follow too
+  for (int64_t r = 0; r < count; ++r) {
+    rows[r] = packed_row<bits, group_size>(matrix, n + r);
+    rows[count + r] = packed_row<bits, group_size>(*next.matrix, next.row + r);
+  }
+  const Ahead ahead = stream_ahead();
+  const auto pieces_ahead = [&](int64_t bytes) { return least(most<int64_t>(1, bytes / (of_pass * 8 * bits)), count); };
+  const int64_t near = pieces_ahead(ahead.near), far = pieces_ahead(ahead.far);
+  for (int64_t from = 0; from < chunks; from += of_pass) {
+    const bool last = from + of_pass >= chunks;
+    // Beyond the run's last row come the first ones' next columns, or the next run's rows.
+    const auto asked = [&](int64_t r) {
+      const int64_t next_from = from + of_pass;
+      return r < count ? rows[r].data + from * 8 * bits
+             : last    ? rows[r].data
+                       : rows[r - count].data + next_from * 8 * bits;
+    };
+    for (int64_t r = 0; r < count; ++r) {
+      if (last) {
+        prefetch_values(rows[count + r].scales, groups);
+        prefetch_values(rows[count + r].biases, groups);
+      }
+      const Piece piece{rows[r].data + from * 8 * bits, rows[r].scales, asked(r + near), asked(r + far)};
+      multiply_piece<bits, group_size, M>(piece, from, least(of_pass, chunks - from), x, acc + r * M * W);
+    }
+  }
+  finish_run(rows, count, groups, x, biases, acc, out);
+}
+
+// The same for x.M <= kFewRows rows of x.
+template <int bits, int group_size>
+void multiply_few(const MatrixView& matrix, int64_t n, int64_t count, RowOf next, const FixedX& x, float* out) {
+  const auto rows = [&](auto M) {
+    multiply_few_rows<bits, group_size, decltype(M)::value>(matrix, n, count, next, x, out);
+  };
+  switch (x.M) {
+    case 2:
+      return rows(std::integral_constant<int, 2>{});
+    case 3:
+      return rows(std::integral_constant<int, 3>{});
+    case 4:
+      return rows(std::integral_constant<int, 4>{});
+    case 5:
+      return rows(std::integral_constant<int, 5>{});
+    case 6:
+      return rows(std::integral_constant<int, 6>{});
+    case 7:
+      return rows(std::integral_constant<int, 7>{});
+    case 8:
+      return rows(std::integral_constant<int, 8>{});
+  }
+}
+
+}  // namespace mlx_delta::cpu::MLX_DELTA_ISA
+
+#endif
