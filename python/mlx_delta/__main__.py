@@ -10,16 +10,19 @@ def main() -> None:
     try:
         from mlx_delta.cli.process import orderly
         from mlx_delta.distributed.meeting import begin, started_within
+        from mlx_delta.errors import ArgumentError
 
         with orderly():
-            begin(started_within())  # that other ranks hear of this one's end, whatever was being imported
+            try:
+                within = started_within()
+            except ArgumentError as error:
+                sys.exit(f"error: {error}")
+            begin(within)  # that other ranks hear of this one's end, whatever was being imported
             from mlx_delta.cli.main import run
 
             run()
     except KeyboardInterrupt:
         sys.exit(130)
-    except ValueError as error:  # of what the environment says: the command's are told
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

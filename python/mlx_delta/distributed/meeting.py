@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mlx_delta.distributed import beside
-from mlx_delta.errors import RankError
+from mlx_delta.errors import ArgumentError, RankError
 
 # What mlx.launch sets for its backends (ring, jaccl, nccl), and what MPI's programs set.
 _LAUNCHED = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
@@ -156,14 +156,14 @@ _begun: list[Meeting] = []
 
 
 def started_within() -> float:
-    """Seconds between the starts of programs that begin then. Raises: ValueError."""
+    """Seconds between the starts of programs that begin then. Raises: ArgumentError."""
     value = os.environ.get("MLX_DELTA_START_WITHIN", "5")
     try:
         seconds = float(value)
     except ValueError:
         seconds = 0
     if not 0 < seconds < float("inf"):
-        raise ValueError(f"MLX_DELTA_START_WITHIN: expected seconds, found {value!r:.40}")
+        raise ArgumentError(f"MLX_DELTA_START_WITHIN: expected seconds, found {value!r:.40}")
     return seconds
 
 

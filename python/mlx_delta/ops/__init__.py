@@ -10,12 +10,8 @@ on non-contiguous inputs and under ``mx.compile``. A wrong shape, dtype or width
 from mlx_delta.ops.attention import attention, attention_reference
 from mlx_delta.ops.attention_prepare import attention_prepare, attention_prepare_reference
 from mlx_delta.ops.conv1d import conv1d, conv1d_reference
-from mlx_delta.ops.delta_mixer import (
-    delta_mixer,
-    delta_mixer_reference,
-    delta_mixer_rows,
-    delta_mixer_rows_reference,
-)
+from mlx_delta.ops.delta_mixer import delta_mixer, delta_mixer_reference
+from mlx_delta.ops.delta_mixer_rows import delta_mixer_rows, delta_mixer_rows_reference
 from mlx_delta.ops.embedding import embedding, embedding_reference
 from mlx_delta.ops.experts import experts, experts_reference
 from mlx_delta.ops.gated_delta import gated_delta, gated_delta_reference
