@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import glob
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -36,15 +37,16 @@ def write_file(file: Path, data: bytes) -> None:
 def atomic_file(file: Path, force: bool = False) -> Iterator[Path]:
     """A hidden path beside ``file`` to write to, renamed to ``file`` when the block ends well.
 
-    What killed processes left of it goes first. Raises: OutputExistsError without ``force``, also when ``file`` came to
-    be in the meantime; OutputError when ``file`` cannot be one; OSError naming the file.
+    Any number of threads may write one at once. What killed processes left of it goes first.
+    Raises: OutputExistsError without ``force``, also when ``file`` came to be in the meantime; OutputError when
+    ``file`` cannot be one; OSError naming the file.
     """
     check_output_file(file, force)
     for left in file.parent.glob(f".{glob.escape(file.name)}.partial-*"):
         pid = left.name.rpartition("-")[2]
         if pid.isdigit() and not _is_alive(int(pid)):
             left.unlink(missing_ok=True)
-    partial = file.parent / f".{file.name}.partial-{os.getpid()}"
+    partial = file.parent / f".{file.name}.partial-{secrets.token_hex(4)}-{os.getpid()}"
     try:
         with named_errors(file):
             yield partial

@@ -20,7 +20,7 @@ import numpy as np
 
 from mlx_delta.engine.cuts import Cuts, Turns
 from mlx_delta.engine.snapshots import ID, Content, File, Snapshots
-from mlx_delta.model.cache import Cache, DeltaState, KeyValues, LayerState
+from mlx_delta.model.cache import Cache, DeltaState, KeyValues, LayerState, kv_bytes
 from mlx_delta.model.network import Network
 
 _ROWS = 1 << 62  # of an id in a key: it is computed by rows
@@ -157,7 +157,11 @@ class PrefixCache:
             return
         cuts = Cuts(ids, self._turns)
         key = self._key(keys, cuts)
-        while chain := self._snapshots.chain(key, lambda end: end < len(ids) and cuts.before(end) == end):
+
+        def goes_on(end: int) -> bool:
+            return end < len(ids) and cuts.before(end) == end and self._need(end) <= self.limit
+
+        while chain := self._snapshots.chain(key, goes_on):
             if chain[-1].end <= self.known(keys, cuts):
                 return
             with self._lock:
@@ -169,6 +173,12 @@ class PrefixCache:
                         self._add(key, file, content)
                     self._shrink(self.limit)
                 return
+
+    def _need(self, count: int) -> int:
+        """Bytes of what ``count`` ids leave: of more than the limit nothing would be left."""
+        config, dtype, kv_bits = self._network.cached, self._network.dtype, self._network.kv_bits
+        rows = config.layer_types.count("full_attention") * kv_bytes(config, dtype, kv_bits)
+        return Cache.bytes_of(config, dtype, 0) + count * rows
 
     def _add(self, key: bytes, file: File, content: Content) -> None:
         """What a file has, unless what comes before it was too much to keep."""

@@ -148,8 +148,11 @@ class Snapshots:
                 found.append(self._read(file, (file.end not in known, file is chain[-1])))
             except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
                 self._bad.add(file.path.name)
-                if not isinstance(error, FileNotFoundError):  # which is another process that made room
-                    _log.warning("a damaged snapshot is removed: %s", " ".join(str(error).split()))
+                reason = " ".join(str(error).split())
+                if isinstance(error, OSError) and file.path.exists():  # whole, maybe: too many files are open
+                    _log.warning("a snapshot is not read: %s", reason)
+                elif file.path.exists():  # else another process has made room
+                    _log.warning("a damaged snapshot is removed: %s", reason)
                     with suppress(OSError):
                         file.path.unlink()
                 return None
@@ -215,7 +218,9 @@ class Snapshots:
 
     def _run(self) -> None:
         if sys.platform == "linux":  # where it is the thread's own
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+            me = threading.get_native_id()
+            with suppress(OSError):  # to raise one of less, of a process that gives way itself, is not allowed
+                os.setpriority(os.PRIO_PROCESS, me, max(10, os.getpriority(os.PRIO_PROCESS, me)))
         while True:
             with self._lock:
                 if not self._jobs:
@@ -224,6 +229,8 @@ class Snapshots:
                 job = self._jobs.popleft()
             try:
                 self._write(job)
+            except FileNotFoundError:  # of a chain, or half written: who shares the folder from elsewhere removed it
+                continue
             except Exception as error:
                 _log.warning("no more snapshots are written: %s", " ".join(str(error).split()))
                 with self._lock:
@@ -238,8 +245,10 @@ class Snapshots:
         ids = hashlib.sha256(job.key).hexdigest()[:32]
         file = File(self.directory / f"{self._model[:16]}-{start}-{end}-{ids}.safetensors", start, end, ids)
         arrays = Content(_joined(job.stretches, start), job.states, job.hidden).arrays()
-        if (size := sum(a.nbytes for a in arrays.values())) > self.limit:
+        size = sum(a.nbytes for a in arrays.values())
+        if size + sum(each.path.stat().st_size for each in chain) > self.limit:
             return
+        _used(chain)  # before room is made: without them it would be of no use
         kept = [state.kept for state in job.states]
         digests = [self._digest(file, part, _of(part, arrays), kept) for part in _PARTS]
         _make_room(self.directory, self.limit - size)
@@ -259,7 +268,7 @@ class Snapshots:
 
 def checked_directory(directory: str | Path) -> Path:
     """A folder for snapshots, made if it is not there, for its owner alone. Raises: ArgumentError."""
-    path = expanded(directory, "prefix_cache_dir")
+    path = expanded(directory, "prefix_cache_dir").absolute()
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

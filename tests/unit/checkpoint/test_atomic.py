@@ -131,6 +131,14 @@ def test_a_file_that_comes_to_be_meanwhile(tmp_path: Path) -> None:
     assert names(tmp_path) == ["imatrix.gguf"]
 
 
+def test_threads_that_write_one_file_do_not_meet(tmp_path: Path) -> None:
+    with atomic_file(tmp_path / "a", force=True) as one, atomic_file(tmp_path / "a", force=True) as other:
+        one.write_text("one")
+        other.write_text("other")
+    assert (tmp_path / "a").read_text() == "one"
+    assert names(tmp_path) == ["a"]
+
+
 def test_files_that_killed_processes_left(tmp_path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()

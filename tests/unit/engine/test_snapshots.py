@@ -6,12 +6,14 @@ import errno
 import os
 import random
 import shutil
+import sys
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, cast
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 from mlx_delta import load_model
@@ -21,8 +23,9 @@ from mlx_delta.engine.engine import Engine
 from mlx_delta.engine.identity import model_identity
 from mlx_delta.engine.prefix import PrefixCache
 from mlx_delta.engine.sample import SamplingParams
-from mlx_delta.engine.snapshots import Snapshots
+from mlx_delta.engine.snapshots import Snapshots, checked_directory
 from mlx_delta.errors import ArgumentError
+from mlx_delta.model.cache import DeltaState, KeyValues
 from mlx_delta.model.network import Network
 from support import TINY
 from support.works import Work
@@ -129,6 +132,20 @@ def test_a_damaged_file_changes_no_answer(
     assert not caplog.text
 
 
+def test_a_file_that_cannot_be_opened_is_left(
+    network: Network, kept: Kept, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_many(file: Path) -> None:
+        raise OSError(errno.EMFILE, "Too many open files", str(file))
+
+    process, before = Process(kept.folder, network, 1), sorted(kept.folder.iterdir())
+    with monkeypatch.context() as patched:
+        patched.setattr("mlx_delta.engine.snapshots.read_header", too_many)
+        assert process.run(kept.asks) == (kept.expected, 0)
+    assert sorted(kept.folder.iterdir()) == before
+    assert {record.getMessage().partition(":")[0] for record in caplog.records} == {"a snapshot is not read"}
+
+
 def test_of_another_model_nothing_is_read(network: Network, kept: Kept, tmp_path: Path) -> None:
     """Nor where a file says that it is of this one."""
     other = replace(network, norm=network.norm * (1 + 1e-6 * (mx.arange(network.norm.size) == 5)))
@@ -162,10 +179,43 @@ def test_limit(network: Network, kept: Kept, tmp_path: Path) -> None:
     assert not list(little.iterdir())
 
 
+def test_room_is_not_made_of_what_a_snapshot_needs(tmp_path: Path) -> None:
+    """Nor is one written that does not fit beside what it needs."""
+    snapshots = Snapshots(tmp_path, 32 * "ab", None, least=1)
+
+    def keep(first: int, end: int) -> bytes:
+        arrays = [mx.zeros((1, 2, end, 64)), mx.zeros((1, 2, end, 64)), mx.zeros((1, 3, 8)), mx.zeros((1, 2, 4, 4))]
+        mx.eval(arrays)
+        key = np.arange(first, first + end).tobytes()
+        snapshots.keep(key, [(0, [KeyValues(*arrays[:2])])], [DeltaState(*arrays[2:])], None)
+        snapshots.close()
+        return key
+
+    for first, end in ((0, 5), (0, 10), (100, 5), (200, 5)):
+        keep(first, end)
+    snapshots.limit = sum(file.stat().st_size for file in tmp_path.iterdir())
+    assert [file.end for file in snapshots.chain(keep(0, 15))] == [5, 10, 15]
+    snapshots.limit //= 2
+    assert [file.end for file in snapshots.chain(keep(0, 20))] == [5, 10, 15]
+
+
+def test_no_more_is_read_than_memory_may_keep(network: Network, kept: Kept) -> None:
+    """Of more, the last would push out all before it, and the next prompt would read it again."""
+    process = Process(kept.folder, network)
+    *_, before, last = process.snapshots.chain(key_of(kept.asks, network), lambda end: end < len(kept.asks.ids))
+    process.engine.prefix.limit = process.engine.prefix._need(last.end - 1)
+    process.engine.prefix.fetch(kept.asks.ids, kept.asks.ids)
+    assert process.engine.known(kept.asks.ids, kept.asks.ids) == before.end
+    whole = Process(kept.folder, network)
+    whole.engine.prefix.fetch(kept.asks.ids, kept.asks.ids)
+    assert whole.engine.prefix.nbytes == whole.engine.prefix._need(last.end)
+
+
 def test_what_cannot_be_written(
     network: Network, kept: Kept, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full disk: one line; Ctrl-C at the end: what waits; a prompt with a picture; a folder that is gone."""
+    """A full disk: one line; Ctrl-C at the end: what waits; a prompt with a picture; a folder that is gone. But who
+    shares the folder may remove what is half written, and a process may have less priority than the writing."""
 
     def full(stream: IO[bytes], *_: object) -> None:
         stream.write(b"x" * 100)
@@ -177,6 +227,26 @@ def test_what_cannot_be_written(
     assert len(caplog.records) == 1
     assert "No space left on device" in caplog.text
     assert not list(tmp_path.iterdir())
+
+    other = tmp_path / "other"
+    save, asked = mx.save_safetensors, list[int]()
+
+    def removed(stream: IO[bytes], *_: object) -> None:
+        monkeypatch.setattr(mx, "save_safetensors", save)
+        Path(stream.name).unlink()
+
+    def refused(which: int, who: int, priority: int) -> None:
+        asked.append(priority)
+        raise PermissionError
+
+    monkeypatch.setattr(mx, "save_safetensors", removed)
+    monkeypatch.setattr(os, "getpriority", lambda *_: 15)
+    monkeypatch.setattr(os, "setpriority", refused)
+    assert Process(other, network).run(kept.asks) == (kept.expected, 0)
+    assert list(other.iterdir())
+    assert set(asked) == ({15} if sys.platform == "linux" else set())
+    assert len(caplog.records) == 1
+    shutil.rmtree(other)
 
     began, go_on = threading.Event(), threading.Event()
     process = Process(tmp_path, network)
@@ -206,7 +276,9 @@ def test_what_cannot_be_written(
     assert process.run(kept.asks)[0] == kept.expected
 
 
-def test_arguments(tmp_path: Path) -> None:
+def test_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert checked_directory("relative") == tmp_path / "relative"
     (tmp_path / "file").touch()
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
