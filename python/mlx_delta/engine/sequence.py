@@ -269,7 +269,7 @@ class TokenSequence:
         if self.speculation is not None:
             self.speculation.see(check.x[:, :used], self.cache.offset)
             self.speculation.checked(len(drafts), used - 1)
-        mx.async_eval(*self.arrays())
+        mx.async_eval(self._logits, *self.arrays())  # a slice, which a token known before did not need
 
     def _read_one(self) -> None:
         if self._unread is None:
@@ -308,7 +308,8 @@ class TokenSequence:
         return [*self.keys, *self.tokens][:offset] if self.cuts.before(offset) == offset else None
 
     def arrays(self) -> list[mx.array]:
-        """What the next step needs besides the cache; evaluated, any thread can go on with it."""
+        """What the next step needs besides states, keys and values; evaluated, any thread can go on with it."""
         drafting = [] if self.speculation is None else self.speculation.arrays()
-        checking = [] if self._check is None else [self._check.tokens, self._check.drafts]
+        check = self._check  # of others in its pass it has pending rows as lazy slices
+        checking = [] if check is None else [check.tokens, check.drafts, *self.cache.pending()]
         return [self._next, *checking, *self.sampler.arrays(), *drafting]

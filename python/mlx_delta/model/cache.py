@@ -201,6 +201,11 @@ class Cache:
             if isinstance(layer, DeltaState):
                 layer.drafting, layer.kept = False, kept
 
+    def pending(self) -> list[mx.array]:
+        """What layers have kept of tokens that may be taken back."""
+        states = (layer for layer in self.layers if isinstance(layer, DeltaState))
+        return [state.pending for state in states if state.pending is not None]
+
     def arrays(self) -> list[mx.array]:
         starts = [] if self.start is None else [self.start]
         return [a for layer in self.layers for a in layer.arrays()] + starts
