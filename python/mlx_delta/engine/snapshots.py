@@ -27,7 +27,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,21 +122,25 @@ class Snapshots:
     def chain(self, key: bytes, goes_on: Callable[[int], bool] = lambda end: True) -> list[File]:
         """The files, one after the other from the beginning, that get furthest with the ids of ``key``, to where
         ``goes_on`` is true."""
+        chains: dict[int, list[File]] = {0: []}
+        for file in self._beginnings(key):
+            if file.start in chains and file.path.name not in self._bad:
+                chains[file.end] = [*chains[file.start], file]
+        return chains[max((end for end in chains if end and goes_on(end)), default=0)]
+
+    def _beginnings(self, key: bytes) -> Iterator[File]:
+        """All files of the first ids of ``key``, in the order of their ends."""
         ends: dict[int, list[File]] = {}
         for path in _paths(self.directory):
             found = _NAME.fullmatch(path.name)
-            if found and found[1] == self._model[:16] and path.name not in self._bad:
+            if found and found[1] == self._model[:16] and int(found[2]) < int(found[3]):
                 file = File(path, int(found[2]), int(found[3]), found[4])
                 ends.setdefault(file.end, []).append(file)
-        chains: dict[int, list[File]] = {0: []}
         digest, at = hashlib.sha256(), 0
-        for end in sorted(end for end in ends if 0 < ID * end <= len(key)):
+        for end in sorted(end for end in ends if ID * end <= len(key)):
             digest.update(memoryview(key)[ID * at : ID * end])
             at, ids = end, digest.hexdigest()[:32]
-            for file in ends[end]:
-                if file.ids == ids and file.start < end and file.start in chains:
-                    chains[end] = [*chains[file.start], file]
-        return chains[max((end for end in chains if end and goes_on(end)), default=0)]
+            yield from (file for file in ends[end] if file.ids == ids)
 
     def read(self, chain: Sequence[File], known: Container[int] = ()) -> list[Content] | None:
         """What each file has: keys and values, but where its end is ``known``, and the states at the end of all. None:
@@ -193,12 +197,13 @@ class Snapshots:
                 self._thread.start()
 
     def forget(self, key: bytes, shared: int) -> None:
-        """Remove the files of ``key``, but for those up to ``shared`` ids, with which others begin too."""
+        """Remove the files of ``key``, but for those up to ``shared`` ids, with which others begin too. All of them:
+        two processes may have made chains of their own, and what comes after a file that is gone is still there."""
         with self._lock:
             ours = [job for job in self._jobs if key.startswith(job.key) and len(job.key) > ID * shared]
             self._jobs = deque(job for job in self._jobs if job not in ours)
         self._wait()
-        for file in self.chain(key):
+        for file in self._beginnings(key):
             if file.end > shared:
                 with suppress(OSError):
                     file.path.unlink()

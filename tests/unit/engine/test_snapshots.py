@@ -182,21 +182,33 @@ def test_limit(network: Network, kept: Kept, tmp_path: Path) -> None:
 def test_room_is_not_made_of_what_a_snapshot_needs(tmp_path: Path) -> None:
     """Nor is one written that does not fit beside what it needs."""
     snapshots = Snapshots(tmp_path, 32 * "ab", None, least=1)
-
-    def keep(first: int, end: int) -> bytes:
-        arrays = [mx.zeros((1, 2, end, 64)), mx.zeros((1, 2, end, 64)), mx.zeros((1, 3, 8)), mx.zeros((1, 2, 4, 4))]
-        mx.eval(arrays)
-        key = np.arange(first, first + end).tobytes()
-        snapshots.keep(key, [(0, [KeyValues(*arrays[:2])])], [DeltaState(*arrays[2:])], None)
-        snapshots.close()
-        return key
-
     for first, end in ((0, 5), (0, 10), (100, 5), (200, 5)):
-        keep(first, end)
+        keep(snapshots, first, end)
     snapshots.limit = sum(file.stat().st_size for file in tmp_path.iterdir())
-    assert [file.end for file in snapshots.chain(keep(0, 15))] == [5, 10, 15]
+    assert [file.end for file in snapshots.chain(keep(snapshots, 0, 15))] == [5, 10, 15]
     snapshots.limit //= 2
-    assert [file.end for file in snapshots.chain(keep(0, 20))] == [5, 10, 15]
+    assert [file.end for file in snapshots.chain(keep(snapshots, 0, 20))] == [5, 10, 15]
+
+
+def test_nothing_of_what_is_forgotten_is_left(tmp_path: Path) -> None:
+    """Nor what nobody could go on from."""
+    snapshots = Snapshots(tmp_path, 32 * "ab", None, least=1)
+    for end in (5, 10, 15):
+        key = keep(snapshots, 0, end)
+    begin, middle, _ = snapshots.chain(key)
+    middle.path.unlink()
+    snapshots.forget(key, 5)
+    assert list(tmp_path.iterdir()) == [begin.path]
+
+
+def keep(snapshots: Snapshots, first: int, end: int) -> bytes:
+    """Zeros of so many ids from ``first`` on; their key."""
+    arrays = [mx.zeros((1, 2, end, 64)), mx.zeros((1, 2, end, 64)), mx.zeros((1, 3, 8)), mx.zeros((1, 2, 4, 4))]
+    mx.eval(arrays)
+    key = np.arange(first, first + end).tobytes()
+    snapshots.keep(key, [(0, [KeyValues(*arrays[:2])])], [DeltaState(*arrays[2:])], None)
+    snapshots.close()
+    return key
 
 
 def test_no_more_is_read_than_memory_may_keep(network: Network, kept: Kept) -> None:
