@@ -198,14 +198,18 @@ std::tuple<mx::array, std::vector<mx::array>, std::vector<mx::array>> delta_mixe
   if (counts) check_length("counts", counts->size());
   if (pending) check_length("pending", pending->size());
   if (keep) check_length("keep", keep->size());
+  int64_t rows = counts ? 0 : int64_t(conv.size());  // wider than counts, whose sum may be anything
+  for (const int count : counts.value_or(std::vector<int>{})) {
+    check_positive(kOp, "counts", count);
+    rows += count;
+  }
+  if (rows != R) fail(kOp, "counts", "tokens of all " + std::to_string(R) + " rows", std::to_string(rows));
   int first = 0;
   for (size_t i = 0; i < conv.size(); ++i) {
     const int count = counts ? (*counts)[i] : 1;
-    check_positive(kOp, "counts", count);
     mixer.add(first, 1, count, conv[i], delta[i], pending ? (*pending)[i] : std::nullopt, keep ? (*keep)[i] : true);
     first += count;
   }
-  if (first != R) fail(kOp, "counts", "tokens of all " + std::to_string(R) + " rows", std::to_string(first));
   const auto out = mixer.results(-1, eps);
   const auto deltas = out.begin() + 1 + long(conv.size());
   return {out[0], {out.begin() + 1, deltas}, {deltas, out.end()}};

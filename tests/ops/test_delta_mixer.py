@@ -136,6 +136,8 @@ def test_lists_of_sequences_are_checked() -> None:
     for change, error in (
         ({"counts": [1] * 8}, r"delta_mixer: counts: expected tokens of all 21 rows, found 8"),
         ({"counts": [21, *[0] * 7]}, "delta_mixer: counts: expected a positive number"),
+        # In 32 bits these are 21.
+        ({"counts": [2**31 - 1, 2**31 - 1, 18, *[1] * 5]}, "delta_mixer: counts: expected tokens of all 21 rows"),
         (
             {"delta_states": made["delta_states"][:7]},
             "delta_mixer: delta_states: expected one for each of 8 .* found 7",
