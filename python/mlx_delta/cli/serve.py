@@ -6,7 +6,7 @@ import ipaddress
 import socket
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -22,9 +22,6 @@ from mlx_delta.cli.options import (
     option_flags,
 )
 from mlx_delta.cli.ranks import joined, led, together
-
-if TYPE_CHECKING:
-    from mlx_delta.language_model import LanguageModel
 
 
 @option_flags("speculate")
@@ -112,6 +109,7 @@ def serve(
     server_package()
     from mlx_delta.chat.settings import GenerationSettings
     from mlx_delta.hub.path import is_named, model_path
+    from mlx_delta.loading import load_model
     from mlx_delta.server.access import Access, read_keys
     from mlx_delta.server.app import create_app
     from mlx_delta.server.limits import Limits
@@ -129,9 +127,8 @@ def serve(
     keys = [*(api_key or ()), *(read_keys(api_key_file) if api_key_file else ())]
     ranks = joined(by_layers)
     load = partial(
-        _loaded,
-        model,
-        dtype,
+        load_model,
+        dtype=dtype,
         prefix_cache_bytes=prefix_cache_bytes,
         memory_bytes=memory_bytes,
         prefix_cache_dir=prefix_cache_dir,
@@ -141,7 +138,7 @@ def serve(
         ranks=ranks,
     )
     if ranks is not None and ranks.rank:
-        with together(ranks), led(load(), ranks):
+        with together(ranks), led(load(model), ranks):
             return
     with together(ranks), bind(host, port) as listener:
         access = Access(keys, [host, *(allow_host or ())], cors_origin or ())
@@ -150,18 +147,11 @@ def serve(
         directory = model_path(model)
         name = model.partition("@")[0] if is_named(model) else directory.resolve().name
         with stderr().status(f"loading {model}"):
-            loaded = load()
+            loaded = load(directory)
         with led(loaded, ranks):
             app = create_app(loaded, name=name, limits=limits, access=access, log_prompts=log_prompts, **options)
             log_to_stderr()
             run(app, listener, f"serving {name} at ")
-
-
-def _loaded(model: str, dtype: str | None, **settings: Any) -> LanguageModel:
-    from mlx_delta.hub.path import model_path
-    from mlx_delta.loading import load_model
-
-    return load_model(model_path(model), dtype, **settings)
 
 
 def _loopback(listener: socket.socket) -> bool:
