@@ -156,7 +156,7 @@ def prefill(
     def run(network: Network, bandwidth: ReadBandwidth) -> Iterator[tuple[Prefill, dict[str, str], Point]]:
         from mlx_delta.bench.roofline import Point
         from mlx_delta.bench.whole_model import bench_prefill
-        from mlx_delta.engine.prefill import CHUNK
+        from mlx_delta.engine.cuts import CHUNK
 
         row = bench_prefill(network, context=context, tokens=tokens, rounds=repeats, bandwidth=bandwidth)
         nbytes = network.bytes_per_token * -(-tokens // CHUNK)

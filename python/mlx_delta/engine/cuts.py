@@ -18,6 +18,7 @@ import numpy as np
 from mlx_delta._core import DECODE_TOKENS
 
 ALIGNED = 64  # tokens: chunks of gated_delta and stretches of attention begin at multiples of it
+CHUNK = 512  # tokens of a pass: enough rows to be bound by arithmetic, few enough that activations stay small
 FAR = 2048  # tokens, a multiple of ALIGNED: as many bytes of keys and values as states have, about
 
 
@@ -77,11 +78,14 @@ class Cuts:
 
         Those are: where the first turn ends, which is the system message with the tools; where the last two begin, so
         that an edited question costs no more than itself, nor an answer without the thoughts that it was given with;
-        and every ``FAR`` tokens of a turn.
+        and every ``FAR`` tokens of a turn. Of a prompt without turns, the last multiple of ``CHUNK``, where a pass ends
+        anyway: what comes after it may be another question about the same text.
         """
         turn = self._turn(position)
         far = self._starts[turn] + ((position - self._starts[turn]) // FAR + 1) * FAR
         ends = [*self._starts[1:2], *self._starts[1:][-2:], far if far < self._ends[turn] else self._ends[-1]]
+        if len(self._starts) == 1 and not self.opened:
+            ends.append((self._ends[-1] - 1) // CHUNK * CHUNK)
         return min((each for each in ends if each > position), default=self._ends[-1])
 
     def pieces(self, start: int, end: int, most: int) -> list[Piece]:

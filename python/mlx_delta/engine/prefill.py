@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from mlx_delta.engine.cuts import NO_TURNS, Cuts
+from mlx_delta.engine.cuts import CHUNK, NO_TURNS, Cuts
 from mlx_delta.errors import ArgumentError
 from mlx_delta.model.cache import Cache
 from mlx_delta.model.network import Network
-
-CHUNK = 512  # tokens: enough rows to be bound by arithmetic, few enough that activations stay small
 
 
 def prefill(network: Network, tokens: mx.array, cache: Cache, *, chunk: int = CHUNK) -> mx.array:

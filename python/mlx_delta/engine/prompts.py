@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from mlx_delta.engine.blocks import ErrorsOf, Restored
-from mlx_delta.engine.cuts import ALIGNED, Cuts, Turns
+from mlx_delta.engine.cuts import ALIGNED, CHUNK, Cuts, Turns
 from mlx_delta.engine.pace import Pace
-from mlx_delta.engine.prefill import CHUNK
 from mlx_delta.engine.prefix import PrefixCache
 from mlx_delta.engine.sequence import Passed, TokenSequence
 from mlx_delta.model.network import Network

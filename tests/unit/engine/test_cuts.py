@@ -11,7 +11,7 @@ import pytest
 
 from mlx_delta import load_model
 from mlx_delta._core import DECODE_TOKENS
-from mlx_delta.engine.cuts import ALIGNED, Cuts, Turns
+from mlx_delta.engine.cuts import ALIGNED, CHUNK, Cuts, Turns
 from mlx_delta.engine.engine import Engine
 from mlx_delta.engine.sample import Sampler, SamplingParams
 from mlx_delta.engine.sequence import TokenSequence
@@ -124,3 +124,15 @@ def test_an_answer_that_was_generated_is_the_one_that_is_given(model: LanguageMo
     unopened = TokenSequence(ids[:91], model.make_cache(), sequence.sampler, Collect(), most=5)
     list(Engine(model.network, turns).run(unopened))
     assert unopened.covered is None  # a prompt that has these tokens goes on with the user's turn, by tiles
+
+
+def test_another_question_about_a_text_without_turns_goes_on_from_the_last_whole_pass(model: LanguageModel) -> None:
+    rng = random.Random(4)
+    text = [rng.randrange(300) for _ in range(CHUNK + 90)]
+    engine = Engine(model.network, model.engine.turns, prefix_bytes=1 << 30)
+    for question, known in (([1, 2], 0), ([3], CHUNK)):
+        ids = [*text[: CHUNK + 90 - len(question)], *question]
+        assert engine.known(ids, ids) == known
+        sequence = TokenSequence(ids, None, Sampler(SamplingParams(), 400), Collect(), most=1)
+        list(engine.run(sequence))
+        assert mx.array_equal(sequence._logits, computed(model, ids, model.make_cache())).item()

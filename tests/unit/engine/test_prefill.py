@@ -9,7 +9,8 @@ import pytest
 
 from mlx_delta import load_model
 from mlx_delta.engine.cuts import ALIGNED
-from mlx_delta.engine.prefill import CHUNK, prefill
+from mlx_delta.engine.cuts import CHUNK
+from mlx_delta.engine.prefill import prefill
 from mlx_delta.errors import ArgumentError
 from mlx_delta.language_model import LanguageModel
 from mlx_delta.model.cache import Cache
