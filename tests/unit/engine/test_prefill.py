@@ -8,8 +8,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_delta import load_model
-from mlx_delta.engine.cuts import ALIGNED
-from mlx_delta.engine.cuts import CHUNK
+from mlx_delta.engine.cuts import ALIGNED, CHUNK
 from mlx_delta.engine.prefill import prefill
 from mlx_delta.errors import ArgumentError
 from mlx_delta.language_model import LanguageModel
