@@ -6,6 +6,7 @@ MLX evaluates an array in the thread alone that made it, as long as it is lazy.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, is_dataclass
@@ -172,6 +173,21 @@ def test_a_model_serves_threads_at_once(models: tuple[LanguageModel, LanguageMod
         return model.chat(asked[n], max_new_tokens=20, **PENALTIES).text + model.generate(f"{n}", temperature=0).text()
 
     assert at_once(4, ask) == [ask(n) for n in range(4)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads of the system are counted in Linux's /proc")
+def test_threads_that_have_ended_leave_none_behind(models: tuple[LanguageModel, LanguageModel]) -> None:
+    """MLX keeps one for each that evaluated on a stream of its own (findings/mlx_threads_that_stay.sh)."""
+
+    def after(threads: int) -> int:
+        for _ in range(threads):
+            elsewhere(lambda: models[0].chat(ASK, max_new_tokens=2))
+            stream = elsewhere(lambda: models[0].chat_stream(ASK, max_new_tokens=9))
+            elsewhere(lambda stream=stream: next(stream))
+            elsewhere(stream.close)
+        return min(len(list(Path("/proc/self/task").iterdir())) for _ in range(20) if time.sleep(0.01) is None)
+
+    assert after(1) == after(6)
 
 
 def test_a_session_in_several_threads_at_once(models: tuple[LanguageModel, LanguageModel]) -> None:

@@ -15,12 +15,13 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import mlx.core as mx
 
 from mlx_delta.distributed.ranks import Ranks
-from mlx_delta.engine.blocks import later_interrupt
+from mlx_delta.engine.blocks import OneStream, later_interrupt
 from mlx_delta.engine.cuts import NO_TURNS, Cuts, Turns
 from mlx_delta.engine.depth import CHEAP_ROW, DEAR_ROW, Depths
 from mlx_delta.engine.lead import Lead
@@ -71,6 +72,7 @@ class Engine:
         cost = CHEAP_ROW if mx.default_device() == mx.gpu else DEAR_ROW
         self._depths = Depths(cost, network.bytes_per_draft / network.bytes_per_token)
         self._steps = Steps(network, self._prompts, self._depths)
+        self._stream = OneStream()
         self._lock = threading.RLock()  # guards what follows
         self._change = threading.Condition(self._lock)  # notified after every step, if anybody waits for it
         self._waiters = 0
@@ -242,14 +244,11 @@ class Engine:
 
     def _drive(self, alone: bool) -> None:
         """A step, in the thread that is the driver. alone: for one sequence, of this thread."""
-        if alone:
+        with self._stream(), nullcontext() if alone else later_interrupt():
             self._steps.take(self._going)
-        else:
-            with later_interrupt():
-                self._steps.take(self._going)
-        for each in self._going:
-            if each.ended:
-                self._prompts.leave(each)
+            for each in self._going:
+                if each.ended:
+                    self._prompts.leave(each)
 
     def _leave(self) -> None:
         """Whoever waits may be the driver."""
