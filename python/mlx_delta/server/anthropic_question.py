@@ -39,8 +39,7 @@ def _options(body: CountRequest) -> Json:
     if thinking and body.thinking is not None and body.thinking.budget_tokens is not None:
         options["thinking_budget"] = body.thinking.budget_tokens
     tools = [_tool(tool) for tool in body.tools or () if tool.type in (None, "custom")]
-    if tools:
-        options |= {"tools": tools, "tool_choice": _choice(body)}
+    options |= {"tools": tools, "tool_choice": _choice(body)}
     if body.output_config is not None and body.output_config.format is not None:
         options["response_format"] = body.output_config.format
     if isinstance(body, MessagesRequest):

@@ -35,8 +35,7 @@ def question(body: ChatRequest) -> Question:
     thinking = body.enable_thinking if thinking is None else thinking
     if thinking is not None:
         options["enable_thinking"] = thinking
-    if body.tools:
-        options |= offered([tool(each) for each in body.tools], body.tool_choice)
+    options |= offered([tool(each) for each in body.tools or ()], body.tool_choice)
     return Question([message(each, f"messages[{i}]") for i, each in enumerate(body.messages)], options)
 
 
@@ -68,7 +67,7 @@ def offered(tools: Sequence[Json], choice: str | Json | None) -> Json:
         names = {each.get("name") for each in found if isinstance(each, dict)}
         tools = [each for each in tools if each["function"]["name"] in names]
         choice = allowed.get("mode")
-    return {"tools": tools, "tool_choice": choice} if tools else {}
+    return {"tools": tools, "tool_choice": choice}
 
 
 def usage_of(usages: Sequence[Usage]) -> Json:

@@ -39,9 +39,7 @@ def _options(body: ResponsesRequest) -> Json:
     if form is not None:  # the schema stands beside the type
         options["response_format"] = {**form, "json_schema": {"schema": form["schema"]}} if "schema" in form else form
     tools = [_tool(tool, f"tools[{i}]") for i, tool in enumerate(body.tools or ()) if tool.get("type") == "function"]
-    if tools:
-        options |= offered(tools, body.tool_choice)
-    return options
+    return options | offered(tools, body.tool_choice)
 
 
 def _tool(tool: Json, where: str) -> Json:

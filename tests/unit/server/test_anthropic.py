@@ -145,7 +145,7 @@ def test_blocks_become_messages() -> None:
         ],
     }
     found = question(CountRequest.model_validate(body))
-    assert found.options == {"enable_thinking": False}
+    assert found.options == {"enable_thinking": False, "tools": [], "tool_choice": None}
     assert found.messages == [
         {"role": "system", "content": "a\n\nb"},
         {"role": "user", "content": [{"type": "text", "text": "q"}]},
@@ -170,6 +170,7 @@ def test_blocks_become_messages() -> None:
         (said([{"type": "file"}]), "messages[0].content[0].type: "),
         (said([{"type": "text"}]), "messages[0].content[0].text: "),
         ({"tools": TOOLS, "tool_choice": {"type": "some"}}, "tool_choice.type: "),
+        ({"tool_choice": {"type": "any"}}, "tool_choice: expected tools to choose from"),
         (said("1 2 3 4 " * 3000), "prompt is too long: 24011 tokens > 8192 maximum"),
     ],
 )

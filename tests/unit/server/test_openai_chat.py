@@ -178,6 +178,7 @@ def test_choices_stops_and_lengths(client: TestClient, model: LanguageModel) -> 
         ({"seed": 10**40}, "seed"),
         ({"tools": [{"type": "function"}]}, "tools[0].function"),
         ({"tools": [WEATHER], "tool_choice": "unknown"}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
         ({"response_format": {"type": "yaml"}}, "response_format"),
         ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "wrong"}}}}, "response_format"),
         ({"top_logprobs": 21}, "top_logprobs"),
