@@ -24,6 +24,7 @@ from mlx_delta.chat.stream import ChatStream
 from mlx_delta.chat.told import sequence_of
 from mlx_delta.config import ModelConfig
 from mlx_delta.distributed.ranks import Ranks
+from mlx_delta.engine.blocks import later_interrupt
 from mlx_delta.engine.cuts import Turns
 from mlx_delta.engine.engine import Engine
 from mlx_delta.engine.identity import model_identity
@@ -89,14 +90,16 @@ class LanguageModel(ChatMethods):
             yield False
             return
         with ThreadPoolExecutor(1, "ranks") as pool:
-            steps = pool.submit(lead.run)
-            if failed is not None:
-                steps.add_done_callback(lambda done: failed(error) if (error := done.exception()) else None)
             try:
+                with later_interrupt():  # a thread that the pool has not yet noted would go on for ever
+                    steps = pool.submit(lead.run)
+                if failed is not None:
+                    steps.add_done_callback(lambda done: failed(error) if (error := done.exception()) else None)
                 yield True
             finally:
-                lead.end()
-            steps.result()
+                with later_interrupt():
+                    lead.end()
+        steps.result()
 
     def make_cache(self) -> Cache:
         """An empty cache, for ``forward``."""

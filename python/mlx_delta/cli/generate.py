@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mlx_delta.cli.console import warn
 from mlx_delta.cli.errors import UsageError
 from mlx_delta.cli.options import (
     ByLayers,
@@ -77,7 +78,6 @@ def generate(
     mlx.launch -n 2 -- mlx-delta generate -m qwen3.5-9b-3bit -p "Why is the sky blue?"
     """
     from mlx_delta.chat.settings import GenerationSettings
-    from mlx_delta.cli.console import warn
     from mlx_delta.cli.ranks import joined, together
     from mlx_delta.loading import load_model
 
@@ -110,19 +110,14 @@ def generate(
             text if raw else _chat_prompt(loaded, system, with_pictures(text, parts), think), **options
         )
         interrupted, shown = _stream(generation, bars, quiet=as_json or not leads)
+        if interrupted:  # others may be anywhere: they hear of an end, and not that this one is done
+            if leads:
+                _report(loaded, generation, shown, as_json, interrupted)
+            raise typer.Exit(130)
         if ranks is not None:  # and no one leaves while another waits for it
             ranks.check_same({"the answer": repr(generation.token_ids)})
-    if leads and as_json:
-        # mlx.launch, which passes it on, loses characters of several bytes: findings/mlx_launch_lost_characters.sh
-        found = {**_summary(generation, shown, interrupted), **_shares(loaded)}
-        typer.echo(json.dumps(found, ensure_ascii=ranks is not None))
-    elif leads:
-        typer.echo("")
-        typer.echo(_figures(generation), err=True)
-    for warning in generation.warnings if leads else ():
-        warn(warning)
-    if interrupted:
-        raise typer.Exit(130)
+    if leads:
+        _report(loaded, generation, shown, as_json)
 
 
 def _check_raw(text: str, system: str | None, think: bool | None, image: list[Path] | None) -> None:
@@ -161,6 +156,19 @@ def _stream(generation: Generation, bars: Bars | None, quiet: bool) -> tuple[boo
         if bars is not None:
             bars.close()
     return False, "".join(pieces)
+
+
+def _report(model: LanguageModel, generation: Generation, text: str, as_json: bool, interrupted: bool = False) -> None:
+    """What follows the text."""
+    if as_json:
+        shares = _shares(model)
+        # mlx.launch, which passes it on, loses characters of several bytes: findings/mlx_launch_lost_characters.sh
+        typer.echo(json.dumps({**_summary(generation, text, interrupted), **shares}, ensure_ascii=bool(shares)))
+    else:
+        typer.echo("")
+        typer.echo(_figures(generation), err=True)
+    for warning in generation.warnings:
+        warn(warning)
 
 
 def _summary(generation: Generation, text: str, interrupted: bool) -> dict[str, object]:

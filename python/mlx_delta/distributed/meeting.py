@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -167,8 +167,8 @@ def started_within() -> float:
     return seconds
 
 
-def begin(within: float) -> Meeting | None:
+def begin(within: Callable[[], float]) -> Meeting | None:
     """That of this process, once; None where no launcher has started it that says where ranks meet."""
     if launched() and not _begun and (place := Place.of(os.environ)):
-        _begun.append(Meeting(place, within))
+        _begun.append(Meeting(place, within()))
     return _begun[0] if _begun else None

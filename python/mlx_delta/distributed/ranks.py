@@ -52,7 +52,7 @@ class Ranks:
         """
         if not launched():
             return None
-        meeting = begin(_WITHIN)
+        meeting = begin(lambda: _WITHIN)
         if meeting is not None:
             meeting.connecting()
         try:

@@ -132,7 +132,8 @@ class Engine:
                 if self.lead is None:
                     self._waiting.append(sequence)
                 elif not sequence.number:
-                    self.lead.submit(sequence)
+                    with later_interrupt():  # what has a number is waited for until the ranks have ended it
+                        self.lead.submit(sequence)
 
     def accept(self, sequence: TokenSequence) -> None:
         """``submit`` where several ranks do it."""
@@ -198,7 +199,8 @@ class Engine:
         with self._lock:
             if sequence.ended:
                 return
-            lead.cancel(sequence)
+            with later_interrupt():
+                lead.cancel(sequence)
             while self._driver != threading.get_ident() and not sequence.ended and not lead.over:
                 self._wait_for_change()
 

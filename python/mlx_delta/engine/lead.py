@@ -14,12 +14,14 @@ the ranks meet every ``_IDLE`` seconds, and sleep in between.
 from __future__ import annotations
 
 import io
+import itertools
 import json
-import threading
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -31,6 +33,7 @@ from mlx_delta.engine.sequence import TokenSequence, Told
 from mlx_delta.errors import MlxDeltaError, RankError
 
 _IDLE = 0.03  # seconds
+_ENDED = "ranks: expected them to go on, found that they have ended"
 
 
 @dataclass(frozen=True)
@@ -68,17 +71,18 @@ class Lead:
     """make: a sequence, of what rank 0 has told of it.
 
     ``run`` takes all steps, in one thread of each rank; it returns on all of them after rank 0's ``end``.
+    What other threads call takes no lock, which Ctrl-C could leave taken.
     """
 
     def __init__(self, engine: Led, ranks: Ranks, make: Callable[[Told], TokenSequence]) -> None:
         self._engine = engine
         self._ranks = ranks
         self._make = make
-        self._change = threading.Condition()  # guards what follows
-        self._commands: list[_Command] = []  # that the others have not been told
-        self._count = 0  # of sequences that were submitted
+        self._commands: SimpleQueue[_Command] = SimpleQueue()
+        self._numbers = itertools.count(1)  # of sequences that are submitted
         self._over = False
         # Of the thread that takes the steps:
+        self._asked: list[_Command] = []  # that the others have not been told
         self._sequences: dict[int, TokenSequence] = {}  # under way, by their numbers
         self._telling: list[_Command] = []  # of the border that is set off
         self._packed = b""
@@ -88,22 +92,16 @@ class Lead:
         """Raises: RankError when the ranks have parted."""
         facts, arrays = sequence.told()
         json.dumps(facts)  # raises here, and not between the ranks
-        with self._change:
-            if self._over:
-                raise RankError("ranks: expected them to go on, found that they have ended")
-            self._count += 1
-            sequence.number = self._count
-            self._tell({"do": "submit", "number": self._count, **facts}, arrays, sequence)
+        sequence.number = next(self._numbers)
+        self._tell({"do": "submit", "number": sequence.number, **facts}, arrays, sequence)
+        if self._over:  # perhaps before that, and nobody hears of it
+            raise RankError(_ENDED)
 
     def cancel(self, sequence: TokenSequence) -> None:
-        with self._change:
-            if not self._over:
-                self._tell({"do": "cancel", "number": sequence.number})
+        self._tell({"do": "cancel", "number": sequence.number})
 
     def forget(self, keys: Sequence[int]) -> None:
-        with self._change:
-            if not self._over:
-                self._tell({"do": "forget", "keys": list(keys)})
+        self._tell({"do": "forget", "keys": list(keys)})
 
     @property
     def over(self) -> bool:
@@ -111,8 +109,7 @@ class Lead:
         return self._over
 
     def end(self) -> None:
-        with self._change:
-            self._tell({"do": "end"})
+        self._tell({"do": "end"})
 
     def run(self) -> None:
         """Raises: RankError where ranks are not at the same place; RuntimeError of MLX's where one is gone; what went
@@ -129,23 +126,29 @@ class Lead:
                     if sequence.error is not None and not isinstance(sequence.error, MlxDeltaError):
                         raise sequence.error
         finally:
-            with self._change:
-                self._over = True
-            self._engine.end_all(RankError("ranks: expected them to go on, found that they have ended"))
+            self._over = True
+            self._take_asked()
+            for command in (*self._telling, *self._asked):  # perhaps behind the end
+                if command.sequence is not None:
+                    self._engine.accept(command.sequence)
+            self._engine.end_all(RankError(_ENDED))
 
     def _tell(
         self, facts: dict[str, Any], arrays: dict[str, mx.array] | None = None, sequence: TokenSequence | None = None
     ) -> None:
-        self._commands.append(_Command(facts, arrays or {}, sequence))
-        self._change.notify_all()
+        self._commands.put(_Command(facts, arrays or {}, sequence))
+
+    def _take_asked(self) -> None:
+        with suppress(Empty):
+            while True:
+                self._asked.append(self._commands.get_nowait())
 
     def _sleep(self) -> None:
         if self._ranks.rank:
             time.sleep(_IDLE)
             return
-        with self._change:
-            if not self._commands:
-                self._change.wait(_IDLE)
+        with suppress(Empty):
+            self._asked.append(self._commands.get(timeout=_IDLE))
 
     def _meet(self) -> bool:
         """Do what rank 0 says for this border; whether to go on."""
@@ -157,7 +160,6 @@ class Lead:
                 f"{np.flatnonzero(found[:, 1] != found[0, 1]).tolist()}"
             )
         commands = self._heard(int(found[0, 0]))
-        self._telling, self._packed = [], b""
         self._sequences = {number: each for number, each in self._sequences.items() if not each.ended}
         for command in commands:
             if command.facts["do"] == "end":
@@ -168,8 +170,8 @@ class Lead:
 
     def _set_off(self) -> Callable[[], np.ndarray]:
         if not self._ranks.rank:
-            with self._change:
-                self._telling, self._commands = self._commands, []
+            self._take_asked()
+            self._telling, self._asked = self._asked, []
             self._packed = _pack(self._telling) if self._telling else b""
         places = [(number, each.ended, len(each.tokens)) for number, each in self._sequences.items()]
         place = zlib.crc32(repr(places).encode()) >> 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -11,11 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mlx_delta.engine.lead import Lead
 from mlx_delta.errors import ArgumentError, MlxDeltaError, RankError
 from mlx_delta.language_model import LanguageModel
 from mlx_delta.loading import load_model
 from support import TINY
-from support.ranks import Threads, on_ranks
+from support.ranks import Shared, Threads, on_ranks
 
 
 def led(
@@ -165,3 +167,63 @@ def test_ranks_that_are_not_at_the_same_place_end() -> None:
 
     for error in on_ranks(2, run):
         assert "ranks: expected" in error
+
+
+def test_ctrl_c_at_a_bad_moment_ends_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heard in the middle of it, a thread would be known to itself alone and go on with the others for ever, or a
+    sequence would have its number and not be told."""
+    moments = ["start", "submit", "cancel", "end"]
+    shared = Shared(2)
+
+    def loaded(rank: int) -> tuple[Threads, LanguageModel]:
+        ranks = Threads(rank, 2, shared, False)
+        return ranks, load_model(TINY, "float32", ranks=ranks)
+
+    def follow() -> None:
+        ranks, model = loaded(1)
+        for _ in moments:
+            with model.led(ranks):
+                assert model.engine.idle
+
+    other = threading.Thread(target=follow)
+    other.start()
+    ranks, model = loaded(0)
+    starts, tells = threading.Thread.start, Lead._tell
+
+    def start(self: threading.Thread) -> None:
+        starts(self)
+        if moment == "start" and self.name.startswith("ranks"):
+            signal.raise_signal(signal.SIGINT)
+
+    def tell(self: Lead, facts: dict[str, Any], *rest: Any) -> None:
+        if facts["do"] == moment:
+            signal.raise_signal(signal.SIGINT)
+        tells(self, facts, *rest)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    monkeypatch.setattr(Lead, "_tell", tell)
+
+    def lead() -> None:
+        with model.led(ranks):
+            generation = model.generate("import", max_new_tokens=1000)
+            next(generation)
+            generation.close()
+
+    for moment in moments:  # noqa: B007 - start and tell read it
+        with pytest.raises(KeyboardInterrupt):
+            lead()
+    other.join(timeout=60)
+    assert not other.is_alive()
+
+
+def test_what_is_asked_too_late_ends() -> None:
+    """The ranks have parted, and nobody hears of it any more."""
+
+    def use(model: LanguageModel) -> None:
+        lead = model.engine.lead
+        assert lead is not None
+        lead.end()
+        with pytest.raises(RankError, match="ranks: expected them to go on, found that they have ended"):
+            model.generate("import", max_new_tokens=1000).text()
+
+    led(use)
