@@ -11,6 +11,23 @@ struct MixerSizes {
   enum { simdgroups = DV / R, threads = 32 * simdgroups, channels = 2 * DK + DV };  // channels: q, k and v of a head
 };
 
+// Where the states of a sequence are, and its pending tokens. delta_state and new_delta_state may be one buffer,
+// conv_state and new_conv_state not.
+template <typename T>
+struct MixerStates {
+  device const T* conv_state;
+  device const float* delta_state;
+  device const T* pending_tokens;
+  device T* new_conv_state;
+  device float* new_delta_state;
+
+  device const T* conv() const thread { return conv_state; }
+  device const float* delta() const thread { return delta_state; }
+  device const T* pending() const thread { return pending_tokens; }
+  device T* new_conv() const thread { return new_conv_state; }
+  device float* new_delta() const thread { return new_delta_state; }
+};
+
 // A threadgroup a value head, R rows of its state a simdgroup, in registers over all T tokens. Per token: every thread
 // convolves a channel or less into threadgroup memory; the simdgroups take their rows through the recurrence; the sums
 // of squares meet in threadgroup memory; each simdgroup normalises and stores its R values of y.
@@ -23,17 +40,17 @@ struct MixerSizes {
 // of 32 bits are what it takes not to spill any.
 // Two barriers a token.
 //
-// A sequence's `tokens` are those from `first` on, after `before` pending ones, from first_pending on; its conv and
-// delta state begin of_conv and of_states after the pointers. The states returned have seen `kept` of all tokens. state
-// and new_state may be one, conv_state and new_conv_state not. qkv and squares: threadgroup memory for `channels`
-// values, aligned to four, and `simdgroups`.
-template <typename T, int DK, int DV, int R, bool MASK, bool ONE>
+// States: MixerStates, or what has the same functions. A sequence's `tokens` are those from `first` on, after `before`
+// pending ones, from first_pending on; its conv and delta state begin of_conv and of_states after the pointers. The
+// states returned have seen `kept` of all tokens. qkv and squares: threadgroup memory for `channels` values, aligned to
+// four, and `simdgroups`.
+template <typename T, int DK, int DV, int R, bool MASK, bool ONE, typename States>
 inline void mix_head(
     device const T* projection, device const float* conv_weight, device const float* A_log,
-    device const float* dt_bias, device const float* norm, device const T* conv_state, device const float* state,
-    device const bool* mask, device const T* pending, device T* y, device T* new_conv_state, device float* new_state,
-    int first, int first_pending, uint of_conv, uint of_states, int tokens, int before, int kept, int Hk, int Hv,
-    float eps, int head, uint thread_, uint simdgroup, uint lane, threadgroup float* qkv, threadgroup float* squares) {
+    device const float* dt_bias, device const float* norm, const thread States& states, device const bool* mask,
+    device T* y, int first, int first_pending, uint of_conv, uint of_states, int tokens, int before, int kept, int Hk,
+    int Hv, float eps, int head, uint thread_, uint simdgroup, uint lane, threadgroup float* qkv,
+    threadgroup float* squares) {
   typedef MixerSizes<DK, DV, R> Sizes;
   const int simdgroups = int(Sizes::simdgroups);
   const int threads = int(Sizes::threads);
@@ -62,7 +79,7 @@ inline void mix_head(
       load4(conv_weight + channel[i] * 4, w[i]);
       UNROLL
       for (int j = 0; j < 3; j++) {
-        window[i][j] = float(conv_state[of_conv + uint(j * C + channel[i])]);
+        window[i][j] = float(states.conv()[of_conv + uint(j * C + channel[i])]);
       }
     }
   }
@@ -70,21 +87,22 @@ inline void mix_head(
   typedef DeltaRows<DK, R> Rows;
   const int own_row = row + int(Rows::row_of(lane));
   Rows rows;
-  rows.load(state + of_state, lane);
+  rows.load(states.delta() + of_state, lane);
 
   // Pending tokens first: they count for the states alone. Those after the last of `kept` leave the states in memory
-  // as they are.
+  // as they are. The loop has its end in its middle alone: a compiler that does not know whether it runs at all keeps
+  // what it needs of the arguments in registers.
   KEEP_LOOP
-  for (int t = -before; t <= tokens; t++) {
+  for (int t = -before;; t++) {
     if (t + before == kept) {
-      rows.store(new_state + of_state, lane);
+      rows.store(states.new_delta() + of_state, lane);
       UNROLL
       for (int i = 0; i < per_thread; i++) {
         const int c = int(thread_) + i * threads;
         if (c < channels && (c >= 2 * DK || head % heads_per_key == 0)) {
           UNROLL
           for (int j = 0; j < 3; j++) {
-            new_conv_state[of_conv + uint(j * C + channel[i])] = T(window[i][j]);
+            states.new_conv()[of_conv + uint(j * C + channel[i])] = T(window[i][j]);
           }
         }
       }
@@ -94,7 +112,7 @@ inline void mix_head(
     }
     const bool counts = ONE || t >= 0;  // for y
     const uint token = uint(counts ? first + t : first_pending + t + before);
-    device const T* in = counts ? projection : pending;
+    device const T* in = counts ? projection : states.pending();
     const uint of_token = token * uint(width);
     device T* out = y + (token * uint(value_dim) + uint(head * DV));
     if (MASK && counts && !mask[token]) {

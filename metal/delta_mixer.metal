@@ -18,8 +18,9 @@ template <typename T, int DK, int DV, int R, bool MASK, bool ONE>
   const int sequence = int(threadgroup_.y);
   const int tokens = ONE ? 1 : p.T;
   const int before = ONE ? 0 : p.P;
+  const MixerStates<T> states = {conv_state, state, pending, new_conv_state, new_state};
   mix_head<T, DK, DV, R, MASK, ONE>(
-      projection, conv_weight, A_log, dt_bias, norm, conv_state, state, mask, pending, y, new_conv_state, new_state,
+      projection, conv_weight, A_log, dt_bias, norm, states, mask, y,
       sequence * tokens, sequence * before, uint(sequence * 3 * (2 * p.Hk * DK + p.Hv * DV)),
       uint(sequence * p.Hv) * uint(DV * DK), tokens, before, ONE ? 1 : p.kept, p.Hk, p.Hv, p.eps,
       int(threadgroup_.x), thread_, simdgroup, lane, (threadgroup float*)qkv, squares);

@@ -5,14 +5,14 @@
 #include "delta_mixer.h"
 
 // The buffer of sequence i.
-template <typename P>
-inline P of_sequence(int i, P b0, P b1, P b2, P b3, P b4, P b5) {
-  return i < 3 ? (i == 0 ? b0 : i == 1 ? b1 : b2) : (i == 3 ? b3 : i == 4 ? b4 : b5);
-}
-
-template <typename P>
-inline P of_sequence(int i, P b0, P b1, P b2, P b3, P b4, P b5, P b6, P b7) {
-  return i < 6 ? of_sequence(i, b0, b1, b2, b3, b4, b5) : i == 6 ? b6 : b7;
+template <typename P, int N>
+inline P of_sequence(uint i, const thread P (&buffers)[N]) {
+  P found = buffers[0];
+  UNROLL
+  for (uint j = 1; j < N; j++) {
+    found = i == j ? buffers[j] : found;
+  }
+  return found;
 }
 
 // One token each, none pending, and the states after it returned.
@@ -35,15 +35,34 @@ template <typename T, int DK, int DV, int R>
     uint lane [[thread_index_in_simdgroup]]) {
   threadgroup float4 qkv[MixerSizes<DK, DV, R>::channels / 4];  // four at a time, so that they are aligned
   threadgroup float squares[MixerSizes<DK, DV, R>::simdgroups];
-  const int i = int(threadgroup_.y);
-  device float* state = of_sequence(i, state0, state1, state2, state3, state4, state5, state6, state7);
+  const uint i = threadgroup_.y;
+  device const T* const conv[MLX_DELTA_MIXER_ROWS] = {conv0, conv1, conv2, conv3, conv4, conv5, conv6, conv7};
+  device T* const new_conv[MLX_DELTA_MIXER_ROWS] = {new_conv0, new_conv1, new_conv2, new_conv3,
+                                                    new_conv4, new_conv5, new_conv6, new_conv7};
+  device float* const delta[MLX_DELTA_MIXER_ROWS] = {state0, state1, state2, state3, state4, state5, state6, state7};
+  device float* state = of_sequence(i, delta);
+  const MixerStates<T> states = {of_sequence(i, conv), state, projection, of_sequence(i, new_conv), state};
   mix_head<T, DK, DV, R, false, true>(
-      projection, conv_weight, A_log, dt_bias, norm,
-      of_sequence(i, conv0, conv1, conv2, conv3, conv4, conv5, conv6, conv7), state, nullptr, projection,
-      y, of_sequence(i, new_conv0, new_conv1, new_conv2, new_conv3, new_conv4, new_conv5, new_conv6, new_conv7), state,
-      p.first[i], 0, 0, 0, 1, 0, 1, p.Hk, p.Hv, p.eps, int(threadgroup_.x), thread_, simdgroup, lane,
-      (threadgroup float*)qkv, squares);
+      projection, conv_weight, A_log, dt_bias, norm, states, nullptr, y, p.first[i], 0, 0, 0, 1, 0, 1, p.Hk, p.Hv,
+      p.eps, int(threadgroup_.x), thread_, simdgroup, lane, (threadgroup float*)qkv, squares);
 }
+
+// MixerStates of the sequence whose number is in threadgroup memory, chosen where they are asked for: a number read
+// after a barrier is not known before it, or a compiler would choose all pointers at once and keep them in registers.
+template <typename T>
+struct SpanStates {
+  device const T* conv_states[MLX_DELTA_MIXER_SPANS];
+  device float* delta_states[MLX_DELTA_MIXER_SPANS];
+  device const T* pending_tokens[MLX_DELTA_MIXER_SPANS];
+  device T* new_conv_states[MLX_DELTA_MIXER_SPANS];
+  const threadgroup uint* sequence;
+
+  device const T* conv() const thread { return of_sequence(*sequence, conv_states); }
+  device const float* delta() const thread { return of_sequence(*sequence, delta_states); }
+  device const T* pending() const thread { return of_sequence(*sequence, pending_tokens); }
+  device T* new_conv() const thread { return of_sequence(*sequence, new_conv_states); }
+  device float* new_delta() const thread { return of_sequence(*sequence, delta_states); }
+};
 
 // Any number of tokens and pending tokens.
 template <typename T, int DK, int DV, int R>
@@ -65,13 +84,18 @@ template <typename T, int DK, int DV, int R>
     uint lane [[thread_index_in_simdgroup]]) {
   threadgroup float4 qkv[MixerSizes<DK, DV, R>::channels / 4];  // four at a time, so that they are aligned
   threadgroup float squares[MixerSizes<DK, DV, R>::simdgroups];
-  const int i = int(threadgroup_.y);
-  device float* state = of_sequence(i, state0, state1, state2, state3, state4, state5);
+  threadgroup uint sequence;
+  const uint i = threadgroup_.y;
+  if (thread_ == 0) {
+    sequence = i;
+  }
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  const SpanStates<T> states = {{conv0, conv1, conv2, conv3, conv4, conv5},
+                                {state0, state1, state2, state3, state4, state5},
+                                {pending0, pending1, pending2, pending3, pending4, pending5},
+                                {new_conv0, new_conv1, new_conv2, new_conv3, new_conv4, new_conv5},
+                                &sequence};
   mix_head<T, DK, DV, R, false, false>(
-      projection, conv_weight, A_log, dt_bias, norm,
-      of_sequence(i, conv0, conv1, conv2, conv3, conv4, conv5), state, nullptr,
-      of_sequence(i, pending0, pending1, pending2, pending3, pending4, pending5), y,
-      of_sequence(i, new_conv0, new_conv1, new_conv2, new_conv3, new_conv4, new_conv5), state, p.first[i], 0, 0, 0,
-      p.T[i], p.P[i], p.kept[i], p.Hk, p.Hv, p.eps, int(threadgroup_.x), thread_, simdgroup, lane,
-      (threadgroup float*)qkv, squares);
+      projection, conv_weight, A_log, dt_bias, norm, states, nullptr, y, p.first[i], 0, 0, 0, p.T[i], p.P[i], p.kept[i],
+      p.Hk, p.Hv, p.eps, int(threadgroup_.x), thread_, simdgroup, lane, (threadgroup float*)qkv, squares);
 }
