@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from mlx_delta.chat.stream import ChatStream
 from mlx_delta.chat.told import sequence_of
 from mlx_delta.config import ModelConfig
 from mlx_delta.distributed.ranks import Ranks
-from mlx_delta.engine.blocks import later_interrupt
 from mlx_delta.engine.cuts import Turns
 from mlx_delta.engine.engine import Engine
 from mlx_delta.engine.identity import model_identity
@@ -76,30 +74,14 @@ class LanguageModel(ChatMethods):
             network, turns, prefix_bytes=prefix_bytes(prefix_cache_bytes), memory=memory_bytes, snapshots=snapshots
         )
 
-    @contextmanager
-    def led(self, ranks: Ranks, failed: Callable[[BaseException], None] | None = None) -> Iterator[bool]:
+    def led(self, ranks: Ranks, failed: Callable[[BaseException], None] | None = None) -> AbstractContextManager[bool]:
         """``with model.led(ranks) as leads``: within the block rank 0 (``leads``) uses the model as if it were alone,
         from any thread, for chats, sessions and generations. On other ranks the block is entered when rank 0 has left
         its own: they have done the same until then. failed: told, on rank 0, of what ended the ranks before that.
 
         Raises: RankError; RuntimeError of MLX's where a rank is gone.
         """
-        lead = self.engine.follow(ranks, lambda told: sequence_of(told, self.engine, self.tokenizer))
-        if ranks.rank:
-            lead.run()
-            yield False
-            return
-        with ThreadPoolExecutor(1, "ranks") as pool:
-            try:
-                with later_interrupt():  # a thread that the pool has not yet noted would go on for ever
-                    steps = pool.submit(lead.run)
-                if failed is not None:
-                    steps.add_done_callback(lambda done: failed(error) if (error := done.exception()) else None)
-                yield True
-            finally:
-                with later_interrupt():
-                    lead.end()
-        steps.result()
+        return self.engine.follow(ranks, lambda told: sequence_of(told, self.engine, self.tokenizer)).led(failed)
 
     def make_cache(self) -> Cache:
         """An empty cache, for ``forward``."""

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from itertools import chain
 
 import numpy as np
 
 from mlx_delta.bench.memory import peak_arrays
 from mlx_delta.bench.whole_model import Tokens
+from mlx_delta.distributed.ranks import Ranks
 from mlx_delta.engine.engine import Engine
 from mlx_delta.engine.sample import Sampler, SamplingParams
 from mlx_delta.engine.sequence import TokenSequence
 from mlx_delta.model.network import Network
+
+Led = Callable[[Engine], AbstractContextManager[bool]]
 
 
 @dataclass(frozen=True)
@@ -43,32 +48,56 @@ class Throughput:
 
 
 def bench_throughput(
-    network: Network, *, concurrency: Sequence[int], prompt: int, tokens: int, rounds: int
+    network: Network,
+    *,
+    concurrency: Sequence[int],
+    prompt: int,
+    tokens: int,
+    rounds: int,
+    led: Led = lambda engine: nullcontext(True),
 ) -> list[Throughput]:
     """For each of ``concurrency``: so many clients, each with ``rounds`` greedy sequences, one after another.
 
-    prompt, tokens: means; lengths are drawn from half to one and a half of them.
+    prompt, tokens: means; lengths are drawn from half to one and a half of them. led: of several ranks, ``followed``;
+    the clients are rank 0's, and the others find nothing.
     """
-    _measure(network, 1, prompt, max(2, tokens // 4), 1)  # warms up
-    return [_measure(network, count, prompt, tokens, rounds) for count in concurrency]
+    _measure(network, 1, prompt, max(2, tokens // 4), 1, led)  # warms up
+    found = [_measure(network, count, prompt, tokens, rounds, led) for count in concurrency]
+    return [each for each in found if each is not None]
 
 
-def _measure(network: Network, count: int, prompt: int, tokens: int, rounds: int) -> Throughput:
+def followed(
+    engine: Engine, ranks: Ranks, failed: Callable[[BaseException], None] | None = None
+) -> AbstractContextManager[bool]:
+    """As ``LanguageModel.led``."""
+    return engine.follow(ranks, lambda told: _sequence(engine.network, told[0]["ids"], told[0]["most"])).led(failed)
+
+
+def _measure(network: Network, count: int, prompt: int, tokens: int, rounds: int, led: Led) -> Throughput | None:
     engine = Engine(network, most_rows=max(count, 1))
     rng = np.random.default_rng(0)
-    works = [[_sequence(network, rng, prompt, tokens) for _ in range(rounds)] for _ in range(count)]
+    works = [[_drawn(network, rng, prompt, tokens) for _ in range(rounds)] for _ in range(count)]
     start = threading.Barrier(count + 1)
 
     def client(mine: list[TokenSequence]) -> list[list[float]]:
         start.wait()
         return [_arrivals(engine, sequence) for sequence in mine]
 
-    with ThreadPoolExecutor(count) as pool:
-        clients = [pool.submit(client, mine) for mine in works]
-        start.wait()
-        begin = time.perf_counter()
-        arrivals = [times for each in clients for times in each.result()]
-        seconds = time.perf_counter() - begin
+    with led(engine) as leads:
+        if not leads:
+            return None
+        with ThreadPoolExecutor(count) as pool:
+            clients = [pool.submit(client, mine) for mine in works]
+            try:
+                start.wait()
+                begin = time.perf_counter()
+                arrivals = [times for each in clients for times in each.result()]
+                seconds = time.perf_counter() - begin
+            except BaseException:  # Ctrl-C, after which clients would go on to their end
+                start.abort()
+                for sequence in chain(*works):
+                    engine.cancel(sequence)
+                raise
     firsts = [times[1] - times[0] for times in arrivals]
     gaps = [gap for times in arrivals for gap in np.diff(times[1:])]
     generated = sum(len(times) - 1 for times in arrivals)
@@ -86,12 +115,14 @@ def _measure(network: Network, count: int, prompt: int, tokens: int, rounds: int
     )
 
 
-def _sequence(network: Network, rng: np.random.Generator, prompt: int, tokens: int) -> TokenSequence:
+def _drawn(network: Network, rng: np.random.Generator, prompt: int, tokens: int) -> TokenSequence:
     length, most = (int(rng.integers(max(1, mean // 2), mean + mean // 2 + 1)) for mean in (prompt, tokens))
-    vocab_size = network.config.vocab_size
-    ids = rng.integers(0, vocab_size, length).tolist()
-    sampler = Sampler(SamplingParams(), vocab_size)
-    return TokenSequence(ids, None, sampler, Tokens(), most=max(3, most))
+    return _sequence(network, rng.integers(0, network.config.vocab_size, length).tolist(), max(3, most))
+
+
+def _sequence(network: Network, ids: list[int], most: int) -> TokenSequence:
+    sampler = Sampler(SamplingParams(), network.config.vocab_size)
+    return TokenSequence(ids, None, sampler, Tokens(), most=most, told=lambda: ({"ids": ids, "most": most}, {}))
 
 
 def _arrivals(engine: Engine, sequence: TokenSequence) -> list[float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,7 +25,7 @@ from mlx_delta.cli.bench_view import (
 from mlx_delta.cli.command import register
 from mlx_delta.cli.errors import UsageError
 from mlx_delta.cli.options import NAMES, ByLayers, KvBits
-from mlx_delta.cli.ranks import joined, silent, together
+from mlx_delta.cli.ranks import joined, led, silent, together
 from mlx_delta.errors import ArgumentError, RedTests
 from mlx_delta.progress import Bars, megabytes
 
@@ -175,6 +176,7 @@ def throughput(
     tokens: Annotated[int, typer.Option(min=2, help="Tokens to generate: likewise.")] = 32,
     repeats: Annotated[int, typer.Option(min=1, help="Sequences of a client, one after another.")] = 3,
     kv_bits: KvBits = None,
+    by_layers: ByLayers = False,
     as_json: Json = False,
 ) -> None:
     """Many sequences at once, of unequal length, coming and going: random weights of a shape, or a model of your own.
@@ -183,23 +185,33 @@ def throughput(
 
     mlx-delta bench throughput --shape 9b --layers 8 --concurrency 1,8
     """
-    from mlx_delta.bench.throughput import bench_throughput
+    from mlx_delta.bench.throughput import bench_throughput, followed
 
     counts = _counts(concurrency)
-    machine = _machine()
-    network, facts = open_network(shape, layers, model, kv_bits=kv_bits)
-    rows = bench_throughput(network, concurrency=counts, prompt=prompt, tokens=tokens, rounds=repeats)
-    if as_json:
-        typer.echo(json.dumps({**facts, "concurrency": {str(row.concurrency): row.as_dict() for row in rows}}))
-        return
-    table({"machine": machine, "model": f"{facts['model']}, {facts['layers']} layers"})
-    typer.echo(f"{'clients':>8}{'tok/s':>9}{'times':>7}{'of each':>9}{'first':>10}{'99 %':>10}{'gap':>10}{'worst':>10}")
-    for row in rows:
-        seconds = (row.time_to_first_token, row.time_to_first_token_p99, row.gap, row.worst_gap)
-        typer.echo(
-            f"{row.concurrency:8}{row.tokens_per_second:9.1f}{row.tokens_per_second / rows[0].tokens_per_second:7.2f}"
-            f"{row.sequence_tokens_per_second:9.1f}" + "".join(f"{1e3 * each:7.0f} ms" for each in seconds)
+    ranks = None if model is None else joined(by_layers)
+    with together(ranks), silent(ranks):
+        machine = _machine()
+        network, facts = open_network(shape, layers, model, ranks, kv_bits)
+        rows = bench_throughput(
+            network,
+            concurrency=counts,
+            prompt=prompt,
+            tokens=tokens,
+            rounds=repeats,
+            led=lambda engine: led(partial(followed, engine), ranks),
         )
+        if as_json:
+            typer.echo(json.dumps({**facts, "concurrency": {str(row.concurrency): row.as_dict() for row in rows}}))
+            return
+        table({"machine": machine, "model": f"{facts['model']}, {facts['layers']} layers"})
+        typer.echo(f"{'clients':>8}{'tok/s':>9}{'times':>7}{'of each':>9}" + "     first      99 %       gap     worst")
+        for row in rows:
+            seconds = (row.time_to_first_token, row.time_to_first_token_p99, row.gap, row.worst_gap)
+            times = row.tokens_per_second / rows[0].tokens_per_second
+            typer.echo(
+                f"{row.concurrency:8}{row.tokens_per_second:9.1f}{times:7.2f}"
+                f"{row.sequence_tokens_per_second:9.1f}" + "".join(f"{1e3 * each:7.0f} ms" for each in seconds)
+            )
 
 
 def speculate(

@@ -66,4 +66,6 @@ def _loaded(
     network = load_model(directory, ranks=ranks, kv_bits=kv_bits).network
     seconds = time.perf_counter() - start
     facts |= {"model": model, "layers": network.config.num_layers, "load_seconds": seconds}
+    if ranks is not None:
+        facts["ranks"] = ranks.size
     return network, facts

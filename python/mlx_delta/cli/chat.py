@@ -105,7 +105,7 @@ def chat(
                 mtp=mtp,
                 ranks=ranks,
             )
-        with led(loaded, ranks) as leads:
+        with led(loaded.led, ranks) as leads:
             if not leads:
                 return
             conversation = Conversation(loaded, options, functions, system=system)

@@ -6,8 +6,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,8 @@ from mlx_delta.errors import RankError
 
 if TYPE_CHECKING:
     from mlx_delta.distributed.ranks import Ranks
-    from mlx_delta.language_model import LanguageModel
+
+    Lead = Callable[[Ranks, Callable[[BaseException], None]], AbstractContextManager[bool]]
 
 _LAST_WORDS = 1.0  # seconds for clients to hear of an error
 
@@ -26,7 +27,7 @@ def check_alone(command: str) -> None:
     from mlx_delta.distributed.meeting import launched
 
     if launched():
-        those = "generate, chat, serve, bench decode, bench prefill"
+        those = "generate, chat, serve, bench decode, bench prefill, bench throughput"
         raise UsageError(f"mlx.launch: expected a command that ranks run together ({those}), found {command}")
 
 
@@ -57,8 +58,9 @@ def silent(ranks: Ranks | None) -> Iterator[None]:
 
 
 @contextmanager
-def led(model: LanguageModel, ranks: Ranks | None) -> Iterator[bool]:
-    """A block in which rank 0 (true) uses the model for all; others enter it (false) when that is over."""
+def led(lead: Lead, ranks: Ranks | None) -> Iterator[bool]:
+    """A block in which rank 0 (true) uses a model for all; others enter it (false) when that is over. lead: such as
+    ``LanguageModel.led``."""
     if ranks is None:
         yield True
         return
@@ -71,7 +73,7 @@ def led(model: LanguageModel, ranks: Ranks | None) -> Iterator[bool]:
         print(f"error: {what}", file=sys.stderr, flush=True)
         os._exit(1)  # whatever the main thread waits for
 
-    with model.led(ranks, failed) as leads:
+    with lead(ranks, failed) as leads:
         yield leads
 
 

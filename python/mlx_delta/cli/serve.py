@@ -138,7 +138,7 @@ def serve(
         ranks=ranks,
     )
     if ranks is not None and ranks.rank:
-        with together(ranks), led(load(model), ranks):
+        with together(ranks), led(load(model).led, ranks):
             return
     with together(ranks), bind(host, port) as listener:
         access = Access(keys, [host, *(allow_host or ())], cors_origin or ())
@@ -148,7 +148,7 @@ def serve(
         name = model.partition("@")[0] if is_named(model) else directory.resolve().name
         with stderr().status(f"loading {model}"):
             loaded = load(directory)
-        with led(loaded, ranks):
+        with led(loaded.led, ranks):
             app = create_app(loaded, name=name, limits=limits, access=access, log_prompts=log_prompts, **options)
             log_to_stderr()
             run(app, listener, f"serving {name} at ")

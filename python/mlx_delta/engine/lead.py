@@ -18,8 +18,9 @@ import itertools
 import json
 import time
 import zlib
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
@@ -28,6 +29,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_delta.distributed.ranks import Ranks
+from mlx_delta.engine.blocks import later_interrupt
 from mlx_delta.engine.prefix import PrefixCache
 from mlx_delta.engine.sequence import TokenSequence, Told
 from mlx_delta.errors import MlxDeltaError, RankError
@@ -110,6 +112,26 @@ class Lead:
 
     def end(self) -> None:
         self._tell({"do": "end"})
+
+    @contextmanager
+    def led(self, failed: Callable[[BaseException], None] | None = None) -> Iterator[bool]:
+        """A block in which rank 0 (true) asks what it likes, from any thread; others enter it (false) when it has left
+        it. failed: told, on rank 0, of what ended the ranks before that. Raises: as ``run``."""
+        if self._ranks.rank:
+            self.run()
+            yield False
+            return
+        with ThreadPoolExecutor(1, "ranks") as pool:
+            try:
+                with later_interrupt():  # a thread that the pool has not yet noted would go on for ever
+                    steps = pool.submit(self.run)
+                if failed is not None:
+                    steps.add_done_callback(lambda done: failed(error) if (error := done.exception()) else None)
+                yield True
+            finally:
+                with later_interrupt():
+                    self.end()
+        steps.result()
 
     def run(self) -> None:
         """Raises: RankError where ranks are not at the same place; RuntimeError of MLX's where one is gone; what went

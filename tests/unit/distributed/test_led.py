@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import mlx.core as mx
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mlx_delta.bench.throughput import Led, bench_throughput, followed
 from mlx_delta.engine.lead import Lead
 from mlx_delta.errors import ArgumentError, MlxDeltaError, RankError
 from mlx_delta.language_model import LanguageModel
@@ -227,3 +229,15 @@ def test_what_is_asked_too_late_ends() -> None:
             model.generate("import", max_new_tokens=1000).text()
 
     led(use)
+
+
+def test_many_sequences_are_timed() -> None:
+    """By rank 0: as many tokens as one process generates."""
+
+    def timed(ranks: Threads | None) -> list[tuple[int, int, int]]:
+        network = load_model(TINY, "float32", ranks=ranks).network
+        led: Led = (lambda engine: nullcontext(True)) if ranks is None else lambda engine: followed(engine, ranks)
+        rows = bench_throughput(network, concurrency=[1, 2], prompt=4, tokens=4, rounds=1, led=led)
+        return [(row.concurrency, row.sequences, row.tokens) for row in rows]
+
+    assert on_ranks(2, timed) == [timed(None), []]
