@@ -119,10 +119,12 @@ def chat(
             for each in questions:
                 if each.strip() == "/exit":
                     return
-                outcome = conversation.answer(each.strip(), PlainView(), lambda call: yes) if each.strip() else None
+                if not each.strip():
+                    continue
+                conversation.answer(each.strip(), PlainView(), lambda call: yes)
                 if conversation.declined:
                     typer.echo(f"not run without --yes: {', '.join(conversation.declined)}", err=True)
-                if outcome == "interrupted":
+                if conversation.interrupted:
                     raise typer.Exit(130)
 
 

@@ -34,8 +34,8 @@ class View(Protocol):
 class Conversation:
     """messages: without the system message, which is ``system``. options: the arguments of ``Session.chat_stream``.
 
-    declined: names of the tools that were not allowed to run in the last turn. pictures: parts that go with the next
-    question.
+    declined: names of the tools that were not allowed to run in the last turn. interrupted: whether Ctrl-C came in it,
+    be it behind the last token of an answer. pictures: parts that go with the next question.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class Conversation:
         self.system = system
         self.messages: list[dict[str, Any]] = []
         self.declined: list[str] = []
+        self.interrupted = False
         self.pictures: list[dict[str, Any]] = []
 
     def show(self, file: Path | str) -> None:
@@ -72,7 +73,7 @@ class Conversation:
         back. What fails raises, and the question is taken back.
         """
         before = len(self.messages)
-        self.declined = []
+        self.declined, self.interrupted = [], False
         shown, self.pictures = self.pictures, []
         content = with_pictures(question, shown) if isinstance(question, str) else question
         self.messages.append({"role": "user", "content": content})
@@ -106,6 +107,7 @@ class Conversation:
             for event in stream:
                 view.show(event)
         except KeyboardInterrupt:
+            self.interrupted = True
             stream.close()
         result = stream.result()
         view.end(result)
@@ -113,17 +115,16 @@ class Conversation:
 
     def _call_tools(self, calls: list[ToolCall], view: View, allow: Callable[[ToolCall], bool]) -> bool:
         """Run what is allowed, and answer every call; False when Ctrl-C ended it."""
-        interrupted = False
         for call in calls:
             text = "error: interrupted by the user"
             try:
-                if not interrupted:
+                if not self.interrupted:
                     text = self._call_tool(call, allow)
             except KeyboardInterrupt:
-                interrupted = True
+                self.interrupted = True
             self.messages.append({"role": "tool", "content": text})
             view.tool_result(call, text)
-        return not interrupted
+        return not self.interrupted
 
     def _call_tool(self, call: ToolCall, allow: Callable[[ToolCall], bool]) -> str:
         if call.name in self.functions and not allow(call):

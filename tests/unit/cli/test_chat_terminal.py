@@ -17,7 +17,7 @@ from mlx_delta.chat.functions import function_tool
 from mlx_delta.chat.result import ChatEvent, ChatResult
 from mlx_delta.cli.chat_terminal import HELP, ChatTerminal
 from mlx_delta.cli.chat_turns import Conversation
-from mlx_delta.cli.chat_view import TerminalView
+from mlx_delta.cli.chat_view import PlainView, TerminalView
 from mlx_delta.errors import MlxDeltaError
 from mlx_delta.language_model import LanguageModel
 
@@ -174,6 +174,23 @@ class InterruptingView(TerminalView):
         type(self).after -= 1
         if type(self).after == 0:
             signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_behind_the_last_token_is_heard(model: LanguageModel) -> None:
+    """The answer is whole; no tool is run, and a program that is to end does."""
+
+    class Late(PlainView):
+        def show(self, event: ChatEvent) -> None:
+            if event.done:
+                signal.raise_signal(signal.SIGINT)
+
+    options = {"temperature": 0, "max_new_tokens": 40, "tools": [function_tool(search)]}
+    conversation = Conversation(model, options, {"search": search})
+    reason = conversation.answer("Search for velvet cloud.", Late(), lambda call: pytest.fail("asked"))
+    assert reason == "interrupted"
+    assert conversation.interrupted
+    assert [message["role"] for message in conversation.messages] == ["user", "assistant", "tool"]
+    assert "interrupted" in conversation.messages[-1]["content"]
 
 
 @pytest.mark.parametrize("after", [1, 5])

@@ -162,10 +162,16 @@ def test_shares_cover_every_tensor_once(ranks: int) -> None:
         )
 
 
-@pytest.mark.parametrize("size", CONFIGS)
+# What the published config of Qwen3.5-397B-A17B has other than the 122B's.
+_397B = {"hidden_size": 4096, "num_hidden_layers": 60, "num_experts": 512, "num_experts_per_tok": 10}
+
+
+@pytest.mark.parametrize("size", [*CONFIGS, "397B-A17B"])
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_shares_of_the_published_sizes_are_even(size: str, ranks: int) -> None:
+def test_shares_of_the_published_sizes_are_even(size: str, ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In 4 bits: what a rank holds, and reads of the files."""
+    large = CONFIGS["122B-A10B"]
+    monkeypatch.setitem(CONFIGS, "397B-A17B", {**large, "text_config": {**large["text_config"], **_397B}})
     config, plans = recipe_plans(size, None, 4)
     config = parse_config({**config.raw, "quantization": {"bits": 4, "group_size": 64}})
     sizes = {plan.name: plan.nbytes for plan in plans}
