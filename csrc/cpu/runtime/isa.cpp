@@ -14,7 +14,9 @@ namespace mlx_delta::cpu {
   namespace isa {              \
   extern const Kernels table;  \
   }
+#ifndef MLX_DELTA_ARM64  // where every processor has NEON
 MLX_DELTA_DECLARE(portable)
+#endif
 #ifdef MLX_DELTA_X86
 MLX_DELTA_DECLARE(avx512bf16)
 MLX_DELTA_DECLARE(avx512)
@@ -54,8 +56,9 @@ std::vector<Build> find_builds() {
   found.push_back({&neondot::table, (getauxval(AT_HWCAP) & kDotProducts) != 0});
 #endif
   found.push_back({&neon::table, true});
-#endif
+#else
   found.push_back({&portable::table, true});
+#endif
   return found;
 }
 
