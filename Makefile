@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.def')
 
+# pip compiles no module of the tools that it installs: Python does, those that it imports, and for all processes of the tests.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test soak bench agx lint format stub docs wheel wheel-macos check-wheel-macos clean
 .DELETE_ON_ERROR:
 
@@ -85,9 +88,9 @@ $(VENV)/installed: $(VENV)/backend CMakeLists.txt $(CXX_SOURCES)
 
 # The site is made from sources alone: it does not need the extension.
 $(VENV)/installed-docs: $(VENV)/backend
-	$(BIN)/python -m pip install --quiet --group docs
+	$(BIN)/python -m pip install --quiet --no-compile --group docs
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --group dev
+	$(BIN)/python -m pip install --quiet --no-compile --group dev
 	touch $@
