@@ -83,11 +83,14 @@ void multiply_piece(const Piece& piece, int64_t from, int64_t count, const Fixed
   for (int m = 0; m < M; ++m) store(a[m], acc + m * W);
 }
 
-// out[unit, m, r]: rows n .. n + count of the matrix times all M rows of x; then `next` is read.
-template <int bits, int group_size, int M>
-void multiply_few_rows(const MatrixView& matrix, int64_t n, int64_t count, RowOf next, const FixedX& x, float* out) {
-  const int64_t chunks = matrix.cols / kChunk, groups = matrix.cols / group_size;
-  constexpr int64_t most_chunks = kFewBytes / (2 * kBlockColumns * M) * (kBlockColumns / kChunk);
+using MultiplyPiece = void (*)(const Piece&, int64_t, int64_t, const FixedX&, float*);
+
+// out[unit, m, r]: rows n .. n + count of the matrix times all rows of x, by the multiply_piece that is theirs; then
+// `next` is read. One function for all of those: 84 took GCC longer to compile than the products.
+inline void multiply_few_rows(MultiplyPiece multiply, const MatrixView& matrix, int64_t n, int64_t count, RowOf next,
+                              const FixedX& x, float* out) {
+  const int64_t M = x.M, bits = matrix.bits, chunks = matrix.cols / kChunk, groups = matrix.cols / matrix.group_size;
+  const int64_t most_chunks = kFewBytes / (2 * kBlockColumns * M) * (kBlockColumns / kChunk);
   const int64_t passes = (chunks + most_chunks - 1) / most_chunks;
   const int64_t of_pass = ((chunks + passes - 1) / passes + W - 1) / W * W;  // chunks
   float* acc = scratch_of<float>(4, count * M * W + kFinished * ((groups + W - 1) / W * W));
@@ -95,8 +98,8 @@ void multiply_few_rows(const MatrixView& matrix, int64_t n, int64_t count, RowOf
   fill(acc, count * M * W, 0.0f);
   PackedRow rows[2 * kRunRows];  // those that follow too
   for (int64_t r = 0; r < count; ++r) {
-    rows[r] = packed_row<bits, group_size>(matrix, n + r);
-    rows[count + r] = packed_row<bits, group_size>(*next.matrix, next.row + r);
+    rows[r] = packed_row(matrix, n + r);
+    rows[count + r] = packed_row(*next.matrix, next.row + r);
   }
   const Ahead ahead = stream_ahead();
   const auto pieces_ahead = [&](int64_t bytes) { return least(most<int64_t>(1, bytes / (of_pass * 8 * bits)), count); };
@@ -116,7 +119,7 @@ void multiply_few_rows(const MatrixView& matrix, int64_t n, int64_t count, RowOf
         prefetch_values(rows[count + r].biases, groups);
       }
       const Piece piece{rows[r].data + from * 8 * bits, rows[r].scales, asked(r + near), asked(r + far)};
-      multiply_piece<bits, group_size, M>(piece, from, least(of_pass, chunks - from), x, acc + r * M * W);
+      multiply(piece, from, least(of_pass, chunks - from), x, acc + r * M * W);
     }
   }
   finish_run(rows, count, groups, x, biases, acc, out);
@@ -125,25 +128,13 @@ void multiply_few_rows(const MatrixView& matrix, int64_t n, int64_t count, RowOf
 // The same for x.M <= kFewRows rows of x.
 template <int bits, int group_size>
 void multiply_few(const MatrixView& matrix, int64_t n, int64_t count, RowOf next, const FixedX& x, float* out) {
-  const auto rows = [&](auto M) {
-    multiply_few_rows<bits, group_size, decltype(M)::value>(matrix, n, count, next, x, out);
+  static constexpr MultiplyPiece of_rows[] = {
+      multiply_piece<bits, group_size, 2>, multiply_piece<bits, group_size, 3>, multiply_piece<bits, group_size, 4>,
+      multiply_piece<bits, group_size, 5>, multiply_piece<bits, group_size, 6>, multiply_piece<bits, group_size, 7>,
+      multiply_piece<bits, group_size, 8>,
   };
-  switch (x.M) {
-    case 2:
-      return rows(std::integral_constant<int, 2>{});
-    case 3:
-      return rows(std::integral_constant<int, 3>{});
-    case 4:
-      return rows(std::integral_constant<int, 4>{});
-    case 5:
-      return rows(std::integral_constant<int, 5>{});
-    case 6:
-      return rows(std::integral_constant<int, 6>{});
-    case 7:
-      return rows(std::integral_constant<int, 7>{});
-    case 8:
-      return rows(std::integral_constant<int, 8>{});
-  }
+  static_assert(sizeof(of_rows) / sizeof(of_rows[0]) == kFewRows - 1);
+  multiply_few_rows(of_rows[x.M - 2], matrix, n, count, next, x, out);
 }
 
 }  // namespace mlx_delta::cpu::MLX_DELTA_ISA

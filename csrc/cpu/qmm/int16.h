@@ -110,6 +110,12 @@ inline PackedRow packed_row(const MatrixView& matrix, int64_t n) {
           static_cast<const bf16*>(matrix.scales) + n * groups, static_cast<const bf16*>(matrix.biases) + n * groups};
 }
 
+inline PackedRow packed_row(const MatrixView& matrix, int64_t n) {
+  const int64_t groups = matrix.cols / matrix.group_size;
+  return {static_cast<const uint8_t*>(matrix.data) + n * (matrix.cols * matrix.bits / 8),
+          static_cast<const bf16*>(matrix.scales) + n * groups, static_cast<const bf16*>(matrix.biases) + n * groups};
+}
+
 // A group's bias for weights less `offset`.
 template <int offset, typename Float>
 inline Float bias_of(Float bias, Float scale) {

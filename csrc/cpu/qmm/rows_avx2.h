@@ -127,10 +127,13 @@ inline void finish_run(const PackedRow* rows, int64_t count, int64_t groups, con
   for (; r < count; ++r) finish(r, std::integral_constant<int, 1>{});
 }
 
-// out[unit, m, r]: rows n .. n + count of the matrix times all rows of x; then `next` is read.
-template <int bits, int group_size>
-void multiply_run(const MatrixView& matrix, int64_t n, int64_t count, RowOf next, const FixedX& x, float* out) {
-  const int64_t M = x.M, chunks = matrix.cols / kChunk, groups = matrix.cols / group_size;
+using MultiplyBlock = void (*)(const PackedRow*, int64_t, int64_t, const uint8_t* const*, const FixedX&, float*,
+                               float*);
+
+// out[unit, m, r]: rows n .. n + count of the matrix times all rows of x, two and one at a time; then `next` is read.
+inline void multiply_run_by(MultiplyBlock two, MultiplyBlock one, const MatrixView& matrix, int64_t n, int64_t count,
+                            RowOf next, const FixedX& x, float* out) {
+  const int64_t M = x.M, chunks = matrix.cols / kChunk, groups = matrix.cols / matrix.group_size;
   const int64_t of_groups = (groups + W - 1) / W * W;
   float* acc = scratch_of<float>(4, count * M * W + 2 * M * W + kFinished * of_groups);
   float* factors = acc + count * M * W;
@@ -138,8 +141,8 @@ void multiply_run(const MatrixView& matrix, int64_t n, int64_t count, RowOf next
   fill(acc, count * M * W, 0.0f);
   PackedRow rows[kRunRows], after[kRunRows];
   for (int64_t r = 0; r < count; ++r) {
-    rows[r] = packed_row<bits, group_size>(matrix, n + r);
-    after[r] = packed_row<bits, group_size>(*next.matrix, next.row + r);
+    rows[r] = packed_row(matrix, n + r);
+    after[r] = packed_row(*next.matrix, next.row + r);
   }
   constexpr int64_t block = kBlockColumns / kChunk;
   for (int64_t from = 0; from < chunks; from += block) {
@@ -149,18 +152,24 @@ void multiply_run(const MatrixView& matrix, int64_t n, int64_t count, RowOf next
       constexpr int R = decltype(weight_rows)::value;
       const uint8_t* ahead[R];
       for (int i = 0; i < R; ++i) {
-        ahead[i] = last ? after[r + i].data : rows[r + i].data + (from + in_block) * 8 * bits;
+        ahead[i] = last ? after[r + i].data : rows[r + i].data + (from + in_block) * 8 * matrix.bits;
         if (!last) continue;
         prefetch_values(after[r + i].scales, groups);
         prefetch_values(after[r + i].biases, groups);
       }
-      multiply_block<bits, group_size, R>(rows + r, from, in_block, ahead, x, factors, acc + r * M * W);
+      (R == 2 ? two : one)(rows + r, from, in_block, ahead, x, factors, acc + r * M * W);
     };
     int64_t r = 0;
     for (; r + 2 <= count; r += 2) some(r, std::integral_constant<int, 2>{});
     if (r < count) some(r, std::integral_constant<int, 1>{});
   }
   finish_run(rows, count, groups, x, biases, acc, out);
+}
+
+template <int bits, int group_size>
+void multiply_run(const MatrixView& matrix, int64_t n, int64_t count, RowOf next, const FixedX& x, float* out) {
+  multiply_run_by(multiply_block<bits, group_size, 2>, multiply_block<bits, group_size, 1>, matrix, n, count, next, x,
+                  out);
 }
 
 }  // namespace mlx_delta::cpu::MLX_DELTA_ISA
