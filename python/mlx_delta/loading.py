@@ -78,6 +78,8 @@ def load_model(
         checked_directory(prefix_cache_dir)
         if ranks is not None:
             raise ArgumentError("prefix_cache_dir: expected a model that one process runs, found several ranks")
+    elif prefix_cache_dir_bytes is not None:
+        raise ArgumentError("prefix_cache_dir_bytes: expected with prefix_cache_dir, found without")
     checkpoint = open_checkpoint(model_path(path), gguf=False)
     head = head_beside(checkpoint) if mtp is None else model_path(mtp)
     return load_checkpoint(

@@ -70,7 +70,8 @@ def error_line(error: Exception, flags: Mapping[str, str] | None = None) -> str 
     if isinstance(error, OutputExistsError):
         return f"{error} (--force replaces it)"
     if isinstance(error, ArgumentError) and flags and error.argument in flags:
-        return flags[error.argument] + str(error).removeprefix(error.argument)
+        told = flags[error.argument] + str(error).removeprefix(error.argument)
+        return re.sub(r"\b\w+_\w+\b", lambda other: flags.get(other[0], other[0]), told)
     if isinstance(error, MlxDeltaError) or (isinstance(error, ValueError) and str(error).startswith(_ENVIRONMENT)):
         return str(error)
     if isinstance(error, OSError) and (error.filename is not None or error.errno in _NO_BUG):

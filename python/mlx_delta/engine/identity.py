@@ -6,6 +6,7 @@ import hashlib
 import platform
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,11 +18,13 @@ from mlx_delta.engine.cuts import Turns
 from mlx_delta.model.network import Network, arrays_of
 
 _FORMAT = 1  # of what is kept
+_PACKAGE = Path(__file__).parents[1]
+_COMPUTE = ("arch", "engine", "model", "ops")
 
 
 def model_identity(network: Network, turns: Turns) -> str:
-    """A hash of all that the bits of keys, values and states depend on, but for the ids: weights, config, kernels, the
-    machine's instructions, macOS, and how a prompt is cut.
+    """A hash of all that the bits of keys, values and states depend on, but for the ids: weights, config, the code
+    that computes, the machine's instructions, macOS, and how a prompt is cut.
 
     Names and shapes would not do: two fine-tunes have the same. The MTP head is none of it: it changes no answer.
     """
@@ -30,6 +33,7 @@ def model_identity(network: Network, turns: Turns) -> str:
     versions = (_FORMAT, version("mlx"), version("mlx-delta"), str(device), system)
     settings = (str(network.dtype), network.kv_bits, turns, network.config)
     found = hashlib.sha256(repr((versions, settings)).encode())
+    found.update(_code_hash(_PACKAGE))
     found.update(hashlib.sha256(Path(_core.__file__).read_bytes()).digest())
     with ThreadPoolExecutor(_core.cpu_threads()) as pool:  # hashing leaves Python's lock
         for one in pool.map(_digest, arrays_of(replace(network, mtp=None))):
@@ -39,3 +43,12 @@ def model_identity(network: Network, turns: Turns) -> str:
 
 def _digest(a: mx.array) -> bytes:
     return repr((a.shape, str(a.dtype))).encode() + hashlib.sha256(raw_bytes(a)).digest()
+
+
+@cache
+def _code_hash(package: Path) -> bytes:
+    """Of the Python modules of those parts of the package that bits depend on."""
+    found = hashlib.sha256()
+    for file in sorted(file for part in _COMPUTE for file in (package / part).rglob("*.py")):
+        found.update(f"{file.relative_to(package)}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\0".encode())
+    return found.digest()

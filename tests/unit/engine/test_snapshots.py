@@ -18,6 +18,7 @@ import pytest
 
 from mlx_delta import load_model
 from mlx_delta.distributed.ranks import Ranks
+from mlx_delta.engine import identity
 from mlx_delta.engine.cuts import NO_TURNS, Cuts, Turns
 from mlx_delta.engine.engine import Engine
 from mlx_delta.engine.identity import model_identity
@@ -144,6 +145,17 @@ def test_a_file_that_cannot_be_opened_is_left(
         assert process.run(kept.asks) == (kept.expected, 0)
     assert sorted(kept.folder.iterdir()) == before
     assert {record.getMessage().partition(":")[0] for record in caplog.records} == {"a snapshot is not read"}
+
+
+def test_other_code_is_another_model(network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = model_identity(network, TURNS)
+    package = shutil.copytree(identity._PACKAGE, tmp_path / "package", ignore=shutil.ignore_patterns("*.so", "*.pyc"))
+    monkeypatch.setattr(identity, "_PACKAGE", package)
+    assert model_identity(network, TURNS) == before
+    with (package / "model" / "layers.py").open("a") as file:
+        file.write("#")
+    identity._code_hash.cache_clear()
+    assert model_identity(network, TURNS) != before
 
 
 def test_of_another_model_nothing_is_read(network: Network, kept: Kept, tmp_path: Path) -> None:
@@ -304,6 +316,8 @@ def test_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         load_model("nowhere", prefix_cache_dir=tmp_path / "new", ranks=cast(Ranks, object()))
     with pytest.raises(ArgumentError, match="prefix_cache_dir_bytes: expected at least 0, found -1"):
         load_model("nowhere", prefix_cache_dir=tmp_path / "new", prefix_cache_dir_bytes=-1)
+    with pytest.raises(ArgumentError, match="prefix_cache_dir_bytes: expected with prefix_cache_dir, found without"):
+        load_model("nowhere", prefix_cache_dir_bytes=5)
 
 
 def key_of(asks: Work, network: Network) -> bytes:
