@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from support.command_line import ENVIRONMENT, MLX_DELTA, run
+from support.command_line import ENVIRONMENT, MLX_DELTA, call, run
 from support.terminal import Terminal
 
 TOOLS = '''
@@ -36,11 +36,11 @@ def test_a_question_through_a_pipe(tiny: Path) -> None:
 
 def test_tools_through_a_pipe(tiny: Path, tools: Path) -> None:
     asked = ["chat", "-m", tiny, "-t", "0", "--tools", tools]
-    shy = run(*asked, stdin="Search for velvet cloud.")
+    shy = call(*asked, stdin="Search for velvet cloud.")
     assert 'tool call: search(query="' in shy.stderr
     assert "result of search: The user declined this call." in shy.stderr
     assert "not run without --yes: search" in shy.stderr
-    bold = run(*asked, "--yes", stdin="Search for velvet cloud.")
+    bold = call(*asked, "--yes", stdin="Search for velvet cloud.")
     assert "result of search: 3 pages about " in bold.stderr
     for done in (shy, bold):
         assert done.returncode == 0
@@ -50,7 +50,7 @@ def test_tools_through_a_pipe(tiny: Path, tools: Path) -> None:
 
 def test_a_schema_through_a_pipe(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "schema.json").write_text('{"enum": ["velvet", "cloud"]}')
-    done = run("chat", "-m", tiny, "-t", "0", "--json-schema", tmp_path / "schema.json", stdin="Hello")
+    done = call("chat", "-m", tiny, "-t", "0", "--json-schema", tmp_path / "schema.json", stdin="Hello")
     assert json.loads(done.stdout) in ("velvet", "cloud")
 
 
@@ -67,7 +67,7 @@ def test_a_schema_through_a_pipe(tiny: Path, tmp_path: Path) -> None:
     ],
 )
 def test_wrong_arguments(tiny: Path, arguments: list[str], stdin: str, message: str) -> None:
-    done = run("chat", *[str(tiny) if a == "TINY" else a for a in arguments], stdin=stdin)
+    done = call("chat", *[str(tiny) if a == "TINY" else a for a in arguments], stdin=stdin)
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr

@@ -14,9 +14,10 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from mlx_delta import _core
 from mlx_delta.cli.main import app
 from mlx_delta.engine.sample import Sampler, SamplingParams
-from support.command_line import ENVIRONMENT, MLX_DELTA, run
+from support.command_line import ENVIRONMENT, MLX_DELTA, call, run
 
 
 def commands(group: Any, *path: str) -> list[list[str]]:
@@ -66,12 +67,12 @@ def test_generate_streams_an_answer(tiny: Path) -> None:
 
 def test_generate_takes_the_flags_of_mlx_lm(tiny: Path) -> None:
     asked = ["generate", "-m", tiny, "-p", "Count to 7.", "--temp", "0", "--top-p", "0.9", "--min-p", "0.1"]
-    whole = run(*asked, "--no-think", "--max-tokens", "40", "--stop", "6", "--stop", "never", "--json")
+    whole = call(*asked, "--no-think", "--max-tokens", "40", "--stop", "6", "--stop", "never", "--json")
     assert json.loads(whole.stdout)["text"] == "1 2 3 4 5 "
-    cut = run(*asked, "--no-think", "--max-tokens", "3", "--json")
+    cut = call(*asked, "--no-think", "--max-tokens", "3", "--json")
     assert json.loads(cut.stdout)["generated_tokens"] == 3
     lengths = [
-        json.loads(run(*asked, *more, "-n", "1", "--json").stdout)["prompt_tokens"]
+        json.loads(call(*asked, *more, "-n", "1", "--json").stdout)["prompt_tokens"]
         for more in ([], ["--system-prompt", "Be brief."], ["--ignore-chat-template"])
     ]
     assert lengths[1] > lengths[0] > lengths[2]
@@ -124,11 +125,17 @@ def test_a_restart_goes_on_from_files(tiny: Path, tmp_path: Path) -> None:
     assert not second.stderr
 
 
+def test_a_limit_of_files_needs_their_folder(tiny: Path) -> None:
+    done = call("generate", "-m", tiny, "-p", "x", "--prefix-cache-dir-bytes", "5")
+    assert done.returncode == 1
+    assert done.stderr == "error: --prefix-cache-dir-bytes: expected with --prefix-cache-dir, found without\n"
+
+
 def test_info(tiny: Path) -> None:
-    done = run("info", tiny)
+    done = call("info", tiny)
     assert "10,266,672" in done.stdout
     assert "lm_head" in done.stdout
-    facts = json.loads(run("info", tiny, "--json").stdout)
+    facts = json.loads(call("info", tiny, "--json").stdout)
     assert facts["text_parameters"] == 10_266_672
     assert facts["text_bytes"] == sum(g["nbytes"] for g in facts["groups"] if g["component"] not in ("vision", "mtp"))
     assert facts["bytes_per_token"] == facts["text_bytes"] - 4095 * 256 * 2  # all but one row of the embedding
@@ -137,7 +144,7 @@ def test_info(tiny: Path) -> None:
 @pytest.mark.parametrize("columns", [40, 80])
 def test_narrow_terminals(tiny: Path, tmp_path: Path, columns: int) -> None:
     for arguments in (["info", tiny], ["convert", "-i", tiny, "-o", tmp_path / "x", "-q", "--dry-run"]):
-        shown = run(*arguments, COLUMNS=str(columns)).stdout
+        shown = call(*arguments, COLUMNS=str(columns)).stdout
         assert max(map(len, shown.splitlines())) <= columns
         for name in ("embed_tokens", "lm_head", "in_proj_a, b", "norms", "vision"):
             assert any(line.strip().startswith(name) for line in shown.splitlines()), shown
@@ -145,8 +152,9 @@ def test_narrow_terminals(tiny: Path, tmp_path: Path, columns: int) -> None:
 
 
 def test_info_system() -> None:
-    facts = json.loads(run("info", "--system", "--json", MLX_DELTA_ISA="portable", MLX_DELTA_THREADS="1").stdout)
-    assert facts["isa"] == "portable" == facts["isas"][-1]
+    last = _core.cpu_isas()[-1]
+    facts = json.loads(run("info", "--system", "--json", MLX_DELTA_ISA=last, MLX_DELTA_THREADS="1").stdout)
+    assert facts["isa"] == last == facts["isas"][-1]
     assert facts["threads"] == 1
     assert {"metal", "mlx_delta", "mlx", "python", "platform"} < facts.keys()
     best = facts["isas"][0]
@@ -216,7 +224,7 @@ def test_demo(tmp_path: Path) -> None:
 def test_wrong_arguments_are_one_line(tiny: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
     places = {"TINY": tiny, "GGUF": tmp_path / "x.gguf"}
-    done = run(*[places.get(argument, argument) for argument in arguments], stdin="Hello.")
+    done = call(*[places.get(argument, argument) for argument in arguments], stdin="Hello.")
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr

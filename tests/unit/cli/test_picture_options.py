@@ -13,7 +13,7 @@ from mlx_delta.cli.chat_terminal import ChatTerminal
 from mlx_delta.cli.chat_turns import Conversation
 from mlx_delta.cli.pictures import show_picture
 from support import GOLDEN, ROOT
-from support.command_line import run
+from support.command_line import call, run
 from support.pictures import seeing
 
 FLAG = ROOT / "examples" / "pictures" / "japan.png"
@@ -39,10 +39,10 @@ def test_what_is_no_picture_is_told_before_the_model_is_read(tmp_path: Path, com
     text = tmp_path / "text.png"
     text.write_text("no picture")
     for file, message in ((tmp_path / "no.png", "expected a file"), (text, "expected a picture")):
-        done = run(*command, "-m", tmp_path, "--image", file, stdin="x")
+        done = call(*command, "-m", tmp_path, "--image", file, stdin="x")
         assert done.returncode == 1
         assert f"error: {file}: {message}" in done.stderr.replace("\n", "")
-    assert "--image: expected the chat template with it" in run(
+    assert "--image: expected the chat template with it" in call(
         "generate", "-m", tmp_path, "-p", "x", "--raw", "--image", FLAG
     ).stderr.replace("\n", " ")
 
