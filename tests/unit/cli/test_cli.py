@@ -163,15 +163,18 @@ def test_info_system() -> None:
     assert facts["mlx"] in shown.stdout
 
 
-@pytest.mark.parametrize("command", [["info", "--system"], ["generate", "-m", "TINY", "-p", "x"]])
+WRONG = [
+    ("MLX_DELTA_ISA", "foo", "expected one of "),
+    ("MLX_DELTA_THREADS", "abc", "expected a number from 1 to 256, found 'abc'"),
+    ("MLX_DELTA_THREADS", "0", "expected a number from 1 to 256, found '0'"),
+    ("MLX_DELTA_THREADS", "2x", "expected a number from 1 to 256, found '2x'"),
+]
+GENERATE = ["generate", "-m", "TINY", "-p", "x"]
+
+
 @pytest.mark.parametrize(
-    ("variable", "value", "expected"),
-    [
-        ("MLX_DELTA_ISA", "foo", "expected one of "),
-        ("MLX_DELTA_THREADS", "abc", "expected a number from 1 to 256, found 'abc'"),
-        ("MLX_DELTA_THREADS", "0", "expected a number from 1 to 256, found '0'"),
-        ("MLX_DELTA_THREADS", "2x", "expected a number from 1 to 256, found '2x'"),
-    ],
+    ("command", "variable", "value", "expected"),
+    [*((["info", "--system"], *wrong) for wrong in WRONG), *((GENERATE, *wrong) for wrong in WRONG[:2])],
 )
 def test_wrong_settings_are_one_line(tiny: Path, command: list[str], variable: str, value: str, expected: str) -> None:
     done = run(*[tiny if argument == "TINY" else argument for argument in command], **{variable: value})
