@@ -152,7 +152,9 @@ inline float down_rows_by_halves(const thread Chosen& chosen, const thread Work<
   typename Rows::Held held;
   Rows::template load<2, K>(held, own, block);
   Sums sums;
-  stage<F, 1, K, false, SIMDGROUPS>(work, 0, 0, sums);
+  if (work.thread_index < 32) {  // 512 columns are what a simdgroup stages
+    stage<F, 1, K, false, SIMDGROUPS>(work, 0, 0, sums);
+  }
   threadgroup_barrier(mem_flags::mem_threadgroup);
   float partial[2] = {};
   float total[2] = {};

@@ -121,10 +121,11 @@ def experts_entries() -> Iterator[Entry]:
         case = experts_case("", 1, K, inner, EXPERTS, CHOSEN, ((bits, 64),) * 3, (bits, 64))
         gate_up, down = launches_of(case)
         of_one = (CHOSEN + 1) * inner * K * width
-        yield entry(f"experts {bits} bits, gate and up", gate_up, 2 * of_one, experts_trips(K / 1024, 1))
+        yield entry(f"experts {bits} bits, gate and up", gate_up, 2 * of_one, experts_trips(K / 1024, 1, 0))
         yield qmm(f"the same by qmm, N = {inner}", 1, K, [(inner, bits)] * 2, norm=True, swiglu=True)
         columns = CHOSEN * inner
-        trips = experts_trips(columns / 1024, columns / 2048)
+        simdgroups = threads_of(down) // 32
+        trips = experts_trips(columns / 1024, columns / (512 * simdgroups), 1 / simdgroups)
         yield entry(f"experts {bits} bits, down", down, of_one, trips)
         yield qmm(f"the same by qmm, K = {columns}, N = {K}", 1, columns, [(K, bits)], residual=True)
     route = launches_of(route_case("", 1, K, EXPERTS, CHOSEN, mx.bfloat16, mx.bfloat16))
@@ -159,9 +160,11 @@ def qmm_trips(M: int, K: int, simdgroups: int, turns: int, packed: bool) -> Trip
     return trips
 
 
-def experts_trips(turns: float, stagings: float) -> Trips:
+def experts_trips(turns: float, stagings: float, alone: float) -> Trips:
     """Regions of metal/experts.metal, of one row. turns: of 1024 columns of the chosen experts, in which x is staged so
-    often. The chosen and the shared one are two branches, of which a simdgroup takes one, or one behind the other."""
+    often. alone: how often a simdgroup does what not every one does: of one row none asks which pair comes next, and in
+    down one of them stages the shared expert's x. The chosen and the shared one are two branches, of which a simdgroup
+    takes one, or one behind the other."""
 
     def trips(program: Program, region: Region) -> float | None:
         def names(of: Region) -> set[str]:
@@ -170,7 +173,12 @@ def experts_trips(turns: float, stagings: float) -> Trips:
         def takes_turns(of: Region) -> bool:
             return of.loop and {"ffma", "lload"} <= names(of)
 
-        in_turns = any(takes_turns(other) and region in other for other in program.regions)
+        def in_turns(of: Region) -> bool:
+            return any(takes_turns(other) and of in other for other in program.regions)
+
+        def is_alone(of: Region) -> bool:
+            return not of.loop and "lstore" in names(of) and "ffma" not in names(of) and not in_turns(of)
+
         branches = [
             other
             for other in program.regions
@@ -181,13 +189,13 @@ def experts_trips(turns: float, stagings: float) -> Trips:
             return share
         if takes_turns(region):
             return share * turns
-        if not region.loop and "barrier" in names(region) and in_turns:
+        if not region.loop and "barrier" in names(region) and in_turns(region):
             return share * stagings
         if region.loop and "lstore" in names(region) and not any(other in region for other in program.loops):
-            return 2 * (share * stagings if in_turns else 1)
-        if "lstore" in names(region) and "ffma" not in names(region) and not in_turns and not region.loop:
-            return 0  # of several rows: which pair comes next
-        return None
+            if in_turns(region):
+                return 2 * share * stagings
+            return 2 * (alone if any(is_alone(other) and region in other for other in program.regions) else 1)
+        return alone if is_alone(region) else None
 
     return trips
 

@@ -23,6 +23,7 @@ inline bool has_kernel(const ExpertsShape& shape) {
 
 inline Plan plan(const ExpertsShape& shape) {
   constexpr int kSimdgroups = 4;
+  constexpr int kDownSimdgroups = 8;  // so many stage 4096 columns at once, all that 8 experts of 512 have
   const int I = shape.matrices[0].rows / shape.E, shared_I = shape.shared[0].rows, M = shape.M, k = shape.k;
   const int stride = k * ceil_div(I, 8) * 8 + ceil_div(shared_I, 8) * 8;  // of what a token has between its products
   const ExpertsParams gate_up{M, k, shape.E, I, shared_I, stride, shape.eps};
@@ -47,12 +48,12 @@ inline Plan plan(const ExpertsShape& shape) {
             {32 * kSimdgroups, 1, 1}},
            {"experts",
             "experts_down",
-            {shape.type, std::to_string(I), std::to_string(k), std::to_string(shared_I), std::to_string(kSimdgroups),
-             format(shape.matrices[2], I), format(shape.shared[2], shared_I)},
+            {shape.type, std::to_string(I), std::to_string(k), std::to_string(shared_I),
+             std::to_string(kDownSimdgroups), format(shape.matrices[2], I), format(shape.shared[2], shared_I)},
             second,
             bytes_of(down),
-            {M, ceil_div(shape.K, 4 * kSimdgroups), 1},
-            {32 * kSimdgroups, 1, 1}}},
+            {M, ceil_div(shape.K, 4 * kDownSimdgroups), 1},
+            {32 * kDownSimdgroups, 1, 1}}},
           {int64_t(M) * stride * 4},
           {}};
 }
