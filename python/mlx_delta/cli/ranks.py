@@ -32,7 +32,8 @@ def check_alone(command: str) -> None:
 
 
 def joined(by_layers: bool) -> Ranks | None:
-    """The ranks that mlx.launch has started, connected; None where this process is alone.
+    """The ranks that mlx.launch has started, connected; None where this process is alone. From here on Ctrl-C is heard
+    by rank 0 alone.
 
     Raises: UsageError where by_layers is asked of one alone; RankError.
     """
@@ -44,7 +45,11 @@ def joined(by_layers: bool) -> Ranks | None:
         return None
     from mlx_delta.distributed.ranks import Ranks
 
-    return Ranks.launched(by_layers)
+    ranks = Ranks.launched(by_layers)
+    if ranks is not None and ranks.rank:
+        # Ctrl-C is for rank 0: it has what is to be kept, and would wait in MLX for one that had left before it.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return ranks
 
 
 @contextmanager
@@ -64,8 +69,6 @@ def led(lead: Lead, ranks: Ranks | None) -> Iterator[bool]:
     if ranks is None:
         yield True
         return
-    if ranks.rank:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for rank 0, which tells when to end
 
     def failed(error: BaseException) -> None:
         time.sleep(_LAST_WORDS)

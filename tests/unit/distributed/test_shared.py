@@ -282,6 +282,8 @@ def test_a_rank_that_dies_ends_the_others(tmp_path: Path, ended: list[subprocess
     ended += start(tmp_path, "--prompt", "import os", "--raw", "--temperature", "0", "--max-tokens", "8000")
     assert ended[0].stdout is not None
     assert ended[0].stdout.read(1)
+    ended[1].send_signal(signal.SIGINT)  # which rank 0 alone would hear
+    assert len(ended[0].stdout.read(100)) == 100
     ended[1].send_signal(signal.SIGKILL)
     begin = time.monotonic()
     _, errors = ended[0].communicate(timeout=30)
