@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from itertools import chain
+from itertools import takewhile
 
 import numpy as np
 
@@ -77,11 +77,11 @@ def _measure(network: Network, count: int, prompt: int, tokens: int, rounds: int
     engine = Engine(network, most_rows=max(count, 1))
     rng = np.random.default_rng(0)
     works = [[_drawn(network, rng, prompt, tokens) for _ in range(rounds)] for _ in range(count)]
-    start = threading.Barrier(count + 1)
+    start, over = threading.Barrier(count + 1), threading.Event()
 
     def client(mine: list[TokenSequence]) -> list[list[float]]:
         start.wait()
-        return [_arrivals(engine, sequence) for sequence in mine]
+        return [_arrivals(engine, sequence, over) for sequence in mine if not over.is_set()]
 
     with led(engine) as leads:
         if not leads:
@@ -94,9 +94,8 @@ def _measure(network: Network, count: int, prompt: int, tokens: int, rounds: int
                 arrivals = [times for each in clients for times in each.result()]
                 seconds = time.perf_counter() - begin
             except BaseException:  # Ctrl-C, after which clients would go on to their end
+                over.set()
                 start.abort()
-                for sequence in chain(*works):
-                    engine.cancel(sequence)
                 raise
     firsts = [times[1] - times[0] for times in arrivals]
     gaps = [gap for times in arrivals for gap in np.diff(times[1:])]
@@ -125,6 +124,7 @@ def _sequence(network: Network, ids: list[int], most: int) -> TokenSequence:
     return TokenSequence(ids, None, sampler, Tokens(), most=most, told=lambda: ({"ids": ids, "most": most}, {}))
 
 
-def _arrivals(engine: Engine, sequence: TokenSequence) -> list[float]:
-    """When it was submitted, and when each of its tokens came."""
-    return [time.perf_counter(), *(time.perf_counter() for _ in engine.run(sequence))]
+def _arrivals(engine: Engine, sequence: TokenSequence, over: threading.Event) -> list[float]:
+    """When it was submitted, and when each of its tokens came, until it is over."""
+    tokens = takewhile(lambda _: not over.is_set(), engine.run(sequence))
+    return [time.perf_counter(), *(time.perf_counter() for _ in tokens)]
