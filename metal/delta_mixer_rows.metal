@@ -3,17 +3,7 @@
 // A launch binds at most 31 buffers, and states are buffers of their own: 8 sequences of one token each, or 6 that may
 // have several, and pending ones. A delta state is read and written in one buffer.
 #include "delta_mixer.h"
-
-// The buffer of sequence i.
-template <typename P, int N>
-inline P of_sequence(uint i, const thread P (&buffers)[N]) {
-  P found = buffers[0];
-  UNROLL
-  for (uint j = 1; j < N; j++) {
-    found = i == j ? buffers[j] : found;
-  }
-  return found;
-}
+#include "sequences.h"
 
 // One token each, none pending, and the states after it returned.
 template <typename T, int DK, int DV, int R>

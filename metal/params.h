@@ -14,6 +14,7 @@ namespace mlx_delta::gpu {
 #define MLX_DELTA_MIXER_ROWS \
   8  // sequences of one token each in a launch: as many as there are buffers for their states
 #define MLX_DELTA_MIXER_SPANS 6         // sequences of several, which have one buffer more
+#define MLX_DELTA_ATTENTION_SEQUENCES 8  // in a launch of those that have keys and values of their own
 #define MLX_DELTA_LEAST_SPLIT_ROWS 128  // less does not pay for its part of attention's second launch
 
 struct QmmParams {
@@ -104,6 +105,32 @@ struct AttentionParams {
   int width;   // columns of the projection that holds the gate
   int splits;  // at most, of a sequence
   float scale;
+};
+
+struct AttentionPrepareRowsParams {
+  int rows;           // that there are positions of
+  int has_positions;  // whether there are
+  int Hq;
+  int Hkv;
+  int rope_half;
+  int sections[3];
+  float eps;
+  int first[MLX_DELTA_ATTENTION_SEQUENCES];   // of each sequence, which row its first token is; none has one: 2^31 - 1
+  int offset[MLX_DELTA_ATTENTION_SEQUENCES];  // tokens before that one
+  int S[MLX_DELTA_ATTENTION_SEQUENCES];
+  float frequencies[MLX_DELTA_MAX_FREQUENCIES];
+};
+
+struct AttentionRowsParams {
+  int Hq;
+  int Hkv;
+  int width;
+  int most_splits;  // of a row, however long its context is
+  int splits;       // of the row of this launch that has most
+  float scale;
+  int first[MLX_DELTA_ATTENTION_SEQUENCES];
+  int offset[MLX_DELTA_ATTENTION_SEQUENCES];
+  int S[MLX_DELTA_ATTENTION_SEQUENCES];
 };
 
 struct SampleParams {

@@ -6,7 +6,6 @@
 #include "cpu/kv_row.h"
 #include "cpu/runtime/threads.h"
 #include "cpu/simd/gemm.h"
-#include "decode_tokens.h"
 
 namespace mlx_delta::cpu::MLX_DELTA_ISA {
 namespace {
@@ -31,17 +30,17 @@ struct Item {
   static constexpr bool kEightBits = std::is_same_v<E, int8_t>;
 
   const AttentionArgs& args;
+  const KvPart& part;
   int64_t b, hk;
   int64_t token, tokens;  // new tokens [token, token + tokens)
   int64_t from, to;       // rows of the cache
-  bool few;               // new tokens, so that the cache is streamed instead of tiled
 
   int64_t group() const { return args.Hq / args.Hkv; }
   int64_t rows() const { return group() * tokens; }  // row r: head r / tokens, token r % tokens
 
   // How many cache rows from `s` on row r sees, of `count`.
   int64_t visible(int64_t r, int64_t s, int64_t count) const {
-    return most<int64_t>(0, least(count, args.length - args.T + token + r % tokens + 1 - s));  // causal
+    return most<int64_t>(0, least(count, part.offset + token + r % tokens + 1 - s));  // causal
   }
 
   // From one row of the cache to the next, and how many columns of one have the same scale.
@@ -49,7 +48,7 @@ struct Item {
   int64_t columns() const { return kEightBits ? kKvGroup : args.D; }
 
   const E* cache(const void* base, int64_t s) const {
-    return static_cast<const E*>(base) + ((b * args.Hkv + hk) * args.S + s) * stride();
+    return static_cast<const E*>(base) + ((b * args.Hkv + hk) * part.S + s) * stride();
   }
 
   // What a row's value is to be multiplied by.
@@ -61,11 +60,11 @@ struct Item {
   }
 
   void load_q(float* q) const {
+    const T* of_part = static_cast<const T*>(args.q) + part.first * args.Hq * args.D;
     for (int64_t r = 0; r < rows(); ++r) {
       const int64_t head = hk * group() + r / tokens;
       float* row = q + r * args.D;
-      load_floats(static_cast<const T*>(args.q) + ((b * args.Hq + head) * args.T + token + r % tokens) * args.D, args.D,
-                  row);
+      load_floats(of_part + ((b * args.Hq + head) * part.T + token + r % tokens) * args.D, args.D, row);
       scale(args.scale, args.D, row);
     }
   }
@@ -96,7 +95,7 @@ struct Item {
   // A few tokens: each key and value is converted once and used for up to four rows from registers. The values of
   // the block are asked for while its keys are read, and the next block's keys while its values are.
   void stream_block(const float* q, float* scores, int64_t s, int64_t count, const Partial& p) const {
-    const E *keys = cache(args.keys, s), *values = cache(args.values, s), *next = keys + count * stride();
+    const E *keys = cache(part.keys, s), *values = cache(part.values, s), *next = keys + count * stride();
     int64_t r = 0;
     for (; r + 4 <= rows(); r += 4) score<4>(q, keys, values, count, r, scores);
     for (; r < rows(); ++r) score<1>(q, keys, values, count, r, scores);
@@ -215,13 +214,13 @@ struct Item {
   void tile_block(const float* q, float* scores, float* block, int64_t s, int64_t count, const Partial& p) const {
     const int64_t D = args.D;
     float* transposed = block + kBlock * D;
-    load_rows(cache(args.keys, s), count, block);
+    load_rows(cache(part.keys, s), count, block);
     fill(block + count * D, (kBlock - count) * D, 0.0f);
     transpose(block, D, kBlock, D, transposed, kBlock);
     fill(scores, rows() * kBlock, 0.0f);
     gemm(q, D, transposed, kBlock, scores, kBlock, rows(), kBlock, D);
     soften(scores, s, count, p);
-    load_rows(cache(args.values, s), count, block);
+    load_rows(cache(part.values, s), count, block);
     gemm(scores, kBlock, block, D, p.out, D, rows(), D, count);
   }
 
@@ -229,12 +228,12 @@ struct Item {
     const int64_t D = args.D;
     float* q = scratch_of<float>(kQuerySlot, rows() * D);
     float* scores = scratch_of<float>(kScoreSlot, rows() * kBlock);
-    float* block = few ? nullptr : scratch_of<float>(kBlockSlot, 2 * kBlock * D);
+    float* block = args.few ? nullptr : scratch_of<float>(kBlockSlot, 2 * kBlock * D);
     load_q(q);
     fill(p.max, rows(), kNone);
     fill(p.sum, rows(), 0.0f);
     fill(p.out, rows() * D, 0.0f);
-    const int64_t last = least(to, args.length - args.T + token + tokens);
+    const int64_t last = least(to, part.offset + token + tokens);
     for (int64_t s = from; s < last; s += kBlock) {
       const int64_t count = least(kBlock, last - s);
       block ? tile_block(q, scores, block, s, count, p) : stream_block(q, scores, s, count, p);
@@ -246,7 +245,7 @@ struct Item {
     const int64_t D = args.D;
     for (int64_t r = 0; r < rows(); ++r) {
       const int64_t h = hk * group() + r / tokens;
-      const int64_t at = b * args.T + token + r % tokens;
+      const int64_t at = part.first + b * part.T + token + r % tokens;
       const T* gate = static_cast<const T*>(args.projection) + at * args.width + (2 * h + 1) * D;
       T* y = static_cast<T*>(args.y) + (at * args.Hq + h) * D;
       const float* out = p.out + r * D;
@@ -271,49 +270,94 @@ void fold(const Partial& p, const Partial& more, int64_t rows, int64_t D) {
   }
 }
 
+int64_t partial_size(const AttentionArgs& args, int64_t tokens) { return args.Hq / args.Hkv * tokens * (args.D + 2); }
+
+Partial partial_at(float* at, int64_t size, int64_t D) {
+  const int64_t rows = size / (D + 2);
+  return {at + rows * D, at + rows * (D + 1), at};
+}
+
+// From where the sequence begins, so that padding on its left does not change a bit of it.
+int64_t first_row(const AttentionArgs& args, int64_t b) { return args.start ? most<int64_t>(args.start[b], 0) : 0; }
+
+// A prompt's tokens, of one part. The last tokens see most of the cache: they go first.
+template <typename T, typename E>
+void attend_prompt(const AttentionArgs& args) {
+  const KvPart& part = args.part[0];
+  const int64_t heads = part.B * args.Hkv, token_parts = (part.T + kTokens - 1) / kTokens;
+  const int64_t size = partial_size(args, least(kTokens, part.T));
+  parallel_for(heads * token_parts, 1, [&](int64_t first, int64_t last) {
+    const Partial p = partial_at(scratch_of<float>(kOutSlot, size), size, args.D);
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t head = i % heads, b = head / args.Hkv, token = (token_parts - 1 - i / heads) * kTokens;
+      const Item<T, E> one{
+          args, part, b, head % args.Hkv, token, least(kTokens, part.T - token), first_row(args, b), part.length()};
+      one.run(p);
+      one.finish(p);
+    }
+  });
+}
+
+// Few tokens of each of several sequences: an item is a head and a stretch of one.
+template <typename T, typename E>
+void attend_few(const AttentionArgs& args) {
+  struct Of {
+    int64_t stretches, size;  // size: of what is known of an item's query rows
+    int64_t item, partial;    // its first item; where what is known of its items goes, where a head has several
+  } of[kKvParts + 1];
+  int64_t items = 0, partials = 0, largest = 0, split_heads = 0;
+  for (int64_t i = 0; i < args.parts; ++i) {
+    const KvPart& part = args.part[i];
+    const int64_t stretches = (part.length() + kStretch - 1) / kStretch, size = partial_size(args, part.T);
+    const int64_t heads = part.B * args.Hkv;
+    of[i] = {stretches, size, items, partials};
+    items += heads * stretches;
+    largest = most(largest, size);
+    if (stretches == 1) continue;
+    partials += heads * stretches * size;
+    split_heads += heads;
+  }
+  of[args.parts].item = items;
+  const auto item = [&](const KvPart& part, int64_t head, int64_t stretch, int64_t stretches) {
+    const int64_t b = head / args.Hkv, from = first_row(args, b) + stretch * kStretch;
+    const int64_t to = stretches == 1 ? part.length() : least(part.length(), from + kStretch);
+    return Item<T, E>{args, part, b, head % args.Hkv, 0, part.T, from, to};
+  };
+  float* shared = partials > 0 ? scratch_of<float>(kPartialSlot, partials) : nullptr;
+  parallel_for(items, 1, [&](int64_t first, int64_t last) {
+    float* own = scratch_of<float>(kOutSlot, largest);
+    int64_t i = 0;
+    for (int64_t at = first; at < last; ++at) {
+      while (at >= of[i + 1].item) ++i;
+      const int64_t number = at - of[i].item, stretches = of[i].stretches, size = of[i].size;
+      const Item<T, E> one = item(args.part[i], number / stretches, number % stretches, stretches);
+      const Partial p = partial_at(stretches == 1 ? own : shared + of[i].partial + number * size, size, args.D);
+      one.run(p);
+      if (stretches == 1) one.finish(p);
+    }
+  });
+  // Of one sequence alone it does not pay to hand this to the other threads.
+  parallel_for(split_heads, args.Hkv, [&](int64_t first, int64_t last) {
+    for (int64_t at = first; at < last; ++at) {
+      int64_t i = 0, head = at;
+      for (;; ++i) {
+        const int64_t heads = of[i].stretches == 1 ? 0 : args.part[i].B * args.Hkv;
+        if (head < heads) break;
+        head -= heads;
+      }
+      const int64_t stretches = of[i].stretches, size = of[i].size;
+      float* own = shared + of[i].partial + head * stretches * size;
+      const Partial p = partial_at(own, size, args.D);
+      for (int64_t s = 1; s < stretches; ++s)
+        fold(p, partial_at(own + s * size, size, args.D), size / (args.D + 2), args.D);
+      item(args.part[i], head, 0, stretches).finish(p);
+    }
+  });
+}
+
 template <typename T, typename E>
 void attend_over(const AttentionArgs& args) {
-  const int64_t group = args.Hq / args.Hkv, D = args.D;
-  const bool few = args.T <= kDecodeTokens;  // whatever the heads are: several tokens at once have the bits of each
-  const int64_t tokens = few ? args.T : kTokens;
-  const int64_t token_parts = (args.T + tokens - 1) / tokens;
-  const int64_t stretches = few ? (args.length + kStretch - 1) / kStretch : 1;
-  const int64_t heads = args.B * args.Hkv;
-
-  const auto item = [&](int64_t head, int64_t token_part, int64_t stretch) {
-    const int64_t b = head / args.Hkv, token = token_part * tokens;
-    // From where the sequence begins, so that padding on its left does not change a bit of it.
-    const int64_t from = (args.start ? most<int64_t>(args.start[b], 0) : 0) + stretch * kStretch;
-    const int64_t to = stretches == 1 ? args.length : least(args.length, from + kStretch);
-    return Item<T, E>{args, b, head % args.Hkv, token, least(tokens, args.T - token), from, to, few};
-  };
-  const int64_t size = group * least(tokens, args.T) * (D + 2);
-  const auto partial = [&](float* at) {
-    const int64_t rows = size / (D + 2);
-    return Partial{at + rows * D, at + rows * (D + 1), at};
-  };
-  if (stretches == 1) {
-    // The last tokens see most of the cache: they go first.
-    parallel_for(heads * token_parts, 1, [&](int64_t first, int64_t last) {
-      const Partial p = partial(scratch_of<float>(kOutSlot, size));
-      for (int64_t i = first; i < last; ++i) {
-        const Item<T, E> one = item(i % heads, token_parts - 1 - i / heads, 0);
-        one.run(p);
-        one.finish(p);
-      }
-    });
-    return;
-  }
-  float* partials = scratch_of<float>(kPartialSlot, heads * stretches * size);
-  parallel_for(heads * stretches, 1, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) item(i / stretches, 0, i % stretches).run(partial(partials + i * size));
-  });
-  for (int64_t head = 0; head < heads; ++head) {
-    const Partial p = partial(partials + head * stretches * size);
-    for (int64_t s = 1; s < stretches; ++s)
-      fold(p, partial(partials + (head * stretches + s) * size), size / (D + 2), D);
-    item(head, 0, 0).finish(p);
-  }
+  args.few ? attend_few<T, E>(args) : attend_prompt<T, E>(args);
 }
 
 template <typename T>

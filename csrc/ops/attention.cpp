@@ -36,22 +36,22 @@ class Attention : public Primitive {
     const mx::array &q = inputs[0], &projection = inputs[1], &keys = inputs[2];
     mx::array& y = outputs[0];
     allocate(y);
-    const cpu::AttentionArgs args{q.data<void>(),
-                                  projection.data<void>(),
-                                  keys.data<void>(),
-                                  inputs[3].data<void>(),
-                                  data_or_null<int32_t>(inputs, start_),
-                                  y.data<void>(),
-                                  q.shape(0),
-                                  q.shape(2),
-                                  q.shape(1),
-                                  keys.shape(1),
-                                  q.shape(3),
-                                  keys.shape(2),
-                                  length_,
-                                  projection.shape(2),
-                                  scale_,
-                                  in_eight_bits(keys)};
+    const int B = q.shape(0), T = q.shape(2);
+    const cpu::AttentionArgs args{
+        q.data<void>(),
+        projection.data<void>(),
+        data_or_null<int32_t>(inputs, start_),
+        y.data<void>(),
+        q.shape(1),
+        keys.shape(1),
+        q.shape(3),
+        projection.shape(2),
+        scale_,
+        in_eight_bits(keys),
+        T <= kDecodeTokens,  // whatever the heads are: several tokens at once have the bits of each
+        1,
+        {{const_cast<void*>(keys.data<void>()), const_cast<void*>(inputs[3].data<void>()), 0, B, T, keys.shape(2),
+          length_ - T}}};
     run_kernel(stream(), cpu::kernels().attention, q.dtype(), args);
     note_states(inputs, outputs, state_inputs(), {}, stream());
   }

@@ -47,6 +47,23 @@ def attention_prepare(
     positions: mlx.core.array | None = None,
     stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None,
 ) -> tuple[mlx.core.array, mlx.core.array, mlx.core.array]: ...
+def attention_rows(
+    projection: mlx.core.array,
+    q_norm: mlx.core.array,
+    k_norm: mlx.core.array,
+    keys: Sequence[mlx.core.array],
+    values: Sequence[mlx.core.array],
+    *,
+    offsets: Sequence[int],
+    rope_theta: float,
+    rope_dim: int,
+    rope_sections: tuple[int, int, int],
+    scale: float,
+    eps: float = 1e-06,
+    counts: Sequence[int] | None = None,
+    positions: mlx.core.array | None = None,
+    stream: mlx.core.Stream | mlx.core.ThreadLocalStream | mlx.core.Device | mlx.core.DeviceType | None = None,
+) -> tuple[mlx.core.array, list[mlx.core.array], list[mlx.core.array]]: ...
 def conv1d(
     x: mlx.core.array,
     weight: mlx.core.array,

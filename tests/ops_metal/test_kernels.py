@@ -114,6 +114,34 @@ def test_a_sequence_among_others_has_the_bits_of_the_kernel_for_one(i: int) -> N
     assert same([y[rows], states[i], states[8 + i]], expected)
 
 
+@pytest.mark.parametrize("name", ["9h4:2d64", "mixed-h2:1d64-kv8", "mixed-h6:2d128"])
+def test_a_row_of_attention_among_others_has_the_bits_of_the_kernels_for_one(name: str) -> None:
+    """Whose contexts are longer and shorter, and of its own sequence those before and after it."""
+    made = next(c for c in CASES if c.id == f"attention_rows-{name}").arguments(mx.bfloat16)
+    y, *caches = run_plan(as_list(ops.attention_rows(**made)))[0]
+    counts = made["counts"] or [1] * len(made["keys"])
+    first = 0
+    for i, count in enumerate(counts):
+        cached = [made["keys"][i], made["values"][i]]
+        for t in range(count):
+            row = slice(first + t, first + t + 1)
+            of_token = {
+                "projection": made["projection"][row],
+                "keys": cached[0],
+                "values": cached[1],
+                "offset": made["offsets"][i] + t,
+                "positions": None if made["positions"] is None else made["positions"][:, None, row],
+            }
+            of_all = {n: made[n] for n in ("q_norm", "k_norm", "rope_theta", "rope_dim", "rope_sections")}
+            q, *cached = run_plan(list(ops.attention_prepare(**of_token, **of_all)))[0]
+            alone = ops.attention(
+                q, made["projection"][row], *cached, length=of_token["offset"] + 1, scale=made["scale"]
+            )
+            assert same(run_plan([alone])[0], [y[row]]), (i, t)
+        assert same(cached, [caches[i], caches[len(counts) + i]])
+        first += count
+
+
 PADDED = [pytest.param(b, id=f"{b.id}-{name}") for name, dtype in DTYPES.items() for b in padded_batches(dtype)]
 
 
@@ -130,7 +158,7 @@ def test_an_embedding_of_an_unknown_token_is_nan() -> None:
 
 @pytest.mark.parametrize("case", ODD_HEADS, ids=lambda case: case.id)
 def test_head_dims_that_lanes_cannot_share_are_refused(case: Case) -> None:
-    op = case.op.removesuffix("_rows")  # the same primitive
+    op = "delta_mixer" if case.op == "delta_mixer_rows" else case.op  # the same primitive
     with pytest.raises(ValueError, match=f"{op}: head dim: expected a multiple of 32 up to 256.*found (36|72)"):
         _core.plan(case.run(case.arguments(mx.bfloat16))[0])
 

@@ -25,6 +25,7 @@ from mlx_delta.model.network import Network
 from mlx_delta.model.rows import Span
 from mlx_delta.ops import Matrix
 
+OURS = {"qmm", "embedding", "delta_mixer", "attention_prepare", "attention", "attention_rows", "sample"}
 NO_BYTES = {"Slice", "Squeeze", "Reshape", "Broadcast", "ExpandDims", "Contiguous"}  # of what is laid end to end
 TINY = {
     "hidden_size": 64,
@@ -117,14 +118,13 @@ def test_launches_of_a_token_of_the_9b(token: Counter[str]) -> None:
 
 
 def test_a_token_is_our_kernels_and_the_choice_of_the_token(token: Counter[str]) -> None:
-    ours = {"qmm", "embedding", "delta_mixer", "attention_prepare", "attention", "sample"}
     assert token["qmm"] == 4 * 32 + 1
-    assert set(token) - ours <= {"ScatterAxis"} | NO_BYTES, token
+    assert set(token) - OURS <= {"ScatterAxis"} | NO_BYTES, token
 
 
 def test_launches_of_a_pass_that_checks_drafts(token: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three drafts: matrices are read once, states once for these and for the tokens that were pending; on a GPU
-    attention takes each row by itself."""
+    """Three drafts: matrices are read once, states once for these and for the tokens that were pending, and attention
+    takes the rows in one launch: as many launches as of a token."""
     gpu = mx.Device(mx.DeviceType.gpu, 0)
     monkeypatch.setattr(mx, "default_device", lambda: gpu)
     network, rows = nine_b_in_small(), mx.array([4, 5, 6, 7])
@@ -140,25 +140,32 @@ def test_launches_of_a_pass_that_checks_drafts(token: Counter[str], monkeypatch:
     assert {name: checking[name] for name in ("qmm", "delta_mixer", "embedding")} == {
         name: token[name] for name in ("qmm", "delta_mixer", "embedding")
     }
-    attention = network.config.layer_types.count("full_attention")
-    assert checking["attention"] == checking["attention_prepare"] == 4 * attention
-    assert checking["Concatenate"] <= attention + 1, checking
+    assert checking["attention_rows"] == network.config.layer_types.count("full_attention")
+    assert set(checking) - OURS <= NO_BYTES, checking
 
 
 def test_launches_of_a_step_of_eight_sequences(token: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Matrices and the mixers of gated-delta layers take one launch for all, as for one; so nothing of these has to be
-    laid end to end. Attention goes sequence by sequence."""
+    """As many as of one: matrices and mixers take all sequences, so that nothing has to be laid end to end."""
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.DeviceType.gpu, 0))
-    network = nine_b_in_small()
+    network, tokens = nine_b_in_small(), mx.array([*range(8)])
     caches = [Cache.empty(network.config) for _ in range(8)]
-    mx.eval(network.decode(mx.arange(8), caches), *(array for cache in caches for array in cache.arrays()))
-    logits = network.decode(mx.arange(8), caches)
+    mx.eval(network.decode(tokens, caches), *(array for cache in caches for array in cache.arrays()))
+    logits = network.decode(tokens, caches)
     step = primitives(logits, *(array for cache in caches for array in cache.arrays()))
     assert (step["qmm"], step["delta_mixer"], step["embedding"]) == (token["qmm"], token["delta_mixer"], 1)
-    attention = network.config.layer_types.count("full_attention")
-    assert step["attention"] == step["attention_prepare"] == 8 * attention
-    assert step["Concatenate"] <= attention
-    assert {launch.file for launch in _core.launches([logits])} >= {"delta_mixer_rows"}
+    assert step["attention_rows"] == network.config.layer_types.count("full_attention")
+    assert set(step) - OURS <= NO_BYTES, step
+    assert {launch.file for launch in _core.launches([logits])} >= {"delta_mixer_rows", "attention_rows"}
+
+
+def test_launches_of_attention_of_several_sequences() -> None:
+    """As many as of one: two with what prepares it; from nine on twice as many."""
+    case = next(c for c in CASES if c.op == "attention_rows" and c.name.startswith("9h"))
+    nine = case.arguments(mx.bfloat16)
+    for sequences, launches in ((9, 6), (8, 3)):
+        of_each = {name: nine[name][:sequences] for name in ("projection", "keys", "values", "offsets")}
+        plan, _ = _core.plan(ops.attention_rows(**{**nine, **of_each})[0])
+        assert len(plan.launches) == launches
 
 
 def test_launches_of_layers_with_experts(experts: Path) -> None:

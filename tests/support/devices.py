@@ -16,7 +16,7 @@ from support import ROOT
 GPU = mx.metal.is_available()
 DEVICES = [mx.Device(mx.cpu), *([mx.Device(mx.gpu)] if GPU else [])]
 # Heads that a GPU refuses: csrc/gpu/launch.cpp, check_head_dims.
-_BY_HEAD = ("attention", "attention_prepare", "gated_delta", "delta_mixer", "delta_mixer_rows")
+_BY_HEAD = ("attention", "attention_prepare", "attention_rows", "gated_delta", "delta_mixer", "delta_mixer_rows")
 ODD_HEADS = [c for c in CASES if c.op in _BY_HEAD and re.search("d(36|72)", c.name)]
 
 

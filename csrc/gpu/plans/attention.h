@@ -31,15 +31,21 @@ inline int head_tile(int group) {
   return 1;
 }
 
+namespace attention {
+
+constexpr int kSimdgroups = 4;      // a core has registers for three such threadgroups, or for one of eight
+constexpr int kThreadgroups = 256;  // of one sequence: enough for the widest GPU
+
+}  // namespace attention
+
 inline Plan plan(const AttentionShape& shape) {
-  constexpr int kSimdgroups = 4;      // a core has registers for three such threadgroups, or for one of eight
-  constexpr int kThreadgroups = 256;  // of one sequence: enough for the widest GPU
+  using attention::kSimdgroups;
   check_cached_head_dim("attention", shape.D, shape.eight_bits);
   const int tile = head_tile(shape.Hq / shape.Hkv);
   const int heads = shape.Hq / tile, tokens = shape.B * shape.T;
   // Whatever the batch is, so that a sequence has the bits that it has alone.
   const int splits =
-      std::min(ceil_div(kThreadgroups, heads * shape.T), ceil_div(shape.length, MLX_DELTA_LEAST_SPLIT_ROWS));
+      std::min(ceil_div(attention::kThreadgroups, heads * shape.T), ceil_div(shape.length, MLX_DELTA_LEAST_SPLIT_ROWS));
   const std::vector<char> params =
       bytes_of(AttentionParams{shape.T, shape.Hq, shape.Hkv, shape.S, shape.length, shape.width, splits, shape.scale});
   const Buffer y{Buffer::output, 0}, partial{Buffer::scratch, 0};

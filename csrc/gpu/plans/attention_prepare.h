@@ -27,6 +27,13 @@ struct AttentionPrepareShape {
   int positions;  // index of the input, or -1
 };
 
+// What the host computes of the rotation: theta^(-2i / rope_dim).
+template <typename P>
+void set_frequencies(P& params, float rope_theta, int rope_dim) {
+  for (int i = 0; i < rope_dim / 2; ++i)
+    params.frequencies[i] = float(std::pow(double(rope_theta), -2.0 * i / rope_dim));
+}
+
 inline Plan plan(const AttentionPrepareShape& shape) {
   check_cached_head_dim("attention_prepare", shape.D, shape.eight_bits);
   AttentionPrepareParams params{shape.T,
@@ -38,8 +45,7 @@ inline Plan plan(const AttentionPrepareShape& shape) {
                                 {shape.rope_sections[0], shape.rope_sections[1], shape.rope_sections[2]},
                                 shape.eps,
                                 {}};
-  for (int i = 0; i < shape.rope_dim / 2; ++i)
-    params.frequencies[i] = float(std::pow(double(shape.rope_theta), -2.0 * i / shape.rope_dim));
+  set_frequencies(params, shape.rope_theta, shape.rope_dim);
   return {{{"attention_prepare",
             "attention_prepare",
             {shape.type, cached_type(shape.type, shape.eight_bits), std::to_string(shape.D),

@@ -19,7 +19,17 @@ from mlx_delta.config import ModelConfig, TextConfig
 from mlx_delta.distributed.ranks import Ranks
 from mlx_delta.model.cache import Cache, KeyValues, LayerState
 from mlx_delta.model.experts import Experts, gated
-from mlx_delta.model.layers import AttentionLayer, DeltaLayer, FeedForward, Layer, Mlp, Stage, Window, hybrid_layer
+from mlx_delta.model.layers import (
+    AttentionLayer,
+    DeltaLayer,
+    FeedForward,
+    Layer,
+    Mlp,
+    Rows,
+    Stage,
+    Window,
+    hybrid_layer,
+)
 from mlx_delta.model.mtp import MTP, MtpHead
 from mlx_delta.model.network import Network, arrays_of
 from mlx_delta.model.weights import Weights
@@ -99,6 +109,11 @@ class NoHeads:
     def mix_projected(self, projection: mx.array, state: LayerState, window: Window) -> mx.array:
         if isinstance(state, KeyValues):  # of no head, for those who keep them
             state.keys = state.values = mx.zeros((len(projection), 0, window.offset + projection.shape[1], 1))
+        return projection
+
+    def mix_rows(self, projection: mx.array, states: Sequence[LayerState], rows: Rows) -> mx.array:
+        for state, offset, count in zip(states, rows.offsets, rows.counts, strict=True):
+            self.mix_projected(mx.zeros((1, count)), state, Window(offset))
         return projection
 
     def finish(self, mixed: mx.array, x: mx.array) -> mx.array:

@@ -4,6 +4,7 @@ A layer is a mixer and what comes after it, a ``FeedForward``: ``Mlp``, or what 
 
     gated-delta layer   qmm -> delta_mixer -> qmm, MLP          (prefill: conv1d, gated_delta, gated_norm)
     attention layer     qmm -> attention_prepare -> attention -> qmm, MLP
+                        of several sequences: delta_mixer_rows; attention_rows, which is both ops
     MLP                 qmm (gate and up, SwiGLU) -> qmm (down)
 
 RMSNorm is a prologue and the residual an epilogue of qmm.
@@ -34,6 +35,16 @@ class Window:
     offset: int
     mask: mx.array | None = None
     start: mx.array | None = None
+    positions: mx.array | None = None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Of which sequences the R rows of a pass are: ``counts`` of each, one after the other, after ``offsets`` tokens.
+    positions [3, R] (T, H, W); None: from each offset on."""
+
+    counts: Sequence[int]
+    offsets: Sequence[int]
     positions: mx.array | None = None
 
 
@@ -195,23 +206,23 @@ class DeltaLayer:
             self._decode(pending, state)
         return self._prefill(projection, state, window)
 
-    def mix_rows(self, projection: mx.array, states: Sequence[DeltaState], counts: Sequence[int]) -> mx.array:
-        """``mix_projected`` of several sequences, no two of them one: projection [R, 1, ..], the rows of each one after
-        the other -> [R, 1, Hv Dv]."""
+    def mix_rows(self, projection: mx.array, states: Sequence[LayerState], rows: Rows) -> mx.array:
+        """``mix_projected`` of several sequences, no two of them one: projection [R, 1, ..] -> [R, 1, Hv Dv]."""
+        of = [state for state in states if isinstance(state, DeltaState)]
         y, convs, deltas = ops.delta_mixer_rows(
             projection,
             *self._parameters,
-            [state.conv for state in states],
-            [state.delta for state in states],
+            [state.conv for state in of],
+            [state.delta for state in of],
             key_heads=self.config.linear_num_key_heads,
             key_dim=self.config.linear_key_head_dim,
             eps=self.config.rms_norm_eps,
-            counts=counts,
-            pending=[state.counted() for state in states],
-            keep=[not state.drafting for state in states],
+            counts=rows.counts,
+            pending=[state.counted() for state in of],
+            keep=[not state.drafting for state in of],
         )
         first = 0
-        for state, count, conv, delta in zip(states, counts, convs, deltas, strict=True):
+        for state, count, conv, delta in zip(of, rows.counts, convs, deltas, strict=True):
             state.conv, state.delta = conv, delta
             state.pending = projection[first : first + count].reshape(1, count, -1) if state.drafting else None
             first += count
@@ -337,6 +348,32 @@ class AttentionLayer:
         return ops.attention(
             q, projection, cache.keys, cache.values, length=length, scale=c.head_dim**-0.5, start=window.start
         )
+
+    def mix_rows(self, projection: mx.array, states: Sequence[LayerState], rows: Rows) -> mx.array:
+        """``mix_projected`` of several sequences, no two of them one: projection [R, 1, ..] -> [R, 1, Hq D]."""
+        c, of = self.config, [state for state in states if isinstance(state, KeyValues)]
+        room = [
+            state.reserve((1, c.num_key_value_heads, offset + count, c.head_dim), offset, projection.dtype)
+            for state, offset, count in zip(of, rows.offsets, rows.counts, strict=True)
+        ]
+        y, keys, values = ops.attention_rows(
+            projection,
+            self.q_norm,
+            self.k_norm,
+            [keys for keys, _ in room],
+            [values for _, values in room],
+            offsets=rows.offsets,
+            rope_theta=c.rope.theta,
+            rope_dim=c.rope.dim,
+            rope_sections=c.rope.sections,
+            scale=c.head_dim**-0.5,
+            eps=c.rms_norm_eps,
+            counts=rows.counts,
+            positions=rows.positions,
+        )
+        for state, state_keys, state_values in zip(of, keys, values, strict=True):
+            state.keys, state.values = state_keys, state_values
+        return y
 
 
 Layer = DeltaLayer | AttentionLayer

@@ -7,15 +7,15 @@ have one after the other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import mlx.core as mx
 
 from mlx_delta._core import DECODE_TOKENS
-from mlx_delta.model.cache import Cache, DeltaState, LayerState
-from mlx_delta.model.layers import AttentionLayer, DeltaLayer, Layer, Window
+from mlx_delta.model.cache import Cache, LayerState
+from mlx_delta.model.layers import Layer, Rows, Window
 from mlx_delta.model.pictures import PicturePart
 
 
@@ -60,17 +60,16 @@ class Pass:
         rows, tiles = x
         row_projection = None if rows is None else _by(_most_rows(), layer.project, rows)
         tile_projection = None if tiles is None else layer.project(tiles)
-        together = None if row_projection is None else self._mixed_together(layer, row_projection, states)
-        row_parts: list[mx.array] = [] if together is None else [together]
-        tile_parts: list[mx.array] = []
-        for span, state, window in zip(self.spans, states, self.windows, strict=True):
-            if span.tiles:
-                assert tile_projection is not None
-                part = tile_projection[:, span.first : span.first + span.count]
-                tile_parts.append(layer.mix_projected(part, state, window))
-            elif together is None:
+        row_parts, tile_parts = list[mx.array](), list[mx.array]()
+        for run in self._runs:
+            of = [states[i] for i in run.spans]
+            if run.rows is not None:
                 assert row_projection is not None
-                row_parts += _mixed_rows(layer, row_projection, span, state, window)
+                row_parts.append(layer.mix_rows(row_projection[run.first : run.last], of, run.rows))
+            else:
+                assert tile_projection is not None
+                window = self.windows[run.spans[0]]
+                tile_parts.append(layer.mix_projected(tile_projection[:, run.first : run.last], of[0], window))
         return _joined(row_parts, 0) if row_parts else None, _joined(tile_parts, 1) if tile_parts else None
 
     def finished(self, layer: Layer, mixed: Tokens, x: Tokens) -> Tokens:
@@ -80,45 +79,55 @@ class Pass:
             rows = _by(_most_rows(), layer.finish, by_rows, rows)
         return rows, None if tiles is None or by_tiles is None else layer.finish(by_tiles, tiles)
 
-    def _mixed_together(self, layer: Layer, projection: mx.array, states: Sequence[LayerState]) -> mx.array | None:
-        """What the mixer gives of all rows at once; None where it has to take them span by span."""
-        if not isinstance(layer, DeltaLayer) or not self._apart:
-            return None
-        of_rows = [(span, state) for span, state in zip(self.spans, states, strict=True) if not span.tiles]
-        delta_states = [state for _, state in of_rows if isinstance(state, DeltaState)]
-        return layer.mix_rows(projection, delta_states, [span.count for span, _ in of_rows])
-
     @cached_property
-    def _apart(self) -> bool:
-        """Whether no two spans are of one sequence, and those of rows are no longer than what decodes."""
-        short = all(span.tiles or span.count <= DECODE_TOKENS for span in self.spans)
-        return short and len({id(span.cache) for span in self.spans}) == len(self.spans)
+    def _runs(self) -> list[_Run]:
+        """Rows of all sequences at once, where no sequence has two spans, and none more rows than what decodes; else
+        span by span, in parts of so many rows."""
+        numbered = list(enumerate(self.spans))
+        tiles = [_Run([i], span.first, span.first + span.count) for i, span in numbered if span.tiles]
+        by_rows = [i for i, span in numbered if not span.tiles]
+        short = all(self.spans[i].count <= DECODE_TOKENS for i in by_rows)
+        if short and len({id(span.cache) for span in self.spans}) == len(self.spans):
+            return [self._run(by_rows), *tiles] if by_rows else tiles
+        found = []
+        for i, span in numbered:
+            if span.tiles:
+                found.append(_Run([i], span.first, span.first + span.count))
+            else:
+                starts = range(0, span.count, DECODE_TOKENS)
+                found += [self._run([i], start, min(start + DECODE_TOKENS, span.count)) for start in starts]
+        return found
+
+    def _run(self, numbers: Sequence[int], start: int = 0, end: int | None = None) -> _Run:
+        """Of these spans, by rows; of one, its tokens [start, end) alone."""
+        counts = [(self.spans[i].count if end is None else end) - start for i in numbers]
+        offsets = [self.windows[i].offset + start for i in numbers]
+        first = self.spans[numbers[0]].first + start
+        positions = None
+        if any(self.windows[i].positions is not None for i in numbers):
+            parts = (
+                mx.broadcast_to(mx.arange(offset, offset + count), (3, count))
+                if (of := self.windows[i].positions) is None
+                else of[:, 0, start : start + count]
+                for i, offset, count in zip(numbers, offsets, counts, strict=True)
+            )
+            positions = mx.concatenate(list(parts), axis=1)
+        return _Run(numbers, first, first + sum(counts), Rows(counts, offsets, positions))
 
 
-def _mixed_rows(
-    layer: Layer, projection: mx.array, span: Span, state: LayerState, window: Window
-) -> Iterator[mx.array]:
-    # On a GPU MLX's kernels would multiply more rows, and attention's stretches depend on the number of tokens.
-    gpu = mx.default_device().type == mx.DeviceType.gpu
-    at_once = 1 if gpu and isinstance(layer, AttentionLayer) else DECODE_TOKENS
-    last = span.first + span.count
-    for i in range(span.first, last, at_once):
-        part = projection[i : min(i + at_once, last)]
-        count, before = part.shape[0], i - span.first
-        of = window if count == span.count else _part(window, before, count)
-        if count == 1:
-            yield layer.mix_projected(part, state, of)
-        else:
-            yield layer.mix_projected(part.reshape(1, count, -1), state, of).reshape(count, 1, -1)
+@dataclass(frozen=True)
+class _Run:
+    """Tokens that go through a layer's mixer in one call: the rows [first, last) of several spans, by their numbers; or
+    those tiles of one."""
+
+    spans: Sequence[int]
+    first: int
+    last: int
+    rows: Rows | None = None
 
 
 def _most_rows() -> int | None:
     return DECODE_TOKENS if mx.default_device().type == mx.DeviceType.gpu else None
-
-
-def _part(window: Window, before: int, count: int) -> Window:
-    positions = None if window.positions is None else window.positions[..., before : before + count]
-    return Window(window.offset + before, positions=positions)
 
 
 def _by(most: int | None, product: Callable[..., mx.array], *rows: mx.array) -> mx.array:

@@ -9,6 +9,7 @@ on non-contiguous inputs and under ``mx.compile``. A wrong shape, dtype or width
 
 from mlx_delta.ops.attention import attention, attention_reference
 from mlx_delta.ops.attention_prepare import attention_prepare, attention_prepare_reference
+from mlx_delta.ops.attention_rows import attention_rows, attention_rows_reference
 from mlx_delta.ops.conv1d import conv1d, conv1d_reference
 from mlx_delta.ops.delta_mixer import delta_mixer, delta_mixer_reference
 from mlx_delta.ops.delta_mixer_rows import delta_mixer_rows, delta_mixer_rows_reference
@@ -28,6 +29,8 @@ __all__ = [
     "attention_prepare",
     "attention_prepare_reference",
     "attention_reference",
+    "attention_rows",
+    "attention_rows_reference",
     "conv1d",
     "conv1d_reference",
     "delta_mixer",

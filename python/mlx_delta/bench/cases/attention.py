@@ -1,4 +1,4 @@
-"""The cases of an attention layer: attention_prepare, attention."""
+"""The cases of an attention layer: attention_prepare, attention, attention_rows."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from mlx_delta.ops import quantize_kv
 def cases(size: str, text: TextConfig) -> Iterator[Case]:
     yield from attention_prepare_cases(text)
     yield from attention_cases(text)
+    yield from attention_rows_cases(text)
 
 
 def attention_prepare_cases(text: TextConfig) -> Iterator[Case]:
@@ -32,17 +33,12 @@ def attention_prepare_cases(text: TextConfig) -> Iterator[Case]:
         bits: int | None = None,
     ) -> Case:
         def make(dtype: mx.Dtype, rng: np.random.Generator) -> Arguments:
-            half = D // 8  # rotary on a quarter of the head, in pairs
             shape = {0: None, 1: (B, T), 3: (3, B, T)}[axes]
             return {
                 "projection": normal(rng, B, T, (2 * Hq + 2 * Hkv) * D, dtype=dtype),
-                "q_norm": 1 + normal(rng, D, scale=0.1),
-                "k_norm": 1 + normal(rng, D, scale=0.1),
+                **prepare_parameters(rng, D),
                 **cached(rng, (B, Hkv, S, D), dtype, bits),
                 "offset": offset,
-                "rope_theta": 1e7,
-                "rope_dim": 2 * half,
-                "rope_sections": (half - 2 * (half // 3), half // 3, half // 3),
                 "positions": mx.array(rng.integers(0, 90, size=shape)) if shape else None,
             }
 
@@ -63,6 +59,17 @@ def attention_prepare_cases(text: TextConfig) -> Iterator[Case]:
     for bits in (8, None):
         heads, keys = text.num_attention_heads, text.num_key_value_heads
         yield case(1, 1, heads, keys, text.head_dim, 2048, 2000, real=True, bits=bits)
+
+
+def prepare_parameters(rng: np.random.Generator, D: int) -> Arguments:
+    half = D // 8  # rotary on a quarter of the head, in pairs
+    return {
+        "q_norm": 1 + normal(rng, D, scale=0.1),
+        "k_norm": 1 + normal(rng, D, scale=0.1),
+        "rope_theta": 1e7,
+        "rope_dim": 2 * half,
+        "rope_sections": (half - 2 * (half // 3), half // 3, half // 3),
+    }
 
 
 def cached(rng: np.random.Generator, shape: Sequence[int], dtype: mx.Dtype, bits: int | None) -> Arguments:
@@ -121,3 +128,52 @@ def attention_cases(text: TextConfig) -> Iterator[Case]:
     heads, keys = text.num_attention_heads, text.num_key_value_heads
     for rows, length, bits in ((2048, 2000, None), (2048, 2000, 8), (16384, 16000, None)):
         yield case(1, 1, heads, keys, text.head_dim, rows, length, real=True, bits=bits)
+
+
+def attention_rows_cases(text: TextConfig) -> Iterator[Case]:
+    def case(
+        name: str,
+        Hq: int,
+        Hkv: int,
+        D: int,
+        offsets: Sequence[int],
+        counts: Sequence[int] | None = None,
+        pictures: bool = False,
+        bits: int | None = None,
+        real: bool = False,
+    ) -> Case:
+        """offsets, counts: tokens of each sequence, before the new ones and new."""
+        of_each = counts or [1] * len(offsets)
+        lengths = [offset + count for offset, count in zip(offsets, of_each, strict=True)]
+
+        def make(dtype: mx.Dtype, rng: np.random.Generator) -> Arguments:
+            R = sum(of_each)
+            rows = [cached(rng, (1, Hkv, length + i % 3, D), dtype, bits) for i, length in enumerate(lengths)]
+            return {
+                "projection": normal(rng, R, 1, (2 * Hq + 2 * Hkv) * D, dtype=dtype),
+                **prepare_parameters(rng, D),
+                "keys": [each["keys"] for each in rows],
+                "values": [each["values"] for each in rows],
+                "offsets": list(offsets),
+                "counts": counts and list(counts),
+                "positions": mx.array(rng.integers(0, 90, size=(3, R))) if pictures else None,
+                "scale": D**-0.5,
+            }
+
+        def moved(arguments: Arguments, results: list[mx.array]) -> int:
+            row = 2 * Hkv * arguments["keys"][0].shape[-1] * arguments["keys"][0].itemsize
+            return row * sum(lengths) + arguments["projection"].nbytes + results[0].nbytes
+
+        def flops(arguments: Arguments) -> int:
+            return 4 * Hq * D * sum(count * length for count, length in zip(of_each, lengths, strict=True))
+
+        return Case("attention_rows", name + ("-kv8" if bits else ""), make, moved, real, flops)
+
+    # Splits of a GPU and stretches of a CPU begin and end here; more sequences than a launch takes.
+    yield case("9h4:2d64", 4, 2, 64, [0, 126, 127, 1023, 5, 128, 2345, 256, 63])
+    yield case("mixed-h2:1d64", 2, 1, 64, [0, 125, 1020, 7], [1, 4, 8, 16], bits=8)
+    yield case("mixed-h6:2d128", 6, 2, 128, [300, 0, 60], [3, 5, 1], pictures=True)
+    yield case("2h3:1d36", 3, 1, 36, [70, 11], [1, 2])
+    heads, keys = text.num_attention_heads, text.num_key_value_heads
+    unequal = [250 * (i + 1) for i in range(8)]
+    yield case(f"8h{heads}:{keys}-m8", heads, keys, text.head_dim, unequal, real=True)
