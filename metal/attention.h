@@ -1,5 +1,5 @@
-// What a threadgroup of attention's two launches does, of a batch or of sequences that have keys and values of their own:
-// see csrc/ops/attention.cpp for the formula.
+// What a threadgroup of attention's two launches does, of a batch or of sequences that have keys and values of their
+// own: see csrc/ops/attention.cpp for the formula.
 #pragma once
 
 #include "common.h"
@@ -15,10 +15,10 @@ inline int splits_of(int rows, int most) {
 }
 
 // Query heads that share a key head go together, G at a time, so that the cache is read once for them. A long context
-// is split: a threadgroup takes the rows [begin, end) of the cache, the simdgroups in turns of KEYS rows, with a running
-// maximum and sum; they meet in threadgroup memory at the end, one head after the other. The result of a split is
-// [D sums, maximum, sum], for combine_splits. A context of one split takes both launches too: other kernels for it would
-// mean a pause in an answer, while those for longer ones are compiled.
+// is split: a threadgroup takes the rows [begin, end) of the cache, the simdgroups in turns of KEYS rows, with a
+// running maximum and sum; they meet in threadgroup memory at the end, one head after the other. The result of a split
+// is [D sums, maximum, sum], for combine_splits. A context of one split takes both launches too: other kernels for it
+// would mean a pause in an answer, while those for longer ones are compiled.
 //
 // Keys and values are of C: T, or char, which stands for rows of kv_row.h. Their scales multiply a product of a key,
 // and the part that a value has, once for G heads each.
@@ -161,9 +161,9 @@ inline void attend_split(
   }
 }
 
-// The splits of one head and token, from the first on, put together; gate and y: of that head. A thread a value. Bytes: D + 2 floats a split, 1 KB for the 9B, from
-// the last-level cache, where the launch before left them. Threads: Hq D a token, 4096 for the 9B. Loads in flight: one
-// float a thread and split, consecutive over threads. Registers: about 15.
+// The splits of one head and token put together; from, gates, y: of that head. A thread a value. Bytes: D + 2 floats a
+// split, 1 KB for the 9B, from the last-level cache, where the launch before left them. Threads: Hq D a token, 4096 for
+// the 9B. Loads in flight: one float a thread and split, consecutive over threads. Registers: about 15.
 template <typename T, int D>
 inline void combine_splits(device const float* from, int splits, device const T* gates, device T* y, int d) {
   float highest = -INFINITY;

@@ -15,21 +15,20 @@
 //
 // Keys and values are of C: T, or char, which stands for rows of kv_row.h, made of what T would hold.
 //
-// in: the token's projection. positions: the token's, on the first axis, those of the others of_axis behind one another;
-// without, they are `at`. q: of the token's first head, those of the others q_stride behind one another. keys, values:
-// of the sequence's first head, S rows each; the new row is row `row` of each. head_values: threadgroup memory.
+// in: the token's projection. positions: the token's, on the first axis, those of the others of_axis behind one
+// another; without, they are `at`. q: of the token's first head, those of the others q_stride behind one another. keys,
+// values: of the sequence's first head, S rows each; the new row is row `row` of each. head_values: threadgroup memory.
 template <typename T, typename C, int D, typename P>
 inline void prepare_head(
     device const T* in, device const float* q_norm, device const float* k_norm, device const int* positions,
-    bool has_positions, int of_axis, int at, device T* q, int q_stride, device C* keys, device C* values, int S, int row,
-    constant P& p, int head, int lane, threadgroup float (&head_values)[D]) {
+    bool has_positions, int of_axis, int at, device T* q, int q_stride, device C* keys, device C* values, int S,
+    int row, constant P& p, int head, int lane, threadgroup float (&head_values)[D]) {
   const int per_lane = D / 32;
   const bool is_query = head < p.Hq;
   const bool is_value = head >= p.Hq + p.Hkv;
   in += is_query ? 2 * head * D : (p.Hq + head) * D;
   const int cache_head = is_value ? head - p.Hq - p.Hkv : head - p.Hq;
-  const size_t of_row =
-      (size_t(cache_head) * size_t(S) + size_t(row)) * size_t(per_lane * row_units(keys));
+  const size_t of_row = (size_t(cache_head) * size_t(S) + size_t(row)) * size_t(per_lane * row_units(keys));
   if (is_value) {
     T value[per_lane];
     UNROLL
