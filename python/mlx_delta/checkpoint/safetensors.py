@@ -6,6 +6,7 @@ import json
 import math
 import os
 import struct
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,6 +42,13 @@ _MAX_HEADER = 100_000_000  # the limit of the safetensors library
 _PAGE = 4096  # bytes
 
 
+class _Unread(threading.local):
+    """Arrays of files, of each thread its own: MLX reads one in the thread alone that opened the file."""
+
+    def __init__(self) -> None:
+        self.files: dict[Path, dict[str, mx.array]] = {}
+
+
 class SafetensorsSource:
     """A directory with one or more safetensors files.
 
@@ -57,7 +65,7 @@ class SafetensorsSource:
         self._bare: set[str] = set()  # names that lack their "mtp." in the file
         if not any(name.startswith("mtp.") for name in self.tensors):
             self._add_head()
-        self._unread: dict[Path, dict[str, mx.array]] = {}
+        self._unread = _Unread()
 
     def load(self, name: str) -> mx.array:
         """The tensor ``name``, lazily: its bytes are read at evaluation, and freed with the returned array.
@@ -69,9 +77,10 @@ class SafetensorsSource:
         file = self.tensors[name].file
         # An array handed out is forgotten here: evaluated, it would otherwise stay in memory as long as the source.
         stored = name.removeprefix("mtp.") if name in self._bare else name
-        if stored not in self._unread.get(file, {}):
-            self._unread[file] = _load_file(file)
-        return self._unread[file].pop(stored)
+        unread = self._unread.files
+        if stored not in unread.get(file, {}):
+            unread[file] = _load_file(file)
+        return unread[file].pop(stored)
 
     def load_part(self, name: str, axis: int, ranges: Ranges) -> mx.array:
         """The ranges along an axis of the tensor ``name``, one behind the other; no other byte of it is read.

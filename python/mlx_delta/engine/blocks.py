@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 import mlx.core as mx
@@ -49,24 +49,6 @@ class Restored:
         if error is not None:
             for cache, held in before:
                 cache.restore(held)
-
-
-class OneStream:
-    """``with one_stream():`` around what one thread at a time evaluates, be it another each time.
-
-    MLX (0.32.4) gives each thread a stream of its own, and on the CPU keeps the stream's worker when the thread has
-    ended. So all threads that may end before the process does evaluate on one.
-    """
-
-    def __init__(self) -> None:
-        self._stream: mx.Stream | None = None
-
-    def __call__(self) -> AbstractContextManager[object]:
-        if threading.current_thread() is threading.main_thread() or mx.default_device() != mx.cpu:
-            return nullcontext()
-        if self._stream is None:
-            self._stream = mx.new_thread_unsafe_stream(mx.cpu)
-        return mx.stream(self._stream)
 
 
 def wait(rows: Sequence[TokenSequence]) -> float:

@@ -21,7 +21,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_delta.distributed.ranks import Ranks
-from mlx_delta.engine.blocks import OneStream, later_interrupt
+from mlx_delta.engine.blocks import later_interrupt
 from mlx_delta.engine.cuts import NO_TURNS, Cuts, Turns
 from mlx_delta.engine.depth import CHEAP_ROW, DEAR_ROW, Depths
 from mlx_delta.engine.lead import Lead
@@ -35,6 +35,7 @@ from mlx_delta.engine.steps import Steps
 from mlx_delta.errors import ArgumentError, QueueFullError
 from mlx_delta.model.cache import Cache
 from mlx_delta.model.network import Network
+from mlx_delta.streams import OneStream
 
 MOST_WAITING = 4096  # sequences that wait for their turn; a client beyond is told to come again
 MOST_ROWS = 16  # sequences that decode at once; more wait for one of them to end
@@ -192,7 +193,8 @@ class Engine:
                 return
             while self._driver is not None and sequence in self._going:
                 self._wait_for_change()
-            self._drop_cancelled()
+            if self._driver is None:  # else it has been dropped, and others' may be in the step
+                self._drop_cancelled()
             self._change.notify_all()
 
     def _cancel_led(self, lead: Lead, sequence: TokenSequence) -> None:
@@ -284,8 +286,9 @@ class Engine:
         return Cache.bytes_of(network.cached, network.dtype, tokens, network.kv_bits)
 
     def _drop_cancelled(self) -> None:
-        for each in self._cancelled:
-            each.ended = True
-            self._prompts.leave(each)
+        with self._stream():
+            for each in self._cancelled:
+                each.ended = True
+                self._prompts.leave(each)
         self._going = [each for each in self._going if each not in self._cancelled]
         self._cancelled.clear()

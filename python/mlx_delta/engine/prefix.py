@@ -168,7 +168,7 @@ class PrefixCache:
                 ends = {node.end for node in self._path(key)}
             contents = self._snapshots.read(chain, ends)
             if contents is not None:
-                with self._lock:
+                with self._snapshots.stream(), self._lock:
                     for file, content in zip(chain, contents, strict=True):
                         self._add(key, file, content)
                     self._shrink(self.limit)

@@ -40,6 +40,7 @@ from mlx_delta.checkpoint.safetensors import raw_bytes, read_header
 from mlx_delta.errors import ArgumentError, CheckpointError
 from mlx_delta.model.cache import DeltaState, KeyValues
 from mlx_delta.paths import expanded
+from mlx_delta.streams import OneStream
 
 ID = 8  # bytes of an id in a key, int64; below 0: of a picture
 LEAST = 256  # tokens since the snapshot before: what is computed about as fast as it is read is not worth a file
@@ -113,6 +114,8 @@ class Snapshots:
         self._kv_bits = kv_bits
         self._least = least
         self._bad: set[str] = set()  # names of files that are gone, or should be
+        self.stream = OneStream()  # for what files are read into
+        self._writing = OneStream()
         self._lock = threading.Lock()  # guards what follows
         self._jobs: deque[_Job] = deque()
         self._thread: threading.Thread | None = None
@@ -165,16 +168,17 @@ class Snapshots:
 
     def _read(self, file: File, wanted: tuple[bool, bool]) -> Content:
         read_header(file.path)  # first, for MLX checks less
-        read: Any = mx.load(str(file.path), format="safetensors", return_metadata=True)
-        (loaded, about), arrays = read, dict[str, mx.array]()
-        facts = json.loads(about["snapshot"])
+        with self.stream():
+            read: Any = mx.load(str(file.path), format="safetensors", return_metadata=True)
+            loaded, about = read
+            parts = {part: _of(part, loaded) for part, each in zip(_PARTS, wanted, strict=True) if each}
+            contents = {part: _contents(arrays) for part, arrays in parts.items()}
+        facts, arrays = json.loads(about["snapshot"]), dict[str, mx.array]()
         for part, digest in zip(_PARTS, facts["digests"], strict=True):
-            if wanted[_PARTS.index(part)]:
-                of_part = _of(part, loaded)
-                mx.eval(of_part)
-                if digest != self._digest(file, part, of_part, facts["kept"]):
+            if part in parts:
+                if digest != self._digest(file, part, contents[part], facts["kept"]):
                     raise CheckpointError(f"{file.path}: expected what was written there, found other bytes")
-                arrays |= of_part
+                arrays |= parts[part]
         return Content.of(arrays, facts["kept"], self._kv_bits)
 
     def keep(
@@ -233,7 +237,8 @@ class Snapshots:
                     return
                 job = self._jobs.popleft()
             try:
-                self._write(job)
+                with self._writing():
+                    self._write(job)
             except FileNotFoundError:  # of a chain, or half written: who shares the folder from elsewhere removed it
                 continue
             except Exception as error:
@@ -255,19 +260,18 @@ class Snapshots:
             return
         _used(chain)  # before room is made: without them it would be of no use
         kept = [state.kept for state in job.states]
-        digests = [self._digest(file, part, _of(part, arrays), kept) for part in _PARTS]
+        digests = [self._digest(file, part, _contents(_of(part, arrays)), kept) for part in _PARTS]
         _make_room(self.directory, self.limit - size)
         with atomic_file(file.path, force=True) as partial, open(partial, "xb", opener=_private) as stream:
             mx.save_safetensors(stream, arrays, {"snapshot": json.dumps({"digests": digests, "kept": kept})})
         self._bad.discard(file.path.name)
         _used([*chain, file])
 
-    def _digest(self, file: File, part: str, arrays: Mapping[str, mx.array], kept: Sequence[int]) -> str:
+    def _digest(self, file: File, part: str, contents: Sequence[bytes | memoryview], kept: Sequence[int]) -> str:
         """Of a part's contents, and of whose they are."""
         found = hashlib.sha256(repr((self._model, file.start, file.end, file.ids, part, kept)).encode())
-        for name, a in sorted(arrays.items()):
-            found.update(repr((name, a.shape, str(a.dtype))).encode())
-            found.update(raw_bytes(a))
+        for each in contents:
+            found.update(each)
         return found.hexdigest()
 
 
@@ -302,6 +306,12 @@ def _joined(stretches: Sequence[tuple[int, list[KeyValues]]], start: int) -> lis
 
 def _of(part: str, arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
     return {name: a for name, a in arrays.items() if name.startswith(f"{part}.")}
+
+
+def _contents(arrays: Mapping[str, mx.array]) -> list[bytes | memoryview]:
+    """Of each array, evaluated now: what it is, and its bytes."""
+    described = [(repr((name, a.shape, str(a.dtype))).encode(), raw_bytes(a)) for name, a in sorted(arrays.items())]
+    return [each for pair in described for each in pair]
 
 
 def _paths(directory: Path) -> list[Path]:

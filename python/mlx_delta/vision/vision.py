@@ -10,6 +10,7 @@ from functools import cached_property
 
 import mlx.core as mx
 
+from mlx_delta.streams import OneStream
 from mlx_delta.vision.config import VisionConfig
 from mlx_delta.vision.media import Medium, Shown, opened
 from mlx_delta.vision.patches import Grid
@@ -49,6 +50,7 @@ class Vision:
         self._tower: Tower | None = None
         self._looking = threading.Lock()  # one pass at a time: a second one for the same picture finds it known
         self._changing = threading.Lock()
+        self._stream = OneStream()
         self._seen: OrderedDict[bytes, tuple[Grid, mx.array]] = OrderedDict()  # by digest, the last used at the end
 
     @cached_property
@@ -76,7 +78,7 @@ class Vision:
 
         Raises: CheckpointError, at the first picture, for a tower that does not fit config.json.
         """
-        with self._looking:
+        with self._looking, self._stream():
             found = {medium.digest: self._find(medium.digest) for medium in media}
             missing = {medium.digest: medium for medium in media if found[medium.digest] is None}
             if missing:

@@ -256,3 +256,22 @@ def test_activations_that_overflow_are_told_of_by_dtype() -> None:
         sequence = TokenSequence([1, 2, 3], Cache.empty(network.config), each, Collect(), most=5, **options)
         with pytest.raises(NotFiniteError, match=r"found NaN: activations of float16 .* dtype bfloat16 or float32"):
             list(Engine(broken).run(sequence))
+
+
+def test_a_cancelled_one_is_kept_after_its_step(models: dict[str, LanguageModel]) -> None:
+    """And not within it, by a thread that had waited for the step before, for another."""
+    network = models["float32"].network
+    engine = Engine(network)
+    one, other = (Work((n,), SamplingParams(), 9, 99, False, None).sequence(network) for n in (1, 2))
+    engine._going, engine._driver = [one, other], -1  # a thread that takes a step
+    with ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(engine.cancel, one)
+        while not engine._waiters:
+            time.sleep(0.001)
+        with engine._lock:  # the step ends, and the next begins before who waits gets to it
+            engine._drop_cancelled()
+            engine._cancelled, engine._driver = {other}, -2
+            engine._change.notify_all()
+        waits.result(9)
+    assert one.ended
+    assert not other.ended
