@@ -12,10 +12,14 @@ steps together (``lead``), one thread takes them all.
 
 from __future__ import annotations
 
+import atexit
+import os
 import threading
+import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import mlx.core as mx
@@ -32,13 +36,14 @@ from mlx_delta.engine.sequence import TokenSequence, Told
 from mlx_delta.engine.snapshots import Snapshots
 from mlx_delta.engine.speculation import Speculation
 from mlx_delta.engine.steps import Steps
-from mlx_delta.errors import ArgumentError, QueueFullError
+from mlx_delta.errors import ArgumentError, BusyError, QueueFullError
 from mlx_delta.model.cache import Cache
 from mlx_delta.model.network import Network
 from mlx_delta.streams import OneStream
 
 MOST_WAITING = 4096  # sequences that wait for their turn; a client beyond is told to come again
 MOST_ROWS = 16  # sequences that decode at once; more wait for one of them to end
+_LAST_STEP = 10.0  # seconds that the end of the process waits for one
 
 
 class Engine:
@@ -81,6 +86,8 @@ class Engine:
         self._waiting: deque[TokenSequence] = deque()
         self._going: list[TokenSequence] = []
         self._cancelled: set[TokenSequence] = set()
+        self._resting: bool | None = None  # true: no more steps are taken
+        atexit.register(_rest, weakref.ref(self), os.getpid())
 
     def speculation(self, ids: Sequence[int], drafts: int | None) -> Speculation | None:
         """What drafts for a sequence that begins with ``ids``: so many tokens in each pass (None: as many as pay, or
@@ -212,7 +219,11 @@ class Engine:
         while True:
             try:
                 with self._lock:
-                    while (self._driver or self.lead) is not None and not sequence.events and not sequence.ended:
+                    while (
+                        (self._driver or self.lead or self._resting) is not None
+                        and not sequence.events
+                        and not sequence.ended
+                    ):
                         self._wait_for_change()
                     if sequence.events:
                         return sequence.take_events()
@@ -229,10 +240,25 @@ class Engine:
             if sequence.events:  # nobody else takes them
                 return sequence.take_events()
 
-    def _wait_for_change(self) -> None:
+    def rest(self) -> None:
+        """The process ends: after the step under way none is taken, and who waits for one waits for good. In a daemon
+        thread that comes back from MLX after Python's end the process would be aborted."""
+        if self.lead is not None:  # whose thread has ended
+            return
+        last = time.monotonic() + _LAST_STEP
+        with self._lock:
+            self._resting = True
+            while self._driver is not None and time.monotonic() < last:
+                self._wait_for_change(last - time.monotonic())
+
+    def _wait_for_change(self, most: float | None = None) -> None:
+        if self._driver == threading.get_ident():
+            raise BusyError("engine: expected a use outside of its steps, found one within, which would wait")
+        if self._resting and most is None and threading.current_thread() is threading.main_thread():
+            raise BusyError("engine: expected a use before the process ends, found one after")
         self._waiters += 1
         try:
-            self._change.wait()
+            self._change.wait(most)
         finally:
             self._waiters -= 1
 
@@ -292,3 +318,10 @@ class Engine:
                 self._prompts.leave(each)
         self._going = [each for each in self._going if each not in self._cancelled]
         self._cancelled.clear()
+
+
+def _rest(engine: weakref.ref[Engine], process: int) -> None:
+    found = engine()
+    if found is not None and os.getpid() == process:  # one that was forked has no other thread, perhaps a lock of one
+        with suppress(KeyboardInterrupt):
+            found.rest()

@@ -49,6 +49,6 @@ def _digest(a: mx.array) -> bytes:
 def _code_hash(package: Path) -> bytes:
     """Of the Python modules of those parts of the package that bits depend on."""
     found = hashlib.sha256()
-    for file in sorted(file for part in _COMPUTE for file in (package / part).rglob("*.py")):
+    for file in sorted(file for part in _COMPUTE for file in (package / part).rglob("*.py") if file.is_file()):
         found.update(f"{file.relative_to(package)}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\0".encode())
     return found.digest()

@@ -23,7 +23,7 @@ from mlx_delta.engine.likelihood import Likelihood
 from mlx_delta.engine.pace import Pace
 from mlx_delta.engine.sample import Sampler, SamplingParams
 from mlx_delta.engine.sequence import TokenSequence
-from mlx_delta.errors import ArgumentError, NotFiniteError, QueueFullError
+from mlx_delta.errors import ArgumentError, BusyError, NotFiniteError, QueueFullError
 from mlx_delta.language_model import LanguageModel
 from mlx_delta.model.cache import Cache
 from mlx_delta.model.network import Network
@@ -275,3 +275,38 @@ def test_a_cancelled_one_is_kept_after_its_step(models: dict[str, LanguageModel]
         waits.result(9)
     assert one.ended
     assert not other.ended
+
+
+def test_at_the_end_of_the_process_no_step_is_taken(models: dict[str, LanguageModel]) -> None:
+    """A daemon thread waits for good, between two steps; and what would wait for it in the main thread is told."""
+    network = models["float32"].network
+    engine = Engine(network)
+    long = Work((1, 2), SamplingParams(), 4000, 9999, False, None).sequence(network)
+    with ThreadPoolExecutor(1) as pool:
+        others = pool.submit(lambda: list(engine.run(long)))
+        while not long.tokens:
+            time.sleep(0.001)
+        engine.rest()
+        count = len(long.tokens)
+        with pytest.raises(BusyError, match="before the process ends"):
+            list(engine.run(Work((3,), SamplingParams(), 2, 99, False, None).sequence(network)))
+        time.sleep(0.02)
+        assert len(long.tokens) == count < long.most
+        engine._resting = None
+        engine.cancel(long)
+        others.result(9)
+
+
+def test_a_use_within_a_step_is_an_error(models: dict[str, LanguageModel]) -> None:
+    """It would wait for the step that it is in."""
+    model = models["float32"]
+    text, seen = "one two three " * 700, []
+
+    def progress(done: int, total: int) -> None:
+        seen.append(done)
+        model.generate("x", max_new_tokens=2).text()
+
+    with pytest.raises(BusyError, match="outside of its steps"):
+        model.generate(text, max_new_tokens=2, prompt_progress=progress).text()
+    assert len(seen) == 1
+    assert model.generate("x", max_new_tokens=2, temperature=0).text()
