@@ -13,7 +13,7 @@ void check_rope(const char* op, const Rope& rope, int D) {
   if (rope.dim <= 0 || rope.dim % 2 != 0 || rope.dim > D)
     fail(op, "rope_dim", "an even number up to head_dim = " + std::to_string(D), std::to_string(rope.dim));
   check_positive(op, "rope_theta", rope.theta);
-  int sum = 0;
+  int64_t sum = 0;
   for (int section : rope.sections) sum += section < 0 ? rope.dim : section;
   if (sum != rope.dim / 2)
     fail(op, "rope_sections", "three counts adding up to rope_dim / 2 = " + std::to_string(rope.dim / 2),
@@ -46,11 +46,11 @@ AttentionHeads attention_heads(const char* op, const mx::array& projection, cons
 }
 
 void check_room(const char* op, const mx::array& keys, const mx::array& values, const AttentionHeads& heads,
-                mx::Dtype dtype, int B, int T, int offset) {
+                mx::Dtype dtype, int B, int T, int offset, const char* name) {
   check_kept(op, keys, values, B, heads.D, dtype);
   const int S = keys.shape(2);
   if (offset < 0 || offset > S - T)
-    fail(op, "offset", "0 to " + std::to_string(S - T) + " (cache rows less new tokens)", std::to_string(offset));
+    fail(op, name, "0 to " + std::to_string(S - T) + " (cache rows less new tokens)", std::to_string(offset));
 }
 
 mx::array position_axes(const char* op, const mx::array& positions, const mx::Shape& shape, mx::Stream s) {

@@ -25,9 +25,9 @@ AttentionHeads attention_heads(const char* op, const mx::array& projection, cons
                                const mx::array& k_norm, const mx::array& keys, const Rope& rope, float eps,
                                mx::Stream s);
 
-// Checks keys and values of B sequences of those heads, for T tokens from offset on.
+// Checks keys and values of B sequences of those heads, for T tokens from offset on; name: the offset's.
 void check_room(const char* op, const mx::array& keys, const mx::array& values, const AttentionHeads& heads,
-                mx::Dtype dtype, int B, int T, int offset);
+                mx::Dtype dtype, int B, int T, int offset, const char* name);
 
 // int of `shape`, or [3, *shape] (T, H, W) -> int32 [3, *shape]
 mx::array position_axes(const char* op, const mx::array& positions, const mx::Shape& shape, mx::Stream s);

@@ -84,7 +84,7 @@ std::tuple<mx::array, mx::array, mx::array> attention_prepare(const mx::array& p
   const mx::Stream s = mx::to_stream(stream);
   const AttentionHeads heads = attention_heads(kOp, projection, q_norm, k_norm, keys, rope, eps, s);
   const int B = projection.shape(0), T = projection.shape(1);
-  check_room(kOp, keys, values, heads, projection.dtype(), B, T, offset);
+  check_room(kOp, keys, values, heads, projection.dtype(), B, T, offset, "offset");
 
   std::vector<mx::array> inputs{contiguous(projection, s), float_parameter(q_norm, s), float_parameter(k_norm, s),
                                 contiguous(keys, s), contiguous(values, s)};

@@ -151,7 +151,7 @@ std::tuple<mx::array, Arrays, Arrays> attention_rows(const mx::array& projection
   int first = 0;
   for (size_t i = 0; i < keys.size(); ++i) {
     const int count = counts ? (*counts)[i] : 1;
-    check_room(kOp, keys[i], values[i], heads, projection.dtype(), 1, count, offsets[i]);
+    check_room(kOp, keys[i], values[i], heads, projection.dtype(), 1, count, offsets[i], "offsets");
     check_same_dtype(kOp, "keys", keys[i], keys[0].dtype());
     check_shape(kOp, "keys", keys[i], {1, heads.Hkv, -1, -1});
     parts.push_back({first, count, offsets[i], keys[i].shape(2)});

@@ -82,7 +82,7 @@ def test_lists_of_sequences_are_checked() -> None:
         ({"counts": [9, 0, 0]}, "attention_rows: counts: expected a positive number"),
         ({"values": keys[:2]}, "attention_rows: values: expected one for each of 3 .* found 2"),
         ({"offsets": [300]}, "attention_rows: offsets: expected one for each of 3"),
-        ({"offsets": [301, 0, 60]}, r"attention_rows: offset: expected 0 to 300 .*, found 301"),
+        ({"offsets": [301, 0, 60]}, r"attention_rows: offsets: expected 0 to 300 .*, found 301"),
         ({"keys": [keys[0], keys[1].astype(mx.float16), keys[2]]}, "attention_rows: keys: expected float32"),
         ({"keys": [keys[0], keys[1], keys[2][:, :1]]}, r"attention_rows: values: expected shape \[1, 1,"),
         ({"positions": mx.zeros((3, 8), mx.int32)}, r"attention_rows: positions: expected shape \[3, 9\]"),

@@ -151,6 +151,7 @@ def test_other_code_is_another_model(network: Network, tmp_path: Path, monkeypat
     before = model_identity(network, TURNS)
     package = shutil.copytree(identity._PACKAGE, tmp_path / "package", ignore=shutil.ignore_patterns("*.so", "*.pyc"))
     monkeypatch.setattr(identity, "_PACKAGE", package)
+    (package / "model" / ".#layers.py").symlink_to("of.an@editor")
     assert model_identity(network, TURNS) == before
     with (package / "model" / "layers.py").open("a") as file:
         file.write("#")
