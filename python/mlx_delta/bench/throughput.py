@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import takewhile
@@ -20,6 +20,7 @@ from mlx_delta.engine.sample import Sampler, SamplingParams
 from mlx_delta.engine.sequence import TokenSequence
 from mlx_delta.model.network import Network
 
+_HEARD = 0.5  # seconds after which Ctrl-C is heard that the system gave to another thread than the main one
 Led = Callable[[Engine], AbstractContextManager[bool]]
 
 
@@ -87,11 +88,11 @@ def _measure(network: Network, count: int, prompt: int, tokens: int, rounds: int
         if not leads:
             return None
         with ThreadPoolExecutor(count) as pool:
-            clients = [pool.submit(client, mine) for mine in works]
             try:
+                clients = [pool.submit(client, mine) for mine in works]
                 start.wait()
                 begin = time.perf_counter()
-                arrivals = [times for each in clients for times in each.result()]
+                arrivals = [times for each in clients for times in _result(each)]
                 seconds = time.perf_counter() - begin
             except BaseException:  # Ctrl-C, after which clients would go on to their end
                 over.set()
@@ -112,6 +113,12 @@ def _measure(network: Network, count: int, prompt: int, tokens: int, rounds: int
         worst_gap=float(np.max(gaps)),
         peak_memory_bytes=peak_arrays(),
     )
+
+
+def _result(client: Future[list[list[float]]]) -> list[list[float]]:
+    while not wait([client], _HEARD).done:
+        pass
+    return client.result()
 
 
 def _drawn(network: Network, rng: np.random.Generator, prompt: int, tokens: int) -> TokenSequence:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any
 
@@ -241,3 +242,18 @@ def test_many_sequences_are_timed() -> None:
         return [(row.concurrency, row.sequences, row.tokens) for row in rows]
 
     assert on_ranks(2, timed) == [timed(None), []]
+
+
+def test_ctrl_c_as_clients_are_begun_leaves_none_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, submit, begun = load_model(TINY).network, ThreadPoolExecutor.submit, list[Any]()
+
+    def interrupted(*given: Any) -> Any:
+        if len(begun) == 2:  # one has warmed up
+            raise KeyboardInterrupt
+        begun.append(submit(*given))
+        return begun[-1]
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        bench_throughput(network, concurrency=[2], prompt=4, tokens=4, rounds=1)
+    assert isinstance(begun[-1].exception(9), threading.BrokenBarrierError)
