@@ -96,8 +96,9 @@ def atomic_directory(out: Path, source: Path, force: bool) -> Iterator[Path]:
     check_output_directory(out, source, force)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(out)
-    lock = _take(partial, out)
+    lock: int | None = None
     try:
+        lock = _take(partial, out)
         _restore(out)
         _check_replaceable(out, force)
         for left in partial.iterdir():
@@ -105,11 +106,16 @@ def atomic_directory(out: Path, source: Path, force: bool) -> Iterator[Path]:
         yield partial
         _sync_directory(partial)
         _publish(partial, out, force)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+    except BaseException as error:
+        if lock is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+        elif not isinstance(error, Exception):  # a signal, as it was made; another's has something in it
+            with suppress(OSError):
+                partial.rmdir()
         raise
     finally:
-        os.close(lock)
+        if lock is not None:
+            os.close(lock)
     _sync_directory(out.parent)
 
 

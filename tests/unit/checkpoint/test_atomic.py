@@ -92,6 +92,23 @@ def test_what_a_killed_process_left(
     assert names(tmp_path / "out") == ["config.json"]
 
 
+def test_a_signal_as_the_directory_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it is anybody's: what another process has something in stays."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fcntl.flock", interrupted)
+    partial = tmp_path / ".out.partial"
+    for content, left in ((None, []), ("another's", [partial.name])):
+        if content is not None:
+            partial.mkdir()
+            (partial / "part").write_text(content)
+        with pytest.raises(KeyboardInterrupt), atomic_directory(tmp_path / "out", TINY, force=False):
+            pass
+        assert names(tmp_path) == left
+
+
 def test_an_original_that_a_killed_process_had_moved(tmp_path: Path) -> None:
     (tmp_path / ".out.replaced").mkdir()
     (tmp_path / ".out.replaced" / "config.json").write_text("old")

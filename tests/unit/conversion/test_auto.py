@@ -171,7 +171,7 @@ def test_command_line(tiny: Path, golden: Path, tmp_path: Path) -> None:
     for wrong, message in (
         ([], "--target-bpw: expected bits a weight of the text model for the recipe auto"),
         (["--target-bpw", "4"], "--sensitivity: expected the matrices', measured, for the recipe auto"),
-        (["--target-bpw", "4", "--q-bits", "3", *stored], "--q-bits: expected target_bpw instead"),
+        (["--target-bpw", "4", "--q-bits", "3", *stored], "--q-bits: expected --target-bpw instead"),
         (["--q-recipe", "unsloth", *stored], "--sensitivity: expected the recipe auto with it, found unsloth"),
         (
             ["--target-bpw", "4", "--q-recipe", "unsloth"],
