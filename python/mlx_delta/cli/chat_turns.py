@@ -89,7 +89,8 @@ class Conversation:
                 self.messages.append(_kept(result) if interrupted else result.message)
                 if interrupted or not result.tool_calls or not self.functions:
                     return result.finish_reason
-                if not self._call_tools(result.tool_calls, view, allow):
+                self._call_tools(result.tool_calls, view, allow)
+                if self.interrupted:
                     return "interrupted"
         except Exception:
             del self.messages[before:]
@@ -113,8 +114,8 @@ class Conversation:
         view.end(result)
         return result
 
-    def _call_tools(self, calls: list[ToolCall], view: View, allow: Callable[[ToolCall], bool]) -> bool:
-        """Run what is allowed, and answer every call; False when Ctrl-C ended it."""
+    def _call_tools(self, calls: list[ToolCall], view: View, allow: Callable[[ToolCall], bool]) -> None:
+        """Run what is allowed, until Ctrl-C, and answer every call."""
         for call in calls:
             text = "error: interrupted by the user"
             try:
@@ -124,7 +125,6 @@ class Conversation:
                 self.interrupted = True
             self.messages.append({"role": "tool", "content": text})
             view.tool_result(call, text)
-        return not self.interrupted
 
     def _call_tool(self, call: ToolCall, allow: Callable[[ToolCall], bool]) -> str:
         if call.name in self.functions and not allow(call):
