@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,9 @@ def test_build_requirements_are_stated_alike() -> None:
     items = [set(re.findall(r'"([^"]+)"', found[1])) for found in (requires, group)]
     assert items[0] <= items[1]
     assert all("==0.32.4" in item for item in items[0] if item.startswith("mlx"))
+
+
+def test_all_tests_can_be_collected_at_once() -> None:
+    """As ``make test`` does; pytest takes two files of one name outside of packages for one module."""
+    files = (file for file in (ROOT / "tests").rglob("test_*.py") if not (file.parent / "__init__.py").exists())
+    assert [name for name, count in Counter(file.name for file in files).items() if count > 1] == []
