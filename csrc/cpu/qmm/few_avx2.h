@@ -16,54 +16,42 @@ namespace mlx_delta::cpu::MLX_DELTA_ISA {
 inline constexpr int kFewRows = 8;               // of x: their sums are half of the registers
 inline constexpr int64_t kFewBytes = 24 * 1024;  // of x, three quarters of L1
 
-// What is read of one weight row at a time, and the pieces that are asked for beside it.
+// What is read of one weight row at a time, and the piece that is asked for beside it, into L2: from there the
+// hardware is in time for L1, and every request of ours takes the place of a load of x.
 struct Piece {
   const uint8_t* data;
   const bf16* scales;
-  const uint8_t* near;
-  const uint8_t* far;
+  const uint8_t* ahead;
 };
 
 // acc[m] (vectors) += chunks from .. from + count of a weight row, one piece, times M rows of x.
 template <int bits, int group_size, int M>
 void multiply_piece(const Piece& piece, int64_t from, int64_t count, const FixedX& x, float* acc) {
   const Fields<bits> fields;
-  const auto unpack = [&](const uint8_t* p, __m256i* f) __attribute__((always_inline)) {
-    fields(p, f);
-    MLX_DELTA_UNROLL
-    for (int j = 0; j < 4; ++j) f[j] = Fields<bits>::aligned(f, j);
-  };
+  __m256i mask = _mm256_set1_epi16(Fields<bits>::low_field);
+  asm("" : "+x"(mask));  // in a register, or each use reads it
   F a[M];
   MLX_DELTA_UNROLL
   for (int m = 0; m < M; ++m) a[m] = load(acc + m * W);
   const uint8_t* data = piece.data;
   const int16_t* values = x.chunk(0, from);
   const int64_t last = count - 1;
-  // Unpacking waits for itself, so that the next chunk's comes beside this one's products.
-  constexpr bool before = Lanes<bits>::unaligned;
-  __m256i next[4];
-  if constexpr (before) unpack(data, next);
+  // Lanes wait for shuffles and products of their own, so that the next chunk's come beside this one's products.
+  constexpr int vectors = Fields<bits>::vectors;
+  __m256i next[vectors];
+  fields.lanes(data, next);
   for (int64_t c0 = 0; c0 < count; c0 += W, values += M * kBlockColumns) {
     alignas(32) float factors[M][W];
     const int64_t in_block = least<int64_t>(W, count - c0);
     scale_steps<group_size, M>(piece.scales, from + c0, in_block, x, factors[0]);
     asm("" : "+m"(factors));  // from memory each is one broadcasting load, else two shuffles
     MLX_DELTA_UNROLL
-    for (int i = 0; i < bits; ++i) {
-      __builtin_prefetch(piece.near + c0 * 8 * bits + 64 * i, 0, 3);
-      __builtin_prefetch(piece.far + c0 * 8 * bits + 64 * i, 0, 2);
-    }
+    for (int i = 0; i < bits; ++i) prefetch(piece.ahead + c0 * 8 * bits + 64 * i);
 #pragma GCC unroll 1
     for (int64_t c = 0; c < in_block; ++c) {
       __m256i f[4];
-      if constexpr (before) {
-        std::memcpy(f, next, sizeof(f));
-        data += c0 + c < last ? 8 * bits : 0;  // nothing beyond the row is read
-        unpack(data, next);
-      } else {
-        unpack(data, f);
-        data += 8 * bits;
-      }
+      Fields<bits>::apart(next, mask, f);
+      data += c0 + c < last ? 8 * bits : 0;  // nothing beyond the row is read
       MLX_DELTA_UNROLL
       for (int m = 0; m < M; ++m) {
         const int16_t* xm = values + m * kBlockColumns + c * kChunk;
@@ -73,6 +61,11 @@ void multiply_piece(const Piece& piece, int64_t from, int64_t count, const Fixed
           const __m256i products =
               _mm256_madd_epi16(f[j], _mm256_load_si256(reinterpret_cast<const __m256i*>(xm + 16 * j)));
           sum = j == 0 ? products : _mm256_add_epi32(sum, products);
+        }
+        if (m == 0) {
+          fields.lanes(data, next);
+          MLX_DELTA_UNROLL
+          for (int v = 0; v < vectors; ++v) asm volatile("" : "+x"(next[v]));  // here
         }
         a[m] += splat(factors[m][c]) * floats(I(sum));
         asm volatile("" : "+x"(a[m]));  // row by row: all at once, they are spilled
@@ -101,9 +94,7 @@ inline void multiply_few_rows(MultiplyPiece multiply, const MatrixView& matrix, 
     rows[r] = packed_row(matrix, n + r);
     rows[count + r] = packed_row(*next.matrix, next.row + r);
   }
-  const Ahead ahead = stream_ahead();
-  const auto pieces_ahead = [&](int64_t bytes) { return least(most<int64_t>(1, bytes / (of_pass * 8 * bits)), count); };
-  const int64_t near = pieces_ahead(ahead.near), far = pieces_ahead(ahead.far);
+  const int64_t pieces_ahead = least(most<int64_t>(1, stream_ahead().far / (of_pass * 8 * bits)), count);
   for (int64_t from = 0; from < chunks; from += of_pass) {
     const bool last = from + of_pass >= chunks;
     // Beyond the run's last row come the first ones' next columns, or the next run's rows.
@@ -118,7 +109,7 @@ inline void multiply_few_rows(MultiplyPiece multiply, const MatrixView& matrix, 
         prefetch_values(rows[count + r].scales, groups);
         prefetch_values(rows[count + r].biases, groups);
       }
-      const Piece piece{rows[r].data + from * 8 * bits, rows[r].scales, asked(r + near), asked(r + far)};
+      const Piece piece{rows[r].data + from * 8 * bits, rows[r].scales, asked(r + pieces_ahead)};
       multiply(piece, from, least(of_pass, chunks - from), x, acc + r * M * W);
     }
   }

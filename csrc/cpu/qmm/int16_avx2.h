@@ -18,29 +18,32 @@ template <int bits>
 struct Fields : Lanes<bits> {
   using In = Lanes<bits>;
   using Chunk = __m256i[4];  // field j of 16 lanes, `shift(j)` bits high or on top
+  static constexpr int vectors = In::quad ? 1 : 2;
   const __m256i index = _mm256_load_si256(reinterpret_cast<const __m256i*>(In::table.bytes));
   const __m256i factors = _mm256_load_si256(reinterpret_cast<const __m256i*>(In::table.factors));
 
-  __attribute__((always_inline)) void operator()(const uint8_t* p, __m256i* f) const {
-    if constexpr (In::quad) {
-      const __m256i x = lanes(p);
-      f[0] = _mm256_and_si256(x, field(0));
-      f[1] = _mm256_and_si256(x, field(1));
-      f[2] = _mm256_and_si256(x, field(2));
-      f[3] = _mm256_srli_epi16(x, In::shift(3));
-    } else {
-      MLX_DELTA_UNROLL
-      for (int v = 0; v < 2; ++v) {
-        const __m256i x = lanes(p + v * 4 * bits);
-        f[2 * v] = _mm256_and_si256(x, field(0));
-        f[2 * v + 1] = _mm256_srli_epi16(x, In::shift(1));
-      }
-    }
+  // The lanes of the 64 weights at p, before their fields come apart.
+  __attribute__((always_inline)) void lanes(const uint8_t* p, __m256i* x) const {
+    MLX_DELTA_UNROLL
+    for (int v = 0; v < vectors; ++v) x[v] = vector_at(p + v * 4 * bits);
   }
 
-  // Field j alone, at bit 0.
-  static __m256i aligned(const __m256i* f, int j) {
-    return In::on_top(j) ? f[j] : _mm256_srli_epi16(f[j], In::shift(j));
+  __attribute__((always_inline)) void operator()(const uint8_t* p, __m256i* f) const {
+    __m256i x[vectors];
+    lanes(p, x);
+    MLX_DELTA_UNROLL
+    for (int j = 0; j < 4; ++j)
+      f[j] = In::on_top(j) ? _mm256_srli_epi16(of(x, j), In::shift(j)) : _mm256_and_si256(of(x, j), field(j));
+  }
+
+  // All four fields at bit 0. `mask`, of one there (`low_field`), is the caller's, to keep in a register.
+  static constexpr int16_t low_field = (1 << bits) - 1;
+  static __attribute__((always_inline)) void apart(const __m256i* x, __m256i mask, __m256i* f) {
+    MLX_DELTA_UNROLL
+    for (int j = 0; j < 4; ++j) {
+      f[j] = In::shift(j) > 0 ? _mm256_srli_epi16(of(x, j), In::shift(j)) : of(x, j);
+      if (!In::on_top(j)) f[j] = _mm256_and_si256(f[j], mask);
+    }
   }
 
   static __attribute__((always_inline)) I dot(const __m256i* f, const int16_t* x) {
@@ -59,9 +62,10 @@ struct Fields : Lanes<bits> {
   }
 
  private:
+  static __m256i of(const __m256i* x, int j) { return x[In::quad ? 0 : j / 2]; }
   static __m256i field(int j) { return _mm256_set1_epi16(int16_t(In::mask(j))); }
 
-  __attribute__((always_inline)) __m256i lanes(const uint8_t* p) const {
+  __attribute__((always_inline)) __m256i vector_at(const uint8_t* p) const {
     const auto half = [](const uint8_t* at) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(at)); };
     if constexpr (bits == 2) {
       return _mm256_cvtepu8_epi16(half(p));

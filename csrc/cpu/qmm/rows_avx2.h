@@ -35,6 +35,7 @@ template <int bits, int group_size, int R>
 inline void multiply_block(const PackedRow* rows, int64_t from, int64_t count, const uint8_t* const* ahead,
                            const FixedX& x, float* factors, float* acc) {
   const Fields<bits> fields;
+  const __m256i mask = _mm256_set1_epi16(Fields<bits>::low_field);
   const int64_t M = x.M, row_stride = M * W;
   const uint8_t* data[R];  // of the rows, in registers: a store to acc might change `rows`
   MLX_DELTA_UNROLL
@@ -49,9 +50,9 @@ inline void multiply_block(const PackedRow* rows, int64_t from, int64_t count, c
     __m256i f[R][4];
     MLX_DELTA_UNROLL
     for (int r = 0; r < R; ++r) {
-      fields(data[r] + c * 8 * bits, f[r]);
-      MLX_DELTA_UNROLL
-      for (int j = 0; j < 4; ++j) f[r][j] = Fields<bits>::aligned(f[r], j);
+      __m256i lanes[Fields<bits>::vectors];
+      fields.lanes(data[r] + c * 8 * bits, lanes);
+      Fields<bits>::apart(lanes, mask, f[r]);
     }
     const int16_t* values = first + c * kChunk;
     const float* factor = factors + c;

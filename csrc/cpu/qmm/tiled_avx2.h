@@ -46,15 +46,17 @@ inline void transpose_lanes(const __m256i* rows, __m256i* out) {
 template <int bits, int group_size>
 void unpack_block(const MatrixView& matrix, int64_t n, int64_t count, int64_t from, int64_t to, TiledBlock& block) {
   const Fields<bits> fields;
+  const __m256i mask = _mm256_set1_epi16(Fields<bits>::low_field);
   for (int half = 0; half < 2; ++half)
     for (int64_t c = from; c < to; ++c) {
       __m256i f[4][8];
       for (int r = 0; r < 8; ++r) {
         const PackedRow row = packed_row<bits, group_size>(matrix, n + least<int64_t>(8 * half + r, count - 1));
-        __m256i some[4];
-        fields(row.data + c * 8 * bits, some);
+        __m256i lanes[Fields<bits>::vectors], some[4];
+        fields.lanes(row.data + c * 8 * bits, lanes);
+        Fields<bits>::apart(lanes, mask, some);
         prefetch(row.data + (c + to - from) * 8 * bits);
-        for (int j = 0; j < 4; ++j) f[j][r] = Fields<bits>::aligned(some, j);
+        for (int j = 0; j < 4; ++j) f[j][r] = some[j];
         block.scales[c - from][8 * half + r] = to_float(row.scales[c * kChunk / group_size]);
         block.biases[c - from][8 * half + r] = to_float(row.biases[c * kChunk / group_size]);
       }
