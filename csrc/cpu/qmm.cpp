@@ -1,5 +1,5 @@
 // One call: x of a block of rows is prepared once (shared), then units of 16 output columns (48 for a prompt's rows,
-// see qmm/tiled_avx512.h) are shared out to the threads. A unit streams its weight rows from memory once for all rows
+// see qmm/strips_avx512.h) are shared out to the threads. A unit streams its weight rows from memory once for all rows
 // of the block. Blocks of several products (those of experts) that are small go together, as one call's.
 #include "cpu/qmm.h"
 

@@ -1,10 +1,6 @@
 // Compiled once per instruction set: the table of its kernels. Where only qmm gains by the set, it has a qmm of its
-// own, and what is made of it, and the other kernels are those of the set named MLX_DELTA_BASE.
+// own, and what is made of it, and the other kernels are those of the set named MLX_DELTA_BASE; else that is the set.
 #include "cpu/kernels.h"
-
-#if !defined(MLX_DELTA_BASE)
-#define MLX_DELTA_BASE MLX_DELTA_ISA
-#endif
 
 namespace mlx_delta::cpu::MLX_DELTA_BASE {
 int64_t multiply_add(int64_t);

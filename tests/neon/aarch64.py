@@ -82,7 +82,7 @@ def objects() -> list[Path]:
     """run_calls and all tables of kernels."""
     jobs = [(HERE / "run_calls.cpp", ())]
     for isa, options in ISA_FLAGS.items():
-        own = [f"-DMLX_DELTA_ISA={isa}", *([f"-DMLX_DELTA_BASE={BASE[isa]}"] if isa in BASE else []), *options]
+        own = [f"-DMLX_DELTA_ISA={isa}", f"-DMLX_DELTA_BASE={BASE.get(isa, isa)}", *options]
         names = OWN if isa in BASE else sorted(path.name for path in CPU.glob("*.cpp"))
         jobs += [(CPU / name, tuple(own)) for name in names]
     jobs.sort(key=lambda job: job[0].name != "qmm.cpp")  # the longest first

@@ -14,31 +14,10 @@
 #if defined(__AVX512VNNI__)
 
 #include "cpu/qmm/float.h"
+#include "cpu/qmm/packed_avx512.h"
 #include "cpu/qmm/tile_avx512.h"
 
 namespace mlx_delta::cpu::MLX_DELTA_ISA {
-
-constexpr int kLeastGroup = 32;
-
-// A row's part of x in fixed point, in the order of the weights of a tile.
-template <int vectors>
-struct alignas(64) XTile {
-  int8_t hi[64 * vectors], lo[64 * vectors];
-  // For the lanes that weight rows share, of one row of x for those of one (SharedLanes).
-  float steps[16];  // of each lane's group
-  float sums[16];   // step * sum(x16) of each row's group in its first lane, else 0
-};
-
-// x of one call in fixed point, for tiles of one number of vectors and one group size.
-struct FixedX {
-  const void* data;  // [tiles, M] XTile
-  int64_t M, tiles;
-
-  template <int vectors>
-  const XTile<vectors>* tile(int64_t m, int64_t t) const {
-    return static_cast<const XTile<vectors>*>(data) + t * M + m;
-  }
-};
 
 // Rows n .. of a matrix.
 struct PackedRows {
@@ -304,10 +283,7 @@ inline PackedRows packed_rows(const MatrixView& matrix, int64_t n) {
           matrix.cols};
 }
 
-// out[unit, m, r]: rows n .. n + count of the matrix times row m of x, by units of kUnitRows; one unit for one row of
-// x, else up to kRunRows. `next`, a packed row, is read after them.
-inline void multiply_fixed(const MatrixView& matrix, int64_t n, int64_t count, RowOf next, const FixedX& x,
-                           float* out) {
+void multiply_fixed(const MatrixView& matrix, int64_t n, int64_t count, RowOf next, const FixedX& x, float* out) {
   for_width(matrix, [&](auto bits, auto group_size) {
     multiply_packed<decltype(bits)::value, decltype(group_size)::value>(packed_rows(matrix, n), count,
                                                                         packed_rows(*next.matrix, next.row), x, out);

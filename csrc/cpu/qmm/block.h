@@ -2,12 +2,12 @@
 #pragma once
 
 #include "cpu/qmm.h"
-#include "cpu/qmm/bf16.h"
 #include "cpu/qmm/fixed_x.h"
 #include "cpu/qmm/float.h"
 #include "cpu/qmm/products.h"
 #include "cpu/qmm/rows_int16.h"
-#include "cpu/qmm/tiled_avx512.h"
+#include "cpu/qmm/strips_avx512.h"
+#include "cpu/qmm/tiled_bf16.h"
 #include "cpu/qmm/tiled_int16.h"
 #include "cpu/runtime/threads.h"
 #include "decode_tokens.h"
@@ -281,7 +281,7 @@ struct Block {
   // out[m * kTiledRows + r] += rows n .. n + count of a segment
   void multiply_tiles(const MatrixView& segment, int64_t n, int64_t count, float* out) const {
 #if defined(__AVX512BF16__)
-    if (segment.bits == 0) return multiply_tiled(segment, n, count, reinterpret_cast<const bf16*>(x), M, out);
+    if (segment.bits == 0) return multiply_tiled_bf16(segment, n, count, reinterpret_cast<const bf16*>(x), M, out);
 #endif
     multiply_tiled(segment, n, count, fixed[layout_of(segment)], out);
   }

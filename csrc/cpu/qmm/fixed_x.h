@@ -3,7 +3,8 @@
 
 #if defined(__AVX512VNNI__)
 
-#include "cpu/qmm/avx512.h"
+#include "cpu/qmm/packed_avx512.h"
+#include "cpu/qmm/tile_avx512.h"
 
 namespace mlx_delta::cpu::MLX_DELTA_ISA {
 

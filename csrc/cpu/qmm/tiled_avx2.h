@@ -1,4 +1,4 @@
-// qmm for the many rows of a prompt with AVX2: tiled_avx512.h's way for vectors of 8 lanes and 16-bit products.
+// qmm for the many rows of a prompt with AVX2: strips_avx512.h's way for vectors of 8 lanes and 16-bit products.
 //
 // A unit is 16 weight rows, two vectors. A block of their columns is unpacked once for all rows of x into 16-bit pairs,
 // [chunks][32 pairs][16 rows][2], 16 KB that stay in L1. A register tile is 4 rows of x by 2 vectors: 8 multiplications

@@ -1,8 +1,5 @@
-// qmm for the many rows of a prompt with AVX-512: 16 weight rows lie side by side in a vector, the rows of x are
-// broadcast against them, and every sum stays in a register for a whole block of columns.
+// A prompt's rows (strips_avx512.h) on packed weights.
 //
-// A unit is 48 weight rows: three strips of 16. A block of their columns is unpacked once for all rows of x into
-// [columns / 4][16 rows][4 columns] bytes (bfloat16: [columns / 2][16][2]), 24 KB that stay in L1 while x passes by.
 // A register tile is 4 rows of x by 3 strips: 12 products for 3 loads of weights and 4 broadcasts of x, and once a
 // group 12 times a conversion and three multiply-adds: 384 cycles of products to 36 of arithmetic on Zen 4, where
 // sums that lie across a vector (avx512.h) pay 3 multiplications for 16 products.
@@ -11,44 +8,12 @@
 // order in which groups are added differs.
 #pragma once
 
-#include "cpu/qmm/bf16.h"
-#include "cpu/qmm/fixed_x.h"
+#include "cpu/qmm/avx512.h"
+#include "cpu/qmm/strips_avx512.h"
 
 #if defined(__AVX512VNNI__)
 
 namespace mlx_delta::cpu::MLX_DELTA_ISA {
-
-inline constexpr int kStrips = 3;
-inline constexpr int kTiledRows = 16 * kStrips;  // weight rows of a unit
-inline constexpr int kTiledX = 4;                // rows of x of a register tile
-
-// out[i] = lane i of each of the 16 vectors of `rows`
-inline void transpose_lanes(const __m512i* rows, __m512i* out) {
-  __m512i a[16], b[16];
-  MLX_DELTA_UNROLL
-  for (int i = 0; i < 16; i += 2) {
-    a[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
-    a[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
-  }
-  MLX_DELTA_UNROLL
-  for (int i = 0; i < 16; i += 4) MLX_DELTA_UNROLL
-  for (int j = 0; j < 2; ++j) {
-    b[i + 2 * j] = _mm512_unpacklo_epi64(a[i + j], a[i + j + 2]);
-    b[i + 2 * j + 1] = _mm512_unpackhi_epi64(a[i + j], a[i + j + 2]);
-  }
-  // b[4 q + j]: of rows 4 q .. 4 q + 3, lanes j, 4 + j, 8 + j, 12 + j
-  MLX_DELTA_UNROLL
-  for (int j = 0; j < 4; ++j) {
-    const __m512i low01 = _mm512_shuffle_i32x4(b[j], b[4 + j], 0x44),
-                  high01 = _mm512_shuffle_i32x4(b[j], b[4 + j], 0xee);
-    const __m512i low23 = _mm512_shuffle_i32x4(b[8 + j], b[12 + j], 0x44),
-                  high23 = _mm512_shuffle_i32x4(b[8 + j], b[12 + j], 0xee);
-    out[j] = _mm512_shuffle_i32x4(low01, low23, 0x88);
-    out[4 + j] = _mm512_shuffle_i32x4(low01, low23, 0xdd);
-    out[8 + j] = _mm512_shuffle_i32x4(high01, high23, 0x88);
-    out[12 + j] = _mm512_shuffle_i32x4(high01, high23, 0xdd);
-  }
-}
 
 // Where in a tile's vector the 32-bit lanes of a group are: offset[i] beyond the group's first; and where its step and
 // sum are among those of a tile of several rows of x.
@@ -187,14 +152,6 @@ void multiply_tile(const TiledBlock& block, int64_t cols, int64_t from, int64_t 
   for (int n = 0; n < NV; ++n) _mm512_store_ps(acc_at + m * kTiledRows + n * 16, acc[m][n]);
 }
 
-// Calls f(m, MR) for tiles of MR = 4 rows, then the rest.
-template <typename F>
-inline void for_tiles_of_x(int64_t M, const F& f) {
-  int64_t m = 0;
-  for (; m + kTiledX <= M; m += kTiledX) f(m, std::integral_constant<int, kTiledX>{});
-  for (; m < M; ++m) f(m, std::integral_constant<int, 1>{});
-}
-
 template <int bits, int group_size, int NV>
 void multiply_unit(const PackedRows& rows, int64_t count, const FixedX& x, float* acc) {
   using T = Tile<bits, group_size>;
@@ -219,8 +176,7 @@ void multiply_unit(const PackedRows& rows, int64_t count, const FixedX& x, float
   }
 }
 
-// acc[m * kTiledRows + r] += row n + r of the matrix times row m of x, for r < count <= kTiledRows.
-inline void multiply_tiled(const MatrixView& matrix, int64_t n, int64_t count, const FixedX& x, float* acc) {
+void multiply_tiled(const MatrixView& matrix, int64_t n, int64_t count, const FixedX& x, float* acc) {
   const PackedRows rows = packed_rows(matrix, n);
   for_width(matrix, [&](auto bits, auto group_size) {
     constexpr int width = decltype(bits)::value, group = decltype(group_size)::value;
@@ -229,69 +185,6 @@ inline void multiply_tiled(const MatrixView& matrix, int64_t n, int64_t count, c
     return multiply_unit<width, group, 1>(rows, count, x, acc);
   });
 }
-
-#if defined(__AVX512BF16__)
-
-inline constexpr int64_t kPairColumns = 256;  // of a block of bfloat16 weights: 24 KB
-
-// acc[m][strip] += a block's columns, in pairs, times MR rows of x.
-template <int MR, int NV>
-void multiply_pair_tile(const uint32_t* weights, int64_t pairs, const bf16* x, int64_t x_stride, float* acc_at) {
-  __m512 acc[MR][NV];
-  MLX_DELTA_UNROLL
-  for (int m = 0; m < MR; ++m) MLX_DELTA_UNROLL
-  for (int n = 0; n < NV; ++n) acc[m][n] = _mm512_load_ps(acc_at + m * kTiledRows + n * 16);
-  for (int64_t k = 0; k < pairs; ++k) {
-    __m512i wk[NV];
-    MLX_DELTA_UNROLL
-    for (int n = 0; n < NV; ++n) wk[n] = held(_mm512_load_si512(weights + n * (kPairColumns / 2 * 16) + k * 16));
-    MLX_DELTA_UNROLL
-    for (int m = 0; m < MR; ++m) {
-      int32_t pair;
-      std::memcpy(&pair, x + m * x_stride + 2 * k, 4);
-      const __m512i xk = held(_mm512_set1_epi32(pair));
-      MLX_DELTA_UNROLL
-      for (int n = 0; n < NV; ++n) acc[m][n] = _mm512_dpbf16_ps(acc[m][n], (__m512bh)wk[n], (__m512bh)xk);
-    }
-  }
-  MLX_DELTA_UNROLL
-  for (int m = 0; m < MR; ++m) MLX_DELTA_UNROLL
-  for (int n = 0; n < NV; ++n) _mm512_store_ps(acc_at + m * kTiledRows + n * 16, acc[m][n]);
-}
-
-// The same for plain bfloat16 weights and x as it is, [M, K], K even.
-inline void multiply_tiled(const MatrixView& matrix, int64_t n, int64_t count, const bf16* x, int64_t M, float* acc) {
-  const int64_t K = matrix.cols;
-  const bf16* w = static_cast<const bf16*>(matrix.data) + n * K;
-  uint32_t* block = scratch_of<uint32_t>(3, kPairColumns / 2 * kTiledRows);
-  const int strips = int((count + 15) / 16);
-  for (int64_t from = 0; from < K; from += kPairColumns) {
-    const int64_t columns = least(kPairColumns, K - from);
-    for (int strip = 0; strip < strips; ++strip)
-      for (int64_t k = 0; k < columns; k += 32) {
-        const int64_t left = columns - k;
-        const __mmask32 mask = left >= 32 ? ~__mmask32{0} : (__mmask32{1} << left) - 1;
-        __m512i rows[16], pairs[16];
-        for (int r = 0; r < 16; ++r) {
-          const bf16* row = w + least<int64_t>(16 * strip + r, count - 1) * K + from + k;
-          rows[r] = _mm512_maskz_loadu_epi16(mask, row);
-          prefetch(row + kPairColumns);
-        }
-        transpose_lanes(rows, pairs);
-        for (int i = 0; i < 16; ++i)
-          _mm512_store_si512(block + strip * (kPairColumns / 2 * 16) + (k / 2 + i) * 16, pairs[i]);
-      }
-    for_tiles_of_x(M, [&](int64_t m, auto rows_of_x) {
-      constexpr int MR = decltype(rows_of_x)::value;
-      const bf16* xm = x + m * K + from;
-      if (strips == 3) return multiply_pair_tile<MR, 3>(block, columns / 2, xm, K, acc + m * kTiledRows);
-      if (strips == 2) return multiply_pair_tile<MR, 2>(block, columns / 2, xm, K, acc + m * kTiledRows);
-      return multiply_pair_tile<MR, 1>(block, columns / 2, xm, K, acc + m * kTiledRows);
-    });
-  }
-}
-
-#endif
 
 }  // namespace mlx_delta::cpu::MLX_DELTA_ISA
 
