@@ -131,7 +131,7 @@ struct Block {
       at += (bytes + 63) / 64 * 64;
       return begin;
     };
-    const int64_t stride = (K + W - 1) / W * W;
+    const int64_t stride = (K + W - 1) / W * W + (M > 1 ? 128 : 0);  // else they share a few sets of L1
     inverse_rms = reinterpret_cast<float*>(part(M * int64_t{sizeof(float)}));
     floats = {nullptr, stride};
     if (need_floats) floats.data = reinterpret_cast<float*>(part(M * stride * int64_t{sizeof(float)}));

@@ -10,11 +10,12 @@
 
 namespace mlx_delta::cpu::MLX_DELTA_ISA {
 
-inline constexpr int kUnitRows = 16;              // weight rows of a unit of work
-inline constexpr int64_t kRunRows = 32;           // that several rows of x in fixed point take at a time
-inline constexpr int64_t kPanel = 512;            // columns of a panel
-inline constexpr int kRows = 4;                   // weight rows of a register tile
-inline constexpr int kTileRows = W == 8 ? 2 : 4;  // rows of x of one: 16 registers with AVX2, 32 elsewhere
+inline constexpr int kUnitRows = 16;                          // weight rows of a unit of work
+inline constexpr int64_t kRunRows = 32;                       // that several rows of x in fixed point take at a time
+inline constexpr int64_t kPanel = 512;                        // columns of a panel
+inline constexpr int kRows = 4;                               // weight rows of a register tile
+inline constexpr int kTileRows = W == 8 ? 2 : 4;              // rows of x of one: 16 registers with AVX2, 32 elsewhere
+inline constexpr int64_t kFewFloats = W == 8 ? 6 * 1024 : 0;  // of a few rows of x, 24 KB; 0: they go by tiles
 
 // Calls f with a packed matrix's width and group size as constants.
 template <typename Function>
@@ -108,8 +109,90 @@ void multiply_plain(const MatrixView& matrix, int64_t n, int64_t count, const Fl
   for (int64_t r = 0; r < count; ++r) multiply_rows<1>(w + r * K, K, x, 0, M, K, acc + r * W);
 }
 
+// acc[r][m] (vectors) += a piece of R plain weight rows times `rows` rows of x from column `first` on, while pieces
+// from `ahead` on are asked for.
+template <int rows, int R, typename TW>
+void multiply_plain_piece(const TW* w, int64_t w_stride, const TW* ahead, const FloatX& x, int64_t first, int64_t count,
+                          float* acc, int64_t acc_stride) {
+  constexpr int64_t line = 64 / int64_t{sizeof(TW)};
+  const float* xm = x.data + first;
+  F a[R][rows];
+  MLX_DELTA_UNROLL
+  for (int r = 0; r < R; ++r) MLX_DELTA_UNROLL
+  for (int m = 0; m < rows; ++m) a[r][m] = load(acc + r * acc_stride + m * W);
+  const auto add = [&](int64_t k, auto read) __attribute__((always_inline)) {
+    F wk[R];
+    MLX_DELTA_UNROLL
+    for (int r = 0; r < R; ++r) wk[r] = read(w + r * w_stride + k);
+    MLX_DELTA_UNROLL
+    for (int m = 0; m < rows; ++m) {
+      const F xk = load(xm + m * x.stride + k);
+      MLX_DELTA_UNROLL
+      for (int r = 0; r < R; ++r) a[r][m] += wk[r] * xk;
+    }
+  };
+  const auto whole = [](const TW* p) __attribute__((always_inline)) { return load(p); };
+  int64_t k = 0;
+  for (; k + line <= count; k += line) {
+    MLX_DELTA_UNROLL
+    for (int r = 0; r < R; ++r) prefetch(ahead + r * w_stride + k);
+    MLX_DELTA_UNROLL
+    for (int64_t i = 0; i < line; i += W) add(k + i, whole);
+  }
+  for (; k + W <= count; k += W) add(k, whole);
+  if (k < count) add(k, [&](const TW* p) { return load_part(p, count - k); });
+  MLX_DELTA_UNROLL
+  for (int r = 0; r < R; ++r) MLX_DELTA_UNROLL
+  for (int m = 0; m < rows; ++m) store(a[r][m], acc + r * acc_stride + m * W);
+}
+
+template <typename TW>
+using MultiplyPlainPiece = void (*)(const TW*, int64_t, const TW*, const FloatX&, int64_t, int64_t, float*, int64_t);
+
+// out[m * kUnitRows + r] = row n + r of a plain matrix times row m of x, for r < count <= kUnitRows. Two weight rows at
+// a time, whose sums do not wait for each other as those of one do, for up to five rows of x; one for more, whose sums
+// fill the registers. They pass by for as many columns as x leaves room for in L1.
+template <typename TW>
+void multiply_streamed(const MatrixView& matrix, int64_t n, int64_t count, const FloatX& x, int64_t M, float* out) {
+  static constexpr MultiplyPlainPiece<TW> of_one[] = {
+      multiply_plain_piece<1, 1, TW>, multiply_plain_piece<2, 1, TW>, multiply_plain_piece<3, 1, TW>,
+      multiply_plain_piece<4, 1, TW>, multiply_plain_piece<5, 1, TW>, multiply_plain_piece<6, 1, TW>,
+      multiply_plain_piece<7, 1, TW>, multiply_plain_piece<8, 1, TW>,
+  };
+  static constexpr MultiplyPlainPiece<TW> of_two[] = {
+      multiply_plain_piece<1, 2, TW>, multiply_plain_piece<2, 2, TW>, multiply_plain_piece<3, 2, TW>,
+      multiply_plain_piece<4, 2, TW>, multiply_plain_piece<5, 2, TW>,
+  };
+  constexpr int64_t most_rows = sizeof(of_one) / sizeof(of_one[0]), rows_of_two = sizeof(of_two) / sizeof(of_two[0]);
+  const int64_t K = matrix.cols, passes = (K * M + kFewFloats - 1) / kFewFloats;
+  const int64_t columns = ((K + passes - 1) / passes + 63) / 64 * 64, R = M <= rows_of_two ? 2 : 1;
+  const TW* w = static_cast<const TW*>(matrix.data) + n * K;
+  const int64_t piece = columns * int64_t{sizeof(TW)};
+  const int64_t rows_ahead = least(most<int64_t>(1, stream_ahead().far / piece / R) * R, count);
+  const int64_t acc_stride = M * W;
+  float* acc = scratch_of<float>(3, count * acc_stride);
+  fill(acc, count * acc_stride, 0.0f);
+  for (int64_t k = 0; k < K; k += columns) {
+    const int64_t left = least(columns, K - k);
+    // Beyond the last row come the first ones' next columns, or the rows that follow.
+    const TW* after = k + columns < K ? w + k + columns : w + count * K;
+    for (int64_t r = 0; r < count;) {
+      const bool two = R == 2 && r + 2 <= count;
+      const int64_t asked = r + rows_ahead;
+      const TW* ahead = asked < count ? w + asked * K + k : after + (asked - count) * K;
+      for (int64_t m = 0; m < M; m += most_rows) {
+        const auto multiply = (two ? of_two : of_one)[least(most_rows, M - m) - 1];
+        multiply(w + r * K + k, K, ahead, x, m * x.stride + k, left, acc + r * acc_stride + m * W, acc_stride);
+      }
+      r += two ? 2 : 1;
+    }
+  }
+  for (int64_t r = 0; r < count; ++r)
+    for (int64_t m = 0; m < M; ++m) out[m * kUnitRows + r] = sum(load(acc + r * acc_stride + m * W));
+}
+
 // out[m * kUnitRows + r] = row n + r of the matrix times row m of x, for r < count <= kRows.
-inline void multiply_few(const MatrixView& matrix, int64_t n, int64_t count, const FloatX& x, int64_t M, float* out) {
+inline void multiply_four(const MatrixView& matrix, int64_t n, int64_t count, const FloatX& x, int64_t M, float* out) {
   float* acc = scratch_of<float>(3, M * kRows * W);
   std::memset(acc, 0, size_t(M) * kRows * W * sizeof(float));
   // Converting plain rows again for every tile costs less than a pass through a panel, up to some tiles.
@@ -135,8 +218,14 @@ inline void multiply_few(const MatrixView& matrix, int64_t n, int64_t count, con
 
 // The same for count <= kUnitRows.
 inline void multiply_float(const MatrixView& matrix, int64_t n, int64_t count, const FloatX& x, int64_t M, float* out) {
+  if constexpr (kFewFloats > 0)
+    if (matrix.bits == 0 && M <= 16) {
+      if (matrix.type == DType::bf16) return multiply_streamed<bf16>(matrix, n, count, x, M, out);
+      if (matrix.type == DType::f16) return multiply_streamed<f16>(matrix, n, count, x, M, out);
+      return multiply_streamed<float>(matrix, n, count, x, M, out);
+    }
   for (int64_t r = 0; r < count; r += kRows)
-    multiply_few(matrix, n + r, least<int64_t>(kRows, count - r), x, M, out + r);
+    multiply_four(matrix, n + r, least<int64_t>(kRows, count - r), x, M, out + r);
 }
 
 }  // namespace mlx_delta::cpu::MLX_DELTA_ISA
