@@ -1,4 +1,7 @@
-"""Every specialisation compiles for an NVIDIA GPU, takes what its plan gives, and keeps its values in registers."""
+"""Every specialisation compiles for an NVIDIA GPU, takes what its plan gives, and keeps its values in registers.
+
+In bfloat16; in the other dtypes, which change its loads and stores alone, one of a kind.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +10,25 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import mlx.core as mx
 import pytest
 
 from mlx_delta.bench.cases.launches import specialisations
 from nvptx import Kernel, compile_kernel, read_ptx
 from nvptx.compiler import constant_symbol
-from support.launches import threads_of
+from support.launches import firsts_of_a_kind, threads_of
 from support.report import report
 
 THREADGROUP_MEMORY = 32 << 10  # of an Apple GPU
+NAMES = [name for name, use in specialisations().items() if use.dtype == mx.bfloat16]
+NAMES += [name for dtype in (mx.float32, mx.float16) for name in firsts_of_a_kind(dtype)]
 
 
 @pytest.fixture(scope="module")
 def kernels() -> Iterator[dict[str, Future[Kernel]]]:
     """All of them, under way on all cores."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield {name: pool.submit(compile_one, name) for name in specialisations()}
+        yield {name: pool.submit(compile_one, name) for name in NAMES}
         pool.shutdown(cancel_futures=True)
 
 
@@ -32,7 +38,7 @@ def compile_one(name: str) -> Kernel:
     return compile_kernel(launch.source, name, threads=threads_of(launch), constant_bytes=sizes)
 
 
-@pytest.mark.parametrize("name", specialisations(), ids=str)
+@pytest.mark.parametrize("name", NAMES)
 def test_compiles(name: str, kernels: dict[str, Future[Kernel]]) -> None:
     kernel = kernels[name].result()
     entry = read_ptx(kernel.ptx)

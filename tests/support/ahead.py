@@ -13,7 +13,7 @@ import pytest
 
 from mlx_delta.bench.cases.launches import specialisations
 from msl import CompileError, SourceError, Unsupported
-from support.launches import library
+from support.launches import firsts_of_a_kind, library
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -27,10 +27,12 @@ def compile_ahead(request: pytest.FixtureRequest) -> Iterator[None]:
         with suppress(CompileError, SourceError, Unsupported):
             library(source).compile(name, **options)
 
+    in_half = firsts_of_a_kind(mx.float16)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for options in ({}, {"check": True}):
             for name, use in specialisations().items():
-                if not use.case.real and (not options or use.dtype == mx.bfloat16):
+                wanted = use.dtype == mx.bfloat16 or (not options and (use.dtype == mx.float32 or name in in_half))
+                if wanted and not use.case.real:
                     pool.submit(compile_one, name, use.launch.source, options)
         yield
         pool.shutdown(cancel_futures=True)
