@@ -18,6 +18,8 @@ from support.experts import write_experts
 from support.report import lines
 
 mx.set_default_device(mx.cpu)  # on a Mac too: see support/devices.py
+# What mlx-lm, the peer, compiles, MLX has a C++ compiler make on a CPU: a second or two each, for the same values.
+mx.disable_compile()
 os.environ.setdefault("MLX_DELTA_START_WITHIN", "60")  # ranks: the machine may be busy
 
 
