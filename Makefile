@@ -22,6 +22,7 @@ test: $(VENV)/installed-dev
 soak: $(VENV)/installed-dev
 	$(BIN)/python -m pytest --soak tests/unit/engine/test_schedules.py tests/unit/engine/test_prefix.py -k "random or many"
 	$(BIN)/python -m pytest --soak tests/unit/engine/test_speculation.py tests/unit/chat/test_drafts.py -k without_drafts
+	$(BIN)/python -m pytest --soak tests/unit/chat -k "tool_ or leak_nothing"
 
 # The benches refuse to report on red tests: those of the ops come first.
 bench: $(VENV)/installed-dev

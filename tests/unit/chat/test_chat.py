@@ -59,31 +59,39 @@ def expected_calls(question: dict[str, Any]) -> list[ToolCall]:
     return [event.tool_call for event in events if event.tool_call]
 
 
-@pytest.mark.parametrize("half", [0, 1])
-def test_tool_calls_are_those_of_transformers(model: LanguageModel, half: int) -> None:
-    compared = 0
-    for question in QUESTIONS[half::2]:
-        if question["smallest_margin"] <= 0.02:
-            continue
+def answers(model: LanguageModel, questions: list[dict[str, Any]]) -> list[ChatResult]:
+    """Together; each is what it is alone (test_a_batch_is_its_rows)."""
+    settings = [ChatSettings(**ask(question)) for question in questions]
+    return model.chat_batch([question["messages"] for question in questions], settings)
+
+
+def test_tool_calls_are_those_of_transformers(model: LanguageModel, soak: bool) -> None:
+    """Of sixty questions half, thinking and not, of two tools and of three; all in a soak."""
+    asked = [question for question in QUESTIONS[:: 1 if soak else 2] if question["smallest_margin"] > 0.02]
+    assert len(asked) >= (50 if soak else 25)
+    for question, result in zip(asked, answers(model, asked), strict=True):
+        assert result.tool_calls == expected_calls(question)
+        assert result.finish_reason == "tool_calls"
+        assert result.thinking.startswith("I should call") == question["enable_thinking"]
+        assert not result.text
+
+
+def test_tool_calls_of_a_stream(model: LanguageModel) -> None:
+    """One that thinks and one that does not: events add up to the result."""
+    for question in QUESTIONS[:2]:
         events = list(model.chat_stream(question["messages"], **ask(question)))
         assert [event.tool_call for event in events if event.tool_call] == expected_calls(question)
         result = events[-1].result
         assert result is not None
-        assert result.finish_reason == "tool_calls"
         assert "".join(event.thinking for event in events) == result.thinking
-        assert result.thinking.startswith("I should call") == question["enable_thinking"]
-        assert not result.text
-        compared += 1
-    assert compared >= 25
+        assert bool(result.thinking) == question["enable_thinking"]
 
 
-def test_tool_names_survive_quantization(converted: LanguageModel) -> None:
-    questions = QUESTIONS[::3]  # of all sixty, sixty are right
-    right = 0
-    for question in questions:
-        calls = converted.chat(question["messages"], **ask(question)).tool_calls
-        right += [call.name for call in calls] == [call.name for call in expected_calls(question)]
-    assert right / len(questions) >= 0.95
+def test_tool_names_survive_quantization(converted: LanguageModel, soak: bool) -> None:
+    """Of all sixty, sixty are right."""
+    questions = QUESTIONS[:: 1 if soak else 6]
+    for question, result in zip(questions, answers(converted, questions), strict=True):
+        assert [call.name for call in result.tool_calls] == [call.name for call in expected_calls(question)]
 
 
 def test_a_padded_batch_has_the_bits_of_its_rows(converted: LanguageModel) -> None:
@@ -201,27 +209,27 @@ FORCED = [
 FORCED[1]["function"]["parameters"]["x"] = {"anyOf": [{"const": "day"}, {"enum": ["dusk", "dawn"]}]}
 
 
-@pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("choice", ["required", "add", "light", "now"])
-def test_forced_calls_end_as_calls(model: LanguageModel, seed: int, choice: str) -> None:
+def test_forced_calls_end_as_calls(model: LanguageModel, choice: str) -> None:
     """At a temperature where the end of the answer and anything else is likely: every value is one of its schema's."""
-    asked: dict[str, Any] = {"temperature": 30.0, "top_k": 0, "top_p": 1.0, "seed": seed, "max_new_tokens": 250}
-    result = model.chat(COUNT, **asked, tools=FORCED, tool_choice=choice, enable_thinking=False, presence_penalty=0.0)
-    call = result.tool_calls[0]
+    asked: dict[str, Any] = {"temperature": 30.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": 250}
+    asked |= {"tools": FORCED, "tool_choice": choice, "enable_thinking": False, "presence_penalty": 0.0}
     schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in FORCED}
-    jsonschema.validate(call.arguments, schemas[call.name])
-    assert choice in ("required", call.name)
-    assert "<" not in result.text or choice == "required"
-    assert result.finish_reason in (["tool_calls"] if choice != "required" else ["tool_calls", "length"])
+    for result in model.chat_batch([COUNT] * 6, [ChatSettings(**asked, seed=seed) for seed in range(6)]):
+        call = result.tool_calls[0]
+        jsonschema.validate(call.arguments, schemas[call.name])
+        assert choice in ("required", call.name)
+        assert "<" not in result.text or choice == "required"
+        assert result.finish_reason in (["tool_calls"] if choice != "required" else ["tool_calls", "length"])
 
 
 def test_a_value_of_a_forced_call_is_free(model: LanguageModel) -> None:
     """But for the end of the answer, which never comes inside: it runs on, or ends as a call."""
     tool = create_tool_definition("say", "", {"text": {"type": "string"}}, ["text"])
     ends = set(model.tokenizer.eos_token_ids)
-    for seed in range(6):
-        asked: dict[str, Any] = {"temperature": 1.5, "seed": seed, "max_new_tokens": 60, "logprobs": 0}
-        result = model.chat(COUNT, **asked, tools=[tool], tool_choice="required", enable_thinking=False)
+    asked: dict[str, Any] = {"temperature": 1.5, "max_new_tokens": 60, "logprobs": 0, "enable_thinking": False}
+    asked |= {"tools": [tool], "tool_choice": "required"}
+    for result in model.chat_batch([COUNT] * 6, [ChatSettings(**asked, seed=seed) for seed in range(6)]):
         assert not ends & {p.token for p in result.logprobs}
         assert result.finish_reason == ("tool_calls" if result.tool_calls else "length")
 
