@@ -12,13 +12,13 @@ def main() -> None:
     rank = False
     try:
         from mlx_delta.cli.process import orderly
-        from mlx_delta.distributed.meeting import begin, started_within
+        from mlx_delta.distributed.meeting import COMMANDS, begin
         from mlx_delta.errors import ArgumentError
 
         with orderly():
             try:
                 # That other ranks hear of this one's end, whatever was being imported.
-                rank = begin(started_within) is not None
+                rank = begin(COMMANDS) is not None
             except ArgumentError as error:
                 sys.exit(f"error: {error}")
             from mlx_delta.cli.main import run

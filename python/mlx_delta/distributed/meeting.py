@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +29,9 @@ from mlx_delta.errors import ArgumentError, RankError
 
 # What mlx.launch sets for its backends (ring, jaccl, nccl), and what MPI's programs set.
 _LAUNCHED = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+# Seconds between the starts of ranks, where the environment says nothing: commands begin with their processes, programs
+# when they have come so far.
+COMMANDS, PROGRAMS = 5.0, 60.0
 _UNWATCHED = "0 ranks: expected the process that watches them to go on, found that it has ended"
 
 
@@ -155,9 +158,12 @@ class Meeting:
 _begun: list[Meeting] = []
 
 
-def started_within() -> float:
-    """Seconds between the starts of programs that begin then. Raises: ArgumentError."""
-    value = os.environ.get("MLX_DELTA_START_WITHIN", "5")
+def started_within(expected: float) -> float:
+    """Seconds between the first rank's ``begin`` and the last one's: as the environment says, else ``expected``.
+
+    Raises: ArgumentError.
+    """
+    value = os.environ.get("MLX_DELTA_START_WITHIN", expected)
     try:
         seconds = float(value)
     except ValueError:
@@ -167,8 +173,9 @@ def started_within() -> float:
     return seconds
 
 
-def begin(within: Callable[[], float]) -> Meeting | None:
-    """That of this process, once; None where no launcher has started it that says where ranks meet."""
+def begin(expected: float) -> Meeting | None:
+    """That of this process, once; None where no launcher has started it that says where ranks meet. expected: see
+    ``started_within``, as is what it raises."""
     if launched() and not _begun and (place := Place.of(os.environ)):
-        _begun.append(Meeting(place, within()))
+        _begun.append(Meeting(place, started_within(expected)))
     return _begun[0] if _begun else None

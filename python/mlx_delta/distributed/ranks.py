@@ -11,10 +11,8 @@ from contextlib import contextmanager
 import mlx.core as mx
 import numpy as np
 
-from mlx_delta.distributed.meeting import Meeting, begin, launched
+from mlx_delta.distributed.meeting import PROGRAMS, Meeting, begin, launched
 from mlx_delta.errors import RankError
-
-_WITHIN = 60.0  # seconds between the first rank's call of ``launched`` and the last one's
 
 
 class Ranks:
@@ -48,11 +46,11 @@ class Ranks:
     def launched(cls, by_layers: bool = False) -> Ranks | None:
         """Those that ``mlx.launch`` or ``mpirun`` has started; None where this process is alone.
 
-        Raises: RankError when they cannot be reached.
+        Raises: RankError when they cannot be reached; ArgumentError for a wrong MLX_DELTA_START_WITHIN.
         """
         if not launched():
             return None
-        meeting = begin(lambda: _WITHIN)
+        meeting = begin(PROGRAMS)
         if meeting is not None:
             meeting.connecting()
         try:

@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 
 from mlx_delta.distributed.beside import Line
-from mlx_delta.distributed.meeting import Place, launched, started_within
+from mlx_delta.distributed.meeting import COMMANDS, Place, begin, launched, started_within
+from mlx_delta.distributed.ranks import Ranks
+from mlx_delta.errors import RankError
 
 # A rank with a process beside it. In C++ that keeps Python's lock, as MLX's ring does while it connects, it is deaf.
 _RANK = """
@@ -182,9 +184,31 @@ def test_one_that_is_silent_is_asked() -> None:
 def test_how_long_to_wait_is_a_number(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLX_DELTA_START_WITHIN", value)
     with pytest.raises(ValueError, match=f"MLX_DELTA_START_WITHIN: expected seconds, found '{value}'"):
-        started_within()
-    monkeypatch.setenv("MLX_DELTA_START_WITHIN", "60")
-    assert started_within() == 60
+        started_within(5)
+
+
+def test_a_program_is_waited_for_as_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a command is; for longer where it says nothing."""
+    hosts = tmp_path / "hosts"
+    hosts.write_text('[["127.0.0.1:5000"], ["127.0.0.1:5001"]]')
+    monkeypatch.setenv("MLX_RANK", "0")
+    monkeypatch.setenv("MLX_HOSTFILE", str(hosts))
+    found = []
+
+    def begun(place: Place, within: float) -> None:
+        found.append(within)
+        raise RankError("as far as this goes")
+
+    monkeypatch.setattr("mlx_delta.distributed.meeting.Meeting", begun)
+    for value in ("7", None):
+        if value is None:
+            monkeypatch.delenv("MLX_DELTA_START_WITHIN")
+        else:
+            monkeypatch.setenv("MLX_DELTA_START_WITHIN", value)
+        for begins in (Ranks.launched, lambda: begin(COMMANDS)):
+            with pytest.raises(RankError):
+                begins()
+    assert found == [7, 7, 60, 5]
 
 
 def test_one_that_is_launched_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
