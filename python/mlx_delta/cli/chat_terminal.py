@@ -18,7 +18,7 @@ from mlx_delta.cli.chat_input import LineReader
 from mlx_delta.cli.chat_turns import Conversation
 from mlx_delta.cli.chat_view import TerminalView
 from mlx_delta.cli.console import stdout
-from mlx_delta.cli.errors import UsageError, report
+from mlx_delta.cli.errors import UsageError, interruption, report
 from mlx_delta.cli.pictures import show_picture
 from mlx_delta.errors import MlxDeltaError
 from mlx_delta.json_files import read_json
@@ -100,7 +100,13 @@ class ChatTerminal:
             except KeyboardInterrupt:
                 self._say("interrupted")
             except Exception as error:  # a bug too: what was said so far is worth more than an end
-                report(error, console=self._console)
+                end = interruption(error)
+                if end is None:
+                    report(error, console=self._console)
+                elif isinstance(end, KeyboardInterrupt):
+                    self._say("interrupted")
+                else:
+                    raise end from None
 
     def _answer(self, question: str) -> None:
         messages = self._conversation.messages

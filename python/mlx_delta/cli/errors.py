@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from mlx_delta.errors import ArgumentError, MlxDeltaError, OutputExistsError
+from mlx_delta.cli.process import EndedBySignal
+from mlx_delta.errors import ArgumentError, MissingPackageError, MlxDeltaError, OutputExistsError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,9 +61,27 @@ def reported_errors(flags: Mapping[str, str] | None = None) -> Iterator[None]:
     except (typer.Exit, typer.Abort):
         raise
     except Exception as error:
+        end = interruption(error)
+        if isinstance(end, EndedBySignal):
+            raise end from None
+        if end is not None:
+            raise typer.Exit(130) from None
         report(error, flags)
         _silence_broken_streams()
         raise typer.Exit(1) from None
+
+
+def interruption(error: Exception) -> BaseException | None:
+    """The Ctrl-C, or other signal, that a seeming bug has come of: a lock of Python's library that was about to wait,
+    or an extension that was being imported, raises an error of its own then."""
+    if not isinstance(error, MissingPackageError) and error_line(error) is not None:
+        return None  # what a user is to know, be it of an end that did not go well
+    found: list[BaseException] = [error]
+    for each in found:
+        if isinstance(each, (KeyboardInterrupt, EndedBySignal)):
+            return each
+        found += [one for one in (each.__cause__, each.__context__) if one is not None and one not in found]
+    return None
 
 
 def error_line(error: Exception, flags: Mapping[str, str] | None = None) -> str | None:

@@ -80,8 +80,7 @@ class Engine:
         self._steps = Steps(network, self._prompts, self._depths)
         self._stream = OneStream()
         self._lock = threading.RLock()  # guards what follows
-        self._change = threading.Condition(self._lock)  # notified after every step, if anybody waits for it
-        self._waiters = 0
+        self._waiters: list[threading.Lock] = []  # of threads that wait for a change; each is released at the next
         self._driver: int | None = None  # the thread that takes a step: it alone touches the sequences that go on
         self._waiting: deque[TokenSequence] = deque()
         self._going: list[TokenSequence] = []
@@ -155,7 +154,7 @@ class Engine:
             if sequence in self._waiting:
                 self._waiting.remove(sequence)
                 sequence.ended = True
-                self._change.notify_all()
+                self._changed()
             elif sequence in self._going:
                 self._cancelled.add(sequence)
 
@@ -166,7 +165,7 @@ class Engine:
                 each.error, each.ended = each.error or error, True
             self._waiting.clear()
             self._going.clear()
-            self._change.notify_all()
+            self._changed()
 
     def forget(self, keys: Sequence[int]) -> None:
         """What is kept of ``keys``, except for what others begin with too."""
@@ -188,57 +187,65 @@ class Engine:
         if self.lead is not None and sequence.number:
             self._cancel_led(self.lead, sequence)
             return
-        with self._lock:
-            if sequence in self._waiting:
-                self._waiting.remove(sequence)
-            if sequence not in self._going:
-                sequence.ended = True
-                self._change.notify_all()
-                return
-            self._cancelled.add(sequence)
-            if self._driver == threading.get_ident():
-                return
-            while self._driver is not None and sequence in self._going:
-                self._wait_for_change()
-            if self._driver is None:  # else it has been dropped, and others' may be in the step
-                self._drop_cancelled()
-            self._change.notify_all()
+        while True:
+            with later_interrupt(), self._lock:
+                if sequence in self._waiting:
+                    self._waiting.remove(sequence)
+                if sequence in self._going:
+                    self._cancelled.add(sequence)
+                    if self._driver == threading.get_ident():
+                        return
+                    if self._driver is None:
+                        self._drop_cancelled()
+                if sequence not in self._going:
+                    sequence.ended = True
+                    self._changed()
+                    return
+                change = self._next_change()
+            change.acquire()
 
     def _cancel_led(self, lead: Lead, sequence: TokenSequence) -> None:
-        with self._lock:
-            if sequence.ended:
-                return
-            with later_interrupt():
-                lead.cancel(sequence)
-            while self._driver != threading.get_ident() and not sequence.ended and not lead.over:
-                self._wait_for_change()
+        if sequence.ended:
+            return
+        with later_interrupt():
+            lead.cancel(sequence)
+        while True:
+            with self._lock:
+                if self._driver == threading.get_ident() or sequence.ended or lead.over:
+                    return
+                change = self._next_change()
+            change.acquire()
 
     def _events(self, sequence: TokenSequence) -> Sequence[Any]:
         """Those that are there, or the next to come; none when it has ended."""
+        while not sequence.events:
+            alone = len(self._going) + len(self._waiting) < 2 and not self._waiters
+            with nullcontext() if alone else later_interrupt():
+                change = self._step(sequence)
+            if change is not None:
+                change.acquire()
+            elif sequence.ended and not sequence.events:
+                if sequence.error is not None:
+                    raise sequence.error
+                return ()
+        return sequence.take_events()  # nobody else takes them
+
+    def _step(self, sequence: TokenSequence) -> threading.Lock | None:
+        """Take a step for a sequence that waits for an event; a change to wait for, where another thread does."""
         me = threading.get_ident()
-        while True:
-            try:
-                with self._lock:
-                    while (
-                        (self._driver or self.lead or self._resting) is not None
-                        and not sequence.events
-                        and not sequence.ended
-                    ):
-                        self._wait_for_change()
-                    if sequence.events:
-                        return sequence.take_events()
-                    if sequence.error is not None:
-                        raise sequence.error
-                    if sequence.ended:
-                        return ()
-                    self._driver = me
-                    self._admit()
-                self._drive(alone=len(self._going) == 1)
-            finally:
-                if self._driver == me:
-                    self._leave()
-            if sequence.events:  # nobody else takes them
-                return sequence.take_events()
+        try:
+            with self._lock:
+                if sequence.events or sequence.ended:
+                    return None
+                if (self._driver or self.lead or self._resting) is not None:
+                    return self._next_change()
+                self._driver = me
+                self._admit()
+            self._drive()
+        finally:
+            if self._driver == me:
+                self._leave()
+        return None
 
     def rest(self) -> None:
         """The process ends: after the step under way none is taken, and who waits for one waits for good. In a daemon
@@ -246,21 +253,33 @@ class Engine:
         if self.lead is not None:  # whose thread has ended
             return
         last = time.monotonic() + _LAST_STEP
-        with self._lock:
-            self._resting = True
-            while self._driver is not None and time.monotonic() < last:
-                self._wait_for_change(last - time.monotonic())
+        while True:
+            with self._lock:
+                if self._driver is None:
+                    self._resting = True
+                    return
+                change = self._next_change()
+                self._resting = True
+            if not change.acquire(timeout=max(0.0, last - time.monotonic())):
+                return
 
-    def _wait_for_change(self, most: float | None = None) -> None:
+    def _next_change(self) -> threading.Lock:
+        """To be acquired, when ``self._lock`` has been left. (``threading.Condition`` waits within it: Ctrl-C there may
+        leave it as it should not be, which is a RuntimeError or a process that waits for ever.)"""
         if self._driver == threading.get_ident():
             raise BusyError("engine: expected a use outside of its steps, found one within, which would wait")
-        if self._resting and most is None and threading.current_thread() is threading.main_thread():
+        if self._resting and threading.current_thread() is threading.main_thread():
             raise BusyError("engine: expected a use before the process ends, found one after")
-        self._waiters += 1
-        try:
-            self._change.wait(most)
-        finally:
-            self._waiters -= 1
+        change = threading.Lock()
+        change.acquire()
+        self._waiters.append(change)
+        return change
+
+    def _changed(self) -> None:
+        """Whoever waits looks again."""
+        waiters, self._waiters = self._waiters, []
+        for each in waiters:
+            each.release()
 
     def take_step(self) -> None:
         """Where one thread takes them all."""
@@ -268,13 +287,14 @@ class Engine:
             with self._lock:
                 self._driver = threading.get_ident()
                 self._admit()
-            self._drive(alone=False)
+            with later_interrupt():
+                self._drive()
         finally:
             self._leave()
 
-    def _drive(self, alone: bool) -> None:
-        """A step, in the thread that is the driver. alone: for one sequence, of this thread."""
-        with self._stream(), nullcontext() if alone else later_interrupt():
+    def _drive(self) -> None:
+        """A step, in the thread that is the driver."""
+        with self._stream():
             self._steps.take(self._going)
             for each in self._going:
                 if each.ended:
@@ -291,7 +311,7 @@ class Engine:
                     self._going = [each for each in self._going if not each.ended]
                     break
             if self._waiters:
-                self._change.notify_all()
+                self._changed()
 
     def _admit(self) -> None:
         if self._cancelled:

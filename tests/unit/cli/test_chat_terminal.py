@@ -224,14 +224,27 @@ class FailingView(TerminalView):
         super().end(result)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), MlxDeltaError("broken"), KeyError("gone")])
+def _of_ctrl_c(error: Exception) -> Exception:
+    """Raised by what it came into the midst of."""
+    error.__context__ = KeyboardInterrupt()
+    return error
+
+
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), MlxDeltaError("broken"), KeyError("gone"), _of_ctrl_c(RuntimeError("unlocked"))]
+)
 def test_the_screen_is_left_in_order(
     model: LanguageModel, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     monkeypatch.setattr(FailingView, "errors", [error])
     monkeypatch.setattr("mlx_delta.cli.chat_terminal.TerminalView", FailingView)
     conversation, shown = chat(model, "/think off", "Count to 7.", "/reset", "Count to 7.")
-    told = {KeyboardInterrupt: "interrupted", MlxDeltaError: "error: broken", KeyError: "This is a bug in mlx-delta"}
+    told = {
+        KeyboardInterrupt: "interrupted",
+        RuntimeError: "interrupted",
+        MlxDeltaError: "error: broken",
+        KeyError: "This is a bug in mlx-delta",
+    }
     assert told[type(error)] in shown
     assert shown.count("1 2 3 4 5 6 7") == 1  # rich refuses a second live display, had the first been left
     assert len(conversation.messages) == 2

@@ -14,7 +14,8 @@ import typer
 from typer.testing import CliRunner
 
 from mlx_delta.cli.command import register
-from mlx_delta.errors import ArgumentError, MlxDeltaError, OutputExistsError
+from mlx_delta.cli.process import EndedBySignal
+from mlx_delta.errors import ArgumentError, MissingPackageError, MlxDeltaError, OutputExistsError
 from support.command_line import ENVIRONMENT, MLX_DELTA, run
 
 
@@ -71,6 +72,35 @@ def test_a_bug_is_a_traceback(error: Exception) -> None:
     assert f"{type(error).__name__}" in done.stderr
     assert "a bug in mlx-delta" in done.stderr
     assert "/issues" in done.stderr
+
+
+def come_of(end: BaseException, error: Exception) -> Exception:
+    """``error``, raised by what ``end`` came into the midst of: in its place, as a lock or an import does it."""
+    try:
+        try:
+            try:
+                raise end
+            finally:
+                raise error
+        except Exception as first:
+            raise ImportError("Encountered an error while initializing the extension.") from first
+    except ImportError as last:
+        return last
+
+
+def test_a_seeming_bug_that_came_of_a_signal_is_an_interruption() -> None:
+    unlocked = RuntimeError("cannot release un-acquired lock")
+    done = CliRunner().invoke(failing(come_of(KeyboardInterrupt(), unlocked)), [])
+    assert (done.exit_code, done.stdout, done.stderr) == (130, "", "")
+    with pytest.raises(EndedBySignal):  # which ends the program with 143
+        CliRunner().invoke(failing(come_of(EndedBySignal(15), unlocked)), [])
+    missing = MissingPackageError("expected the package gguf, found it missing")
+    missing.__context__ = come_of(KeyboardInterrupt(), unlocked)
+    assert CliRunner().invoke(failing(missing), []).exit_code == 130
+    full = OSError(28, "No space left on device")
+    full.__context__ = KeyboardInterrupt()
+    done = CliRunner().invoke(failing(full), [])  # what was to be kept was not
+    assert (done.exit_code, done.stderr) == (1, "error: No space left on device\n")
 
 
 @pytest.mark.parametrize("arguments", [["--debug", "info", "nowhere"], ["info", "nowhere", "--debug"]])

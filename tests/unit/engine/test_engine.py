@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import FrameType
 from typing import Any
 
 import mlx.core as mx
@@ -204,6 +206,49 @@ def test_ctrl_c_is_for_who_presses_it(models: dict[str, LanguageModel]) -> None:
     assert list(engine.run(other)) == expected
 
 
+class _CtrlC:
+    """For ``sys.setprofile``: Ctrl-C as a C function returns, those of locks among them: there Python looks for it."""
+
+    def __init__(self, calls: int) -> None:
+        self._left = calls
+
+    def __call__(self, frame: FrameType, event: str, arg: object) -> None:
+        self._left -= event == "c_return"
+        if not self._left:
+            sys.setprofile(None)
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_in_any_call_of_one_that_waits_is_no_other_error(models: dict[str, LanguageModel]) -> None:
+    """And what the others wait for is as it was. (``threading.Condition`` may be left without its lock, which is a
+    RuntimeError.)"""
+    model, over = models["bfloat16"], threading.Event()
+
+    def other(n: int) -> None:
+        while not over.is_set():
+            model.generate(f"{n}", max_new_tokens=40, temperature=0).text()
+
+    heard = 0
+    with ThreadPoolExecutor(2) as pool:
+        others = [pool.submit(other, n) for n in range(2)]
+        try:
+            for calls in range(1, 121, 2):
+                generation = model.generate("Count to", max_new_tokens=3, temperature=0)
+                sys.setprofile(_CtrlC(calls))
+                try:
+                    generation.text()
+                except KeyboardInterrupt:
+                    heard += 1
+                finally:
+                    sys.setprofile(None)
+                assert not any(each.done() for each in others)
+        finally:
+            over.set()
+        for each in others:
+            each.result(20)
+    assert heard > 30
+
+
 def test_from_eight_threads(models: dict[str, LanguageModel]) -> None:
     """Every way in, of one model, at once: the answers that each has alone."""
     model = models["bfloat16"]
@@ -271,7 +316,7 @@ def test_a_cancelled_one_is_kept_after_its_step(models: dict[str, LanguageModel]
         with engine._lock:  # the step ends, and the next begins before who waits gets to it
             engine._drop_cancelled()
             engine._cancelled, engine._driver = {other}, -2
-            engine._change.notify_all()
+            engine._changed()
         waits.result(9)
     assert one.ended
     assert not other.ended
