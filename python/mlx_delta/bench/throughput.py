@@ -97,6 +97,9 @@ def _measure(network: Network, count: int, prompt: int, tokens: int, rounds: int
             except BaseException:  # Ctrl-C, after which clients would go on to their end
                 over.set()
                 start.abort()
+                if engine.lead is None:  # else ranks would do it at different steps
+                    for sequence in (each for mine in works for each in mine):
+                        engine.drop(sequence)  # else it goes on to its next token, behind all prompts before its own
                 raise
     firsts = [times[1] - times[0] for times in arrivals]
     gaps = [gap for times in arrivals for gap in np.diff(times[1:])]

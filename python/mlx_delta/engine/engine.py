@@ -149,7 +149,7 @@ class Engine:
                 self._waiting.append(sequence)
 
     def drop(self, sequence: TokenSequence) -> None:
-        """``cancel`` where several ranks do it."""
+        """``cancel`` where several ranks do it, or for who does not wait: it ends after the step under way."""
         with self._lock:
             if sequence in self._waiting:
                 self._waiting.remove(sequence)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -16,6 +18,7 @@ from PIL import Image
 
 from mlx_delta.bench.throughput import Led, bench_throughput, followed
 from mlx_delta.engine.lead import Lead
+from mlx_delta.engine.steps import Steps
 from mlx_delta.errors import ArgumentError, MlxDeltaError, RankError
 from mlx_delta.language_model import LanguageModel
 from mlx_delta.loading import load_model
@@ -257,3 +260,21 @@ def test_ctrl_c_as_clients_are_begun_leaves_none_waiting(monkeypatch: pytest.Mon
     with pytest.raises(KeyboardInterrupt):
         bench_throughput(network, concurrency=[2], prompt=4, tokens=4, rounds=1)
     assert isinstance(begun[-1].exception(9), threading.BrokenBarrierError)
+
+
+def test_ctrl_c_waits_for_the_step_under_way_and_for_no_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each client has a prompt of several pieces: its next token is as many steps away."""
+    network, take, steps, before = load_model(TINY).network, Steps.take, [0], list[int]()
+
+    def pressed(self: Steps, going: Any) -> None:
+        steps[0] += 1
+        if len(going) == 4 and not before:
+            before.append(steps[0])
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1.0)  # the main thread looks for it every half a second
+        take(self, going)
+
+    monkeypatch.setattr(Steps, "take", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        bench_throughput(network, concurrency=[4], prompt=1500, tokens=4, rounds=1)
+    assert steps[0] - before[0] <= 2
