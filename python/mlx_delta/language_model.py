@@ -228,7 +228,7 @@ class LanguageModel(ChatMethods):
             variables=template_variables,
         )
 
-    def _start(self, messages: Sequence[Message], settings: ChatSettings) -> ChatStream:
+    def _start(self, messages: Sequence[Message] | Prompt, settings: ChatSettings) -> ChatStream:
         return Session(self.engine, self.tokenizer, self.vision)._start(messages, settings)
 
     def _check_alone(self, method: str) -> None:

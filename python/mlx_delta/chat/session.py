@@ -50,8 +50,11 @@ class Session(ChatMethods):
     def _keys(self) -> list[int]:
         return [] if self._stream is None else self._stream.keys
 
-    def _start(self, messages: Sequence[Message], settings: ChatSettings) -> ChatStream:
-        prompt = Prompt.build(self._tokenizer, messages, settings, self._vision)
+    def _start(self, messages: Sequence[Message] | Prompt, settings: ChatSettings) -> ChatStream:
+        if isinstance(messages, Prompt):
+            prompt = messages
+        else:
+            prompt = Prompt.build(self._tokenizer, messages, settings, self._vision)
         with self._exclusive:
             self._end_turn()
             self._stream = ChatStream(self._engine, self._tokenizer, prompt, settings, self.turns, self._exclusive)

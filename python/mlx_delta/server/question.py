@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -49,7 +49,8 @@ class Question:
         return replace(self, options={**self.options, **served})
 
     def makes(self, service: Service, choices: int | None = None) -> list[Make]:
-        """An answer for each choice: the first as the library gives it, the next ones with the seeds after its own."""
+        """An answer for each choice: the first as the library gives it, the next ones with the seeds after its own. All
+        are of one prompt, whose pictures are decoded once."""
         count = 1 if choices is None else choices
         limits = service.limits
         most = min(_MOST_CHOICES, limits.concurrent + limits.queue)
@@ -57,15 +58,21 @@ class Question:
             raise RequestError(400, f"n: expected 1 to {most}, found {count}", param="n")
         seed = self.options.get("seed")
         each = [self.options if seed is None else {**self.options, "seed": (seed + i) % 2**64} for i in range(count)]
-        return [partial(begin, service.model, self.messages, options, limits) for options in each]
+        made: list[Prompt] = []
+
+        def prompt() -> Prompt:
+            if not made:
+                made.append(self.prompt(service.model, limits))
+            return made[0]
+
+        return [partial(_begin, service.model, prompt, options, limits) for options in each]
 
 
-def begin(
-    model: LanguageModel, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any], limits: Limits
+def _begin(
+    model: LanguageModel, prompt: Callable[[], Prompt], options: Mapping[str, Any], limits: Limits
 ) -> ChatStream:
     """An answer, its prompt made and nothing computed. Raises: RequestError 422 for a prompt beyond the limit."""
-    _check_images(model, messages, limits)
-    stream = model.chat_stream(messages, **options)
+    stream = model.chat_stream(prompt(), **options)
     if limits.prompt_tokens is not None and stream.prompt_tokens > limits.prompt_tokens:
         found = f"expected a prompt of at most {limits.prompt_tokens} tokens, found {stream.prompt_tokens}"
         raise RequestError(422, f"messages: {found}", param="messages", code="context_length_exceeded")

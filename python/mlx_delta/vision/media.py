@@ -53,10 +53,11 @@ class Medium:
     _load: Callable[[], Patches] | None = None
 
     def patches(self) -> Patches:
-        if self._patches is None:
+        patches = self._patches  # which another thread may let go
+        if patches is None:
             assert self._load is not None
             return self._load()
-        return self._patches
+        return patches
 
     def release(self) -> None:
         """Let its patches go: they have been looked at, or will not be soon."""

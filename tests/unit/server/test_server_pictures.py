@@ -18,6 +18,7 @@ from mlx_delta.chat.stream import ChatStream
 from mlx_delta.language_model import LanguageModel
 from mlx_delta.server.app import create_app
 from mlx_delta.server.limits import Limits
+from mlx_delta.vision import media
 from support import GOLDEN
 
 FILE = GOLDEN / "vision" / "odd.png"
@@ -83,6 +84,26 @@ def test_images_are_counted_before_any_is_decoded(model: LanguageModel) -> None:
     with TestClient(create_app(model, name="tiny"), base_url="http://[::1]") as client:
         refused = client.post("/v1/chat/completions", json={"messages": [message]})
     assert "whole picture" in refused.json()["error"]["message"]
+
+
+def test_choices_share_one_picture(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoded once and seen once, however many answers there are, each of which is as it is alone."""
+    file = io.BytesIO()
+    Image.effect_mandelbrot((160, 96), (-2, -1.5, 1, 1.5), 30).save(file, "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    path, body = asked("/v1/chat/completions", {"type": "image_url", "image_url": {"url": url}})
+    body |= {"temperature": 1.0, "logprobs": True}
+    decoded, whole = [], media.picture_patches
+    monkeypatch.setattr(media, "picture_patches", lambda *given: decoded.append(whole(*given)) or decoded[-1])
+    assert model.vision is not None
+    seen = model.vision.patches_computed
+    with TestClient(create_app(model, name="tiny", limits=Limits(concurrent=4)), base_url="http://[::1]") as client:
+        choices = client.post(path, json={**body, "n": 4, "seed": 5}).json()["choices"]
+        assert len(decoded) == 1
+        assert model.vision.patches_computed - seen == decoded[0].grid.patches
+        for i, choice in enumerate(choices):
+            alone = client.post(path, json={**body, "seed": 5 + i}).json()["choices"][0]
+            assert choice == {**alone, "index": i}
 
 
 def test_who_waits_holds_files_and_no_pixels(model: LanguageModel) -> None:
