@@ -19,10 +19,12 @@ import numpy as np
 
 from mlx_delta.errors import ArgumentError, TokenizerError
 from mlx_delta.language_model import LanguageModel
+from mlx_delta.streams import OneStream
 from mlx_delta.summary import summarize
 
 CONTEXT = 512  # tokens a window
 _ROWS = 64  # positions whose distributions are compared at once: a quarter million floats each on the real vocabulary
+_stream = OneStream()
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,10 @@ def evaluate(
     tallies = [_Tally() for _ in models]
     for start in range(0, len(ids), context):
         window = ids[start : start + context]
-        expected = _logits(reference, window, known)
-        for model, tally in zip(models, tallies, strict=True):
-            tally.add(_logits(model, window, known), expected, window)
+        with _stream():
+            expected = _logits(reference, window, known)
+            for model, tally in zip(models, tallies, strict=True):
+                tally.add(_logits(model, window, known), expected, window)
         if progress is not None:
             progress(min(start + context, len(ids)), len(ids))
     return [tally.evaluation(model, len(ids)) for model, tally in zip(models, tallies, strict=True)]

@@ -22,6 +22,7 @@ from mlx_delta.chat.settings import ChatSettings
 from mlx_delta.chat.stream import ChatStream
 from mlx_delta.conversion.pipeline import convert
 from mlx_delta.errors import BusyError, MlxDeltaError
+from mlx_delta.evaluation import evaluate
 from mlx_delta.language_model import LanguageModel
 from mlx_delta.ops import Matrix
 from support import GOLDEN, TINY
@@ -181,7 +182,7 @@ def test_a_model_serves_threads_at_once(models: tuple[LanguageModel, LanguageMod
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads of the system are counted in Linux's /proc")
 def test_threads_that_have_ended_leave_none_behind(tmp_path: Path) -> None:
     """MLX keeps one for each that evaluated on a stream of its own (findings/mlx_threads_that_stay.sh): be it in a
-    step, to keep an answer that was closed, to see a picture, or to write and read a snapshot."""
+    step, to keep an answer that was closed, to see a picture, to write and read a snapshot, or to evaluate."""
     first, again = (load_model(TINY, prefix_cache_dir=tmp_path) for _ in range(2))
     pictures = [GOLDEN / "vision" / f"{name}.png" for name in ("onebit", "gray8", "palette")]
 
@@ -196,6 +197,7 @@ def test_threads_that_have_ended_leave_none_behind(tmp_path: Path) -> None:
             assert first.engine.prefix._snapshots is not None
             first.engine.prefix._snapshots.close()
             elsewhere(lambda text=text: again.generate(text, max_new_tokens=2).text())
+            elsewhere(lambda text=text: evaluate([again], first, text[:40]))
         return min(len(list(Path("/proc/self/task").iterdir())) for _ in range(20) if time.sleep(0.01) is None)
 
     assert after(0) == after(1, 2)
