@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,9 +36,11 @@ def frames(lines: Iterable[str]) -> list[tuple[str | None, Any]]:
 
 
 @contextmanager
-def serving(model: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def serving(
+    model: Path, *arguments: str, program: Sequence[str] = MLX_DELTA
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A server in a process of its own, once it is ready, and its address."""
-    command = [*MLX_DELTA, "serve", "--model", str(model), "--port", "0", *arguments]
+    command = [*program, "serve", "--model", str(model), "--port", "0", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     try:
         assert process.stdout is not None

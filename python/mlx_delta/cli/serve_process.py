@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 _FIRST_REQUEST_SECONDS = 30
+_UNREAD_SECONDS = 60.0
+_log = logging.getLogger("mlx_delta.server")
 
 
 def server_package() -> None:
@@ -75,11 +77,40 @@ def run(app: FastAPI, listener: socket.socket, ready: str) -> None:
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     class Protocol(H11Protocol):
-        """A connection on which no request comes is closed."""
+        """A connection on which no request comes is closed, and one whose client takes nothing of what it is sent."""
+
+        _look: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
+            transport.set_write_buffer_limits(0)  # writing pauses while the system has not taken all
             self.loop.call_later(_FIRST_REQUEST_SECONDS, self._close_unused)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._close_unread(None)
+
+        def resume_writing(self) -> None:
+            self._look_no_more()
+            super().resume_writing()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._look_no_more()
+            super().connection_lost(exc)
+
+        def _close_unread(self, before: int | None) -> None:
+            """Look again and again; before: bytes that waited at the last look."""
+            waiting = self.transport.get_write_buffer_size()
+            if waiting == before:
+                _log.warning("a client took nothing for %g seconds: its connection is closed", _UNREAD_SECONDS)
+                self.transport.abort()  # what waits for it would be held for ever
+                return
+            self._look = self.loop.call_later(_UNREAD_SECONDS, self._close_unread, waiting)
+
+        def _look_no_more(self) -> None:
+            if self._look is not None:
+                self._look.cancel()
+                self._look = None
 
         def _close_unused(self) -> None:
             if self.cycle is None:

@@ -21,6 +21,7 @@ from mlx_delta.server.limits import Limits
 from mlx_delta.server.metrics import Metrics
 
 _LONGEST_RETRY = 60  # seconds
+_PIECE = 64  # events of a write at most: it is held until the client has taken it
 
 
 class Stream(Protocol):
@@ -56,6 +57,9 @@ class Runner:
         self._change = threading.Lock()  # guards what follows
         self._stopped = False
         self._places = 0  # taken: by answers under way or waiting
+        self._unread = (
+            0  # answers that have ended, and whose clients have not taken all of them: they hold their events
+        )
         self._running: set[Stream] = set()
         self._seconds = 1.0  # that an answer took, lately
 
@@ -128,16 +132,31 @@ class Runner:
                 self._running.discard(stream)
                 self._seconds += (time.monotonic() - begin - self._seconds) / 8
 
+    def ended(self, answers: Answers) -> None:
+        """One of them, which is not read yet."""
+        with self._change:
+            if not answers.closed:
+                answers.unread += 1
+                self._unread += 1
+
+    def read(self, answers: Answers) -> None:
+        """All of them, or nobody will."""
+        with self._change:
+            answers.closed = True
+            self._unread -= answers.unread
+            answers.unread = 0
+
     def _take_places(self, count: int) -> None:
         limits = self._limits
         with self._change:
             if self._stopped:
                 raise RequestError(503, "the server is ending")
-            if self._places + count > limits.concurrent + limits.queue:
+            if self._places + self._unread + count > limits.concurrent + limits.queue:
                 wait = self._seconds * (1 + self._places / limits.concurrent)
                 raise RequestError(
                     429,
-                    f"expected at most {limits.concurrent} answers at once and {limits.queue} waiting, found as many",
+                    f"expected at most {limits.concurrent} answers at once and {limits.queue} waiting or unread, "
+                    "found as many",
                     code="rate_limit_exceeded",
                     retry_after=max(1, min(_LONGEST_RETRY, round(wait))),
                 )
@@ -160,6 +179,7 @@ class Answers:
         self.count = len(streams)
         self.prompt_tokens = streams[0].prompt_tokens
         self.usages: dict[int, Usage] = {}
+        self.closed, self.unread = False, 0  # the runner's
         self._streams = list(streams)
         self._first_seconds: float | None = None
         self._begin = time.monotonic()
@@ -183,6 +203,8 @@ class Answers:
         if self._first_at is None:
             self._first_at = time.monotonic()
         self._events.append((index, event))
+        if isinstance(event, Exception) or event.done:
+            self._runner.ended(self)
         if self._streamed or isinstance(event, Exception) or event.done or getattr(event, "tool_call", None):
             self._wanted = True
             if not self._woken and not self._loop.is_closed():
@@ -229,7 +251,9 @@ class Answers:
             while left:
                 await self._wait()
                 self._wanted = False
-                batch = [self._events.popleft() for _ in range(len(self._events))]
+                batch = [self._events.popleft() for _ in range(min(len(self._events), _PIECE))]
+                if self._events:
+                    self._wanted = True
                 if not batch and not self._silent:
                     continue
                 for at, (index, event) in enumerate(batch):
@@ -298,6 +322,7 @@ class Answers:
         # that a stream has.
         self._streams.clear()
         self._futures.clear()
+        self._runner.read(self)
 
     def end(self, index: int) -> None:
         """End one of them: its last event is still to come."""

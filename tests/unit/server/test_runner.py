@@ -176,6 +176,30 @@ def test_what_is_there_is_one_piece_and_who_wants_the_whole_sleeps_until_it_ends
     run(Limits(concurrent=3), scenario)
 
 
+def test_what_nobody_reads_keeps_its_place() -> None:
+    """It holds its events: else clients that read nothing would pile them up without end."""
+
+    class Quick(Slow):
+        def __iter__(self) -> Iterator[Event]:
+            yield from [Event()] * 1000
+            yield Event(done=True)
+
+    async def scenario(runner: Runner) -> None:
+        for ends in ("read", "closed"):
+            answers = await runner.start([Quick, Quick])
+            await soon(lambda: runner.running == runner.waiting == 0)
+            with pytest.raises(RequestError, match="1 waiting or unread") as refused:
+                await runner.start([Quick])
+            assert refused.value.status == 429
+            if ends == "closed":
+                answers.close()
+                continue
+            pieces = [piece async for piece in answers.frames(lambda _, event: [b"x"], b"")]
+            assert (sum(map(len, pieces)), max(map(len, pieces))) == (2002, 64)
+
+    run(Limits(concurrent=1, queue=1), scenario)
+
+
 def test_limits_are_checked() -> None:
     for wrong in ({"concurrent": 0}, {"concurrent": 17}, {"queue": -1}, {"prompt_tokens": 0}):
         with pytest.raises(ArgumentError, match=next(iter(wrong))):

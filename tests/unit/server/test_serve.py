@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
 import socket
+import sys
 import time
 from http.client import HTTPConnection
 from pathlib import Path
@@ -77,6 +79,33 @@ def test_its_life(tiny: Path) -> None:
         assert process.stderr is not None
         lines = [json.loads(line) for line in process.stderr if line.startswith("{")]
     assert [line["status"] for line in lines[8:10]] == [200, 499]
+
+
+def test_a_client_that_reads_nothing_is_closed(tiny: Path) -> None:
+    """With what it was to be sent, and others are answered meanwhile."""
+    code = "import mlx_delta.cli.serve_process as p; p._UNREAD_SECONDS = 1; from mlx_delta.__main__ import main; main()"
+    form = {"type": "json_schema", "json_schema": {"schema": LONG}}
+    with serving(tiny, program=[sys.executable, "-c", code]) as (process, address):
+        host, port = address.removeprefix("http://").split(":")
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect((host, int(port)))
+            asked = {"response_format": form, "max_tokens": 8000, "stream": True, "logprobs": True, "top_logprobs": 20}
+            body = json.dumps({"messages": [{"role": "user", "content": "Count to 7."}], **asked}).encode()
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n"
+            client.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+            soon(address, "mlx_delta_answers_running", 1)
+            assert post(address).getresponse().read()
+            soon(address, "mlx_delta_answers_running", 0)
+            taken = b""
+            with contextlib.suppress(ConnectionResetError):
+                while data := client.recv(1 << 16):
+                    taken += data
+            assert b"[DONE]" not in taken
+        process.terminate()
+        assert process.wait(20) == 0
+        assert process.stderr is not None
+        assert "a client took nothing for 1 seconds: its connection is closed" in process.stderr.read()
 
 
 def test_a_port_that_is_taken_while_a_model_loads(model: LanguageModel) -> None:
