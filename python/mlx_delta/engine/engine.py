@@ -255,21 +255,24 @@ class Engine:
         last = time.monotonic() + _LAST_STEP
         while True:
             with self._lock:
-                if self._driver is None:
-                    self._resting = True
-                    return
-                change = self._next_change()
                 self._resting = True
+                if self._driver is None:
+                    return
+                change = self._waiter()
             if not change.acquire(timeout=max(0.0, last - time.monotonic())):
                 return
 
     def _next_change(self) -> threading.Lock:
-        """To be acquired, when ``self._lock`` has been left. (``threading.Condition`` waits within it: Ctrl-C there may
-        leave it as it should not be, which is a RuntimeError or a process that waits for ever.)"""
+        """To be waited for. Raises: BusyError where that would be for ever."""
         if self._driver == threading.get_ident():
             raise BusyError("engine: expected a use outside of its steps, found one within, which would wait")
         if self._resting and threading.current_thread() is threading.main_thread():
             raise BusyError("engine: expected a use before the process ends, found one after")
+        return self._waiter()
+
+    def _waiter(self) -> threading.Lock:
+        """To be acquired, when ``self._lock`` has been left. (``threading.Condition`` waits within it: Ctrl-C there may
+        leave it without, which is a RuntimeError.)"""
         change = threading.Lock()
         change.acquire()
         self._waiters.append(change)

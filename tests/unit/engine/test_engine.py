@@ -327,11 +327,15 @@ def test_at_the_end_of_the_process_no_step_is_taken(models: dict[str, LanguageMo
     network = models["float32"].network
     engine = Engine(network)
     long = Work((1, 2), SamplingParams(), 4000, 9999, False, None).sequence(network)
-    with ThreadPoolExecutor(1) as pool:
+    unasked, over = Work((4,), SamplingParams(), 2, 99, False, None).sequence(network), threading.Event()
+    with ThreadPoolExecutor(2) as pool:
         others = pool.submit(lambda: list(engine.run(long)))
         while not long.tokens:
             time.sleep(0.001)
+        wakes = pool.submit(lambda: [engine.cancel(unasked) for _ in iter(over.is_set, True)])  # whoever waits
         engine.rest()
+        over.set()
+        wakes.result(9)
         count = len(long.tokens)
         with pytest.raises(BusyError, match="before the process ends"):
             list(engine.run(Work((3,), SamplingParams(), 2, 99, False, None).sequence(network)))
