@@ -182,11 +182,13 @@ class Engine:
     def cancel(self, sequence: TokenSequence) -> None:
         """End it: whoever waits for its events hears that there are no more. On return its cache is the caller's alone.
 
-        Within a step, in its own thread (where a forgotten iterator may be collected), it ends after the step.
+        Where a forgotten iterator may be collected, within a step, in its own thread, or within the engine's lock, it
+        ends after the step.
         """
         if self.lead is not None and sequence.number:
             self._cancel_led(self.lead, sequence)
             return
+        collected = self._lock._is_owned()  # type: ignore[attr-defined]  # who needs it would wait for this thread
         while True:
             with later_interrupt(), self._lock:
                 if sequence in self._waiting:
@@ -201,6 +203,8 @@ class Engine:
                     sequence.ended = True
                     self._changed()
                     return
+                if collected:
+                    return
                 change = self._next_change()
             change.acquire()
 
@@ -209,9 +213,10 @@ class Engine:
             return
         with later_interrupt():
             lead.cancel(sequence)
+        collected = self._lock._is_owned()  # type: ignore[attr-defined]
         while True:
             with self._lock:
-                if self._driver == threading.get_ident() or sequence.ended or lead.over:
+                if collected or self._driver == threading.get_ident() or sequence.ended or lead.over:
                     return
                 change = self._next_change()
             change.acquire()

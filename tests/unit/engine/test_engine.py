@@ -322,6 +322,25 @@ def test_a_cancelled_one_is_kept_after_its_step(models: dict[str, LanguageModel]
     assert not other.ended
 
 
+def test_one_that_is_collected_within_the_lock_waits_for_nobody(models: dict[str, LanguageModel]) -> None:
+    """A forgotten stream may be, wherever Python allocates: who takes a step needs the lock to end it."""
+    network = models["float32"].network
+    engine = Engine(network)
+    forgotten = Work((1,), SamplingParams(), 9, 99, False, None).sequence(network)
+    engine._going, engine._driver = [forgotten], -1  # a thread that takes a step
+
+    def within() -> None:
+        with engine._lock:
+            engine.cancel(forgotten)
+
+    thread = threading.Thread(target=within, daemon=True)
+    thread.start()
+    thread.join(9)
+    assert not thread.is_alive()
+    engine._leave()
+    assert forgotten.ended
+
+
 def test_at_the_end_of_the_process_no_step_is_taken(models: dict[str, LanguageModel]) -> None:
     """A daemon thread waits for good, between two steps; and what would wait for it in the main thread is told."""
     network = models["float32"].network
