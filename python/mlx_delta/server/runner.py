@@ -57,9 +57,7 @@ class Runner:
         self._change = threading.Lock()  # guards what follows
         self._stopped = False
         self._places = 0  # taken: by answers under way or waiting
-        self._unread = (
-            0  # answers that have ended, and whose clients have not taken all of them: they hold their events
-        )
+        self._unread = 0  # answers that have ended, whose clients have not taken all of their events
         self._running: set[Stream] = set()
         self._seconds = 1.0  # that an answer took, lately
 
