@@ -194,6 +194,6 @@ def check_kv_bits(kv_bits: int | None) -> None:
 
 def check_dtype(dtype: mx.Dtype | str | None) -> None:
     """Before anything is read or downloaded."""
-    known = _DTYPES if isinstance(dtype, str) else (None, *_DTYPES.values())
-    if dtype not in known:
+    known = _DTYPES if isinstance(dtype, str) else _DTYPES.values()
+    if dtype is not None and dtype not in known:  # MLX's types cannot be compared with None
         raise ArgumentError(f"dtype: expected float32, float16 or bfloat16, found {dtype}")

@@ -144,6 +144,13 @@ def test_errors_name_the_file(tiny: Path, tmp_path: Path) -> None:
         load_model(broken(tiny, tmp_path / "d", tokenizer_json=None))
     with pytest.raises(ValueError, match="dtype: expected float32, float16 or bfloat16, found int8"):
         load_model(tiny, dtype="int8")
+    with pytest.raises(ValueError, match=r"dtype: expected float32, float16 or bfloat16, found mlx.core.int8"):
+        load_model(tiny, dtype=mx.int8)
+
+
+def test_a_dtype_is_a_name_or_mlx_s_own(tiny: Path) -> None:
+    for dtype in ("float32", mx.float32):
+        assert load_model(tiny, dtype=dtype).forward([[5]]).dtype == mx.float32
 
 
 def test_a_missing_and_a_wrong_tensor_are_named(tiny: Path, tmp_path: Path) -> None:
