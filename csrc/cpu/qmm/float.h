@@ -10,12 +10,13 @@
 
 namespace mlx_delta::cpu::MLX_DELTA_ISA {
 
-inline constexpr int kUnitRows = 16;                          // weight rows of a unit of work
-inline constexpr int64_t kRunRows = 32;                       // that several rows of x in fixed point take at a time
-inline constexpr int64_t kPanel = 512;                        // columns of a panel
-inline constexpr int kRows = 4;                               // weight rows of a register tile
-inline constexpr int kTileRows = W == 8 ? 2 : 4;              // rows of x of one: 16 registers with AVX2, 32 elsewhere
-inline constexpr int64_t kFewFloats = W == 8 ? 6 * 1024 : 0;  // of a few rows of x, 24 KB; 0: they go by tiles
+inline constexpr int kUnitRows = 16;              // weight rows of a unit of work
+inline constexpr int64_t kRunRows = 32;           // that several rows of x in fixed point take at a time
+inline constexpr int64_t kPanel = 512;            // columns of a panel
+inline constexpr int kRows = 4;                   // weight rows of a register tile
+inline constexpr int kTileRows = W == 8 ? 2 : 4;  // rows of x of one: 16 registers with AVX2, 32 elsewhere
+inline constexpr bool kStreamed = W == 8;         // plain weights and a few rows of x, else by tiles
+inline constexpr int64_t kFewFloats = 6 * 1024;   // of those rows, 24 KB
 
 // Calls f with a packed matrix's width and group size as constants.
 template <typename Function>
@@ -40,6 +41,18 @@ inline void for_width(const MatrixView& matrix, const Function& f) {
       return width(std::integral_constant<int, 8>{});
   }
 }
+
+// Calls f with a value of a plain matrix's type.
+template <typename Function>
+void for_type(const MatrixView& matrix, const Function& f) {
+  if (matrix.type == DType::bf16) return f(bf16{});
+  if (matrix.type == DType::f16) return f(f16{});
+  return f(float{});
+}
+
+// Whether plain rows are converted as they are read: again for every few rows of x, which costs less than a pass
+// through a panel, up to some of them.
+inline bool reads_plain(const MatrixView& matrix, int64_t M) { return matrix.bits == 0 && M <= 16; }
 
 // x as floats, with the norm weight folded in.
 struct FloatX {
@@ -195,14 +208,9 @@ void multiply_streamed(const MatrixView& matrix, int64_t n, int64_t count, const
 inline void multiply_four(const MatrixView& matrix, int64_t n, int64_t count, const FloatX& x, int64_t M, float* out) {
   float* acc = scratch_of<float>(3, M * kRows * W);
   std::memset(acc, 0, size_t(M) * kRows * W * sizeof(float));
-  // Converting plain rows again for every tile costs less than a pass through a panel, up to some tiles.
-  if (matrix.bits == 0 && M <= 4 * kTileRows) {
-    if (matrix.type == DType::bf16)
-      multiply_plain<bf16>(matrix, n, count, x, M, acc);
-    else if (matrix.type == DType::f16)
-      multiply_plain<f16>(matrix, n, count, x, M, acc);
-    else
-      multiply_plain<float>(matrix, n, count, x, M, acc);
+  if (reads_plain(matrix, M)) {
+    if constexpr (!kStreamed)
+      for_type(matrix, [&](auto type) { multiply_plain<decltype(type)>(matrix, n, count, x, M, acc); });
   } else {
     alignas(64) float panel[kRows * kPanel];
     for (int64_t k = 0; k < matrix.cols; k += kPanel) {
@@ -218,12 +226,9 @@ inline void multiply_four(const MatrixView& matrix, int64_t n, int64_t count, co
 
 // The same for count <= kUnitRows.
 inline void multiply_float(const MatrixView& matrix, int64_t n, int64_t count, const FloatX& x, int64_t M, float* out) {
-  if constexpr (kFewFloats > 0)
-    if (matrix.bits == 0 && M <= 16) {
-      if (matrix.type == DType::bf16) return multiply_streamed<bf16>(matrix, n, count, x, M, out);
-      if (matrix.type == DType::f16) return multiply_streamed<f16>(matrix, n, count, x, M, out);
-      return multiply_streamed<float>(matrix, n, count, x, M, out);
-    }
+  if constexpr (kStreamed)
+    if (reads_plain(matrix, M))
+      return for_type(matrix, [&](auto type) { multiply_streamed<decltype(type)>(matrix, n, count, x, M, out); });
   for (int64_t r = 0; r < count; r += kRows)
     multiply_four(matrix, n + r, least<int64_t>(kRows, count - r), x, M, out + r);
 }
