@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType, TracebackType
 
 import mlx.core as mx
@@ -68,18 +68,39 @@ def read(rows: Sequence[TokenSequence]) -> None:
                 row.read()
 
 
+AtOnce = Callable[[], AbstractContextManager[None]]
+
+
 @contextmanager
-def later_interrupt() -> Iterator[None]:
-    """A block after which, and not within, Ctrl-C is heard: the step is for other threads' sequences too."""
+def later_interrupt() -> Iterator[AtOnce]:
+    """A block after which, and not within, Ctrl-C is heard: the step is for other threads' sequences too. But for what
+    the block does ``with at_once():``, by what it is given."""
     here = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT) if here else None
     if not callable(handler):
-        yield
+        yield nullcontext
         return
     heard: list[tuple[int, FrameType | None]] = []
-    signal.signal(signal.SIGINT, lambda number, frame: heard.append((number, frame)))
+    urgent = False
+
+    def later(number: int, frame: FrameType | None) -> None:
+        if urgent:
+            handler(number, frame)
+        else:
+            heard.append((number, frame))
+
+    @contextmanager
+    def at_once() -> Iterator[None]:
+        nonlocal urgent
+        urgent = True
+        try:
+            yield
+        finally:
+            urgent = False
+
+    signal.signal(signal.SIGINT, later)
     try:
-        yield
+        yield at_once
     finally:
         signal.signal(signal.SIGINT, handler)
         if heard:

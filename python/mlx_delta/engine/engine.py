@@ -25,7 +25,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_delta.distributed.ranks import Ranks
-from mlx_delta.engine.blocks import later_interrupt
+from mlx_delta.engine.blocks import AtOnce, later_interrupt
 from mlx_delta.engine.cuts import NO_TURNS, Cuts, Turns
 from mlx_delta.engine.depth import CHEAP_ROW, DEAR_ROW, Depths
 from mlx_delta.engine.lead import Lead
@@ -224,9 +224,8 @@ class Engine:
     def _events(self, sequence: TokenSequence) -> Sequence[Any]:
         """Those that are there, or the next to come; none when it has ended."""
         while not sequence.events:
-            alone = len(self._going) + len(self._waiting) < 2 and not self._waiters
-            with nullcontext() if alone else later_interrupt():
-                change = self._step(sequence)
+            with later_interrupt() as at_once:
+                change = self._step(sequence, at_once)
             if change is not None:
                 change.acquire()
             elif sequence.ended and not sequence.events:
@@ -235,9 +234,10 @@ class Engine:
                 return ()
         return sequence.take_events()  # nobody else takes them
 
-    def _step(self, sequence: TokenSequence) -> threading.Lock | None:
+    def _step(self, sequence: TokenSequence, at_once: AtOnce) -> threading.Lock | None:
         """Take a step for a sequence that waits for an event; a change to wait for, where another thread does."""
         me = threading.get_ident()
+        within = self._driver == me  # a step, which goes on
         try:
             with self._lock:
                 if sequence.events or sequence.ended:
@@ -246,9 +246,10 @@ class Engine:
                     return self._next_change()
                 self._driver = me
                 self._admit()
-            self._drive()
+            with at_once() if self._going == [sequence] else nullcontext():  # nobody else loses what it has begun
+                self._drive()
         finally:
-            if self._driver == me:
+            if self._driver == me and not within:
                 self._leave()
         return None
 
@@ -341,11 +342,11 @@ class Engine:
 
     def _drop_cancelled(self) -> None:
         with self._stream():
-            for each in self._cancelled:
-                each.ended = True
-                self._prompts.leave(each)
-        self._going = [each for each in self._going if each not in self._cancelled]
-        self._cancelled.clear()
+            while self._cancelled:  # to which a forgotten one may come that is collected meanwhile
+                dropped = self._cancelled.pop()
+                dropped.ended = True
+                self._prompts.leave(dropped)
+                self._going = [each for each in self._going if each is not dropped]
 
 
 def _rest(engine: weakref.ref[Engine], process: int) -> None:

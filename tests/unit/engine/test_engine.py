@@ -372,7 +372,10 @@ def test_a_use_within_a_step_is_an_error(models: dict[str, LanguageModel]) -> No
 
     def progress(done: int, total: int) -> None:
         seen.append(done)
-        model.generate("x", max_new_tokens=2).text()
+        try:
+            model.generate("x", max_new_tokens=2).text()
+        finally:
+            assert model.engine._driver == threading.get_ident()  # the step goes on: no other thread may take one
 
     with pytest.raises(BusyError, match="outside of its steps"):
         model.generate(text, max_new_tokens=2, prompt_progress=progress).text()
