@@ -74,6 +74,5 @@ def event_stream(frames: AsyncIterator[bytes], answers: Answers, path: str, erro
             yield frame(body_of(refusal(error), path), error_event)
         finally:
             await frames.aclose()  # type: ignore[attr-defined]  # they are a generator
-            answers.close()
 
-    return EventStream(guarded())
+    return EventStream(guarded(), answers.close)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -52,18 +52,23 @@ class Framed:
 
 
 class EventStream(StreamingResponse):
-    """A response of frames. They end at once when the client goes away, and whatever makes them is told."""
+    """A response of frames. They end at once when the client goes away, and whatever makes them is told. at_end: called
+    then, or at the frames' own end, be it before the first: of a generator that has not begun nothing is run."""
 
-    def __init__(self, frames: AsyncIterator[bytes]) -> None:
+    def __init__(self, frames: AsyncIterator[bytes], at_end: Callable[[], None]) -> None:
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # nginx passes them on as they come
         super().__init__(frames, media_type="text/event-stream", headers=headers)
         self._frames = frames
+        self._at_end = at_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            await self._frames.aclose()  # type: ignore[attr-defined]  # they are a generator
+            try:
+                await self._frames.aclose()  # type: ignore[attr-defined]  # they are a generator
+            finally:
+                self._at_end()
 
 
 async def until_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:

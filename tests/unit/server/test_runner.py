@@ -9,11 +9,13 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
+from starlette.types import Message
 
 from mlx_delta.errors import ArgumentError, RequestError
 from mlx_delta.server.limits import Limits
 from mlx_delta.server.metrics import Metrics
 from mlx_delta.server.runner import Answers, Runner
+from mlx_delta.server.service import event_stream
 
 
 @dataclass
@@ -196,6 +198,33 @@ def test_what_nobody_reads_keeps_its_place() -> None:
                 continue
             pieces = [piece async for piece in answers.frames(lambda _, event: [b"x"], b"")]
             assert (sum(map(len, pieces)), max(map(len, pieces))) == (2002, 64)
+
+    run(Limits(concurrent=1, queue=1), scenario)
+
+
+def test_a_client_that_goes_before_the_first_byte_leaves_no_place() -> None:
+    """While a response's head waits to be written, for it has not read the one before: no frame has been asked for."""
+
+    class Quick(Slow):
+        def __iter__(self) -> Iterator[Event]:
+            yield Event(done=True)
+
+    async def scenario(runner: Runner) -> None:
+        answers = await runner.start([Quick, Quick])
+        await soon(lambda: runner.running == runner.waiting == 0)
+        head = asyncio.Event()
+
+        async def receive() -> Message:
+            await head.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Message) -> None:
+            head.set()
+            await asyncio.Event().wait()
+
+        frames = answers.frames(lambda _, event: [b"x"], b"")
+        await event_stream(frames, answers, "/", None)({"type": "http"}, receive, send)
+        (await runner.start([Quick, Quick])).close()
 
     run(Limits(concurrent=1, queue=1), scenario)
 
