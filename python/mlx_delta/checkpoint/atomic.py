@@ -79,6 +79,7 @@ def check_output_file(file: Path, force: bool) -> None:
         raise OutputError(f"{file}: expected a file to write, found a directory")
     if file.exists() and not force:
         raise OutputExistsError(f"{file}: expected a new file, found it there already")
+    _check_writable(file)
 
 
 @contextmanager
@@ -89,8 +90,8 @@ def atomic_directory(out: Path, source: Path, force: bool) -> Iterator[Path]:
     next conversion to ``out`` begins with it, emptied. An existing model directory is replaced with ``force``, at the
     very end. Two processes never write to one output: the second is told at once.
 
-    Raises: OutputError when ``out`` is tied up with ``source``, is being written, or, with ``force``, is no model
-    directory; OutputExistsError when it is there without ``force``, also when it came to be in the meantime.
+    Raises: OutputError when ``out`` is tied up with ``source``, is being written, cannot be, or, with ``force``, is no
+    model directory; OutputExistsError when it is there without ``force``, also when it came to be in the meantime.
     """
     out = out.resolve()
     check_output_directory(out, source, force)
@@ -125,8 +126,18 @@ def check_output_directory(out: Path, source: Path, force: bool) -> None:
     if out == source or out in source.parents or source in out.parents:
         raise OutputError(f"{out}: expected an output apart from the input, found the input {source}")
     _check_replaceable(out, force)
+    _check_writable(out)
     if _partial(out).is_dir():
         os.close(_take(_partial(out), out))
+
+
+def _check_writable(out: Path) -> None:
+    """What is there above ``out`` is a directory that lets names be created. Raises: OutputError."""
+    above = next(parent for parent in out.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise OutputError(f"{out}: expected a directory to create it in, found the file {above}")
+    if not os.access(above, os.W_OK | os.X_OK):  # false on a disk that is mounted read-only, for root too
+        raise OutputError(f"{out}: expected a directory that can be written to, found {above}, which cannot")
 
 
 def _check_replaceable(out: Path, force: bool) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_delta.checkpoint.atomic import atomic_directory, atomic_file
+from mlx_delta.checkpoint.atomic import atomic_directory, atomic_file, check_output_directory, check_output_file
 from mlx_delta.errors import OutputError, OutputExistsError
 from support import TINY
 
@@ -165,3 +165,21 @@ def test_files_that_killed_processes_left(tmp_path: Path) -> None:
     with atomic_file(tmp_path / "a") as partial:
         partial.write_text("whole")
     assert names(tmp_path) == [alive.name, "a"]
+
+
+def test_no_place_to_write_is_told_before_a_long_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And by the output's own name, not by that of the hidden one."""
+    (tmp_path / "file").write_text("x")
+    for out in (tmp_path / "file" / "out", tmp_path / "file" / "deep" / "out"):
+        with pytest.raises(OutputError, match=r"out: expected a directory to create it in, found the file \S+/file$"):
+            check_output_directory(out, TINY, force=False)
+    # Root may write to any directory, but for those of a read-only disk: the system's answer is put in.
+    monkeypatch.setattr(os, "access", lambda path, _mode: Path(path) != tmp_path)
+    message = r"out: expected a directory that can be written to, found \S+, which cannot$"
+    for check in (
+        lambda: check_output_directory(tmp_path / "new" / "out", TINY, force=False),
+        lambda: check_output_file(tmp_path / "out", force=False),
+    ):
+        with pytest.raises(OutputError, match=message):
+            check()
+    assert names(tmp_path) == ["file"]
