@@ -7,7 +7,7 @@ from pathlib import Path
 
 import mlx_delta
 
-QUESTIONS = ("Hello, I am Ada.", "Count to 7.", "What is 457 + 998?")
+QUESTIONS = ("Hello, I am Dave.", "Count to 7.", "What is the capital of Japan?")
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import mlx_delta
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("question", nargs="?", default="Hello, I am Ada.")
+    parser.add_argument("question", nargs="?", default="Hello, I am Dave.")
     parser.add_argument("--model", default=Path(__file__).parent / "tiny", help="default: the tiny example")
     arguments = parser.parse_args()
 
