@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,25 @@ SMALL = [case for case in CASES if not case.real]
 ROWS = (1, 2, 5, 16)
 
 
-def run(isa: str, calls: list[Call], folder: Path) -> list[list[mx.array]]:
+Run = Callable[[str, list[Call]], list[list[mx.array]]]
+
+
+@pytest.fixture(scope="module")
+def program() -> Path:
+    """That runs calls. A fixture, for pytest keeps what it raises: kernels that do not compile are compiled once."""
+    return aarch64.program()
+
+
+@pytest.fixture
+def run(program: Path, tmp_path: Path) -> Run:
     """The results of each call, by the kernels of an instruction set."""
+    return partial(run_calls, program, tmp_path)
+
+
+def run_calls(program: Path, folder: Path, isa: str, calls: list[Call]) -> list[list[mx.array]]:
     (folder / "calls").write_bytes(b"".join(call.encoded() for call in calls))
     emulator = [] if aarch64.NATIVE else [str(QEMU), "-L", str(Path(aarch64.libraries()[0]).parent.parent)]
-    command = [*emulator, str(aarch64.program()), isa, str(folder / "calls"), str(folder / "results")]
+    command = [*emulator, str(program), isa, str(folder / "calls"), str(folder / "results")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{isa} ended with {done.returncode}: {done.stderr}"
     content = memoryview((folder / "results").read_bytes())
@@ -69,9 +84,9 @@ def runs() -> list[Any]:
 
 @emulated
 @pytest.mark.parametrize(("isa", "op", "dtype"), runs())
-def test_matches_the_reference(isa: str, op: str, dtype: mx.Dtype, tmp_path: Path) -> None:
+def test_matches_the_reference(isa: str, op: str, dtype: mx.Dtype, run: Run) -> None:
     cases = [case for case in SMALL if case.op == op]
-    found = run(isa, [Call(case, case.arguments(dtype)) for case in cases], tmp_path)
+    found = run(isa, [Call(case, case.arguments(dtype)) for case in cases])
     wrong = {}
     for case, results, expected in zip(cases, found, references(op, dtype), strict=True):
         errors = [relative_rms(result, reference) for result, reference in zip(results, expected, strict=True)]
@@ -85,10 +100,10 @@ def test_matches_the_reference(isa: str, op: str, dtype: mx.Dtype, tmp_path: Pat
     "case", ["b5g32", "plain-bfloat16", *(f"b{b}g{g}m4" for b in (2, 3, 4, 5, 6, 8) for g in (64, 128))]
 )
 @pytest.mark.parametrize("isa", ["neon", "neondot"])
-def test_qmm_rows_are_identical_whatever_the_batch(isa: str, case: str, tmp_path: Path) -> None:
+def test_qmm_rows_are_identical_whatever_the_batch(isa: str, case: str, run: Run) -> None:
     qmm = next(c for c in SMALL if c.id == f"qmm-{case}")
     arguments = qmm.arguments(mx.bfloat16)
     x = mx.random.normal((ROWS[-1], arguments["x"].shape[1]), key=mx.random.key(7)).astype(mx.bfloat16)
-    found = run(isa, [Call(qmm, {**arguments, "x": x[:M]}) for M in ROWS], tmp_path)
+    found = run(isa, [Call(qmm, {**arguments, "x": x[:M]}) for M in ROWS])
     for M, (part,) in zip(ROWS, found, strict=True):
         assert mx.array_equal(part, found[-1][0][:M])
