@@ -84,6 +84,7 @@ $(VENV)/backend: pyproject.toml
 	touch $@
 
 $(VENV)/installed: $(VENV)/backend CMakeLists.txt $(CXX_SOURCES)
+	@echo "compiling the extension: five minutes of one core, where nothing of it was compiled before"
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[vision]'
 	touch $@
 
